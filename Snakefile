@@ -1,0 +1,30 @@
+# Entry point: `snakemake --cores 8 all`; another suite with `--config suite=paper`.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/results.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/tracking.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{RESULTS}/results.csv",
+        f"{RESULTS}/timings.csv",
+        expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
+        ABLATIONS,
+        PLOT_FILES,
+        f"{REPORTS}/index.html",
+        f"{RESULTS}/tracking.txt",

@@ -1,0 +1,5 @@
+"""No quantization: the reference that every method is compared with, under the same recipe."""
+
+from lowbit_core.quantizer import Method
+
+METHODS = (Method("fp", "Full precision", "#000000", "D", weight=None, activation=None),)

@@ -1,0 +1,65 @@
+"""LQ-Nets (Zhang et al. 2018, arXiv:1807.10029): learned bases for weights and activations."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_core.basis import MOMENTUM, code_matrix, fit_rows, refit_rows, sorted_levels
+from lowbit_core.channel_aware import BasisActivation
+from lowbit_core.quantizer import Method, WeightQuantizer
+
+
+class _Refit(torch.autograd.Function):
+    """Nearest level of each row's basis; identity gradient to the weight."""
+
+    @staticmethod
+    def forward(ctx, w, v, codes):
+        y, fit = refit_rows(w, v, codes)
+        ctx.mark_non_differentiable(fit)
+        return y, fit
+
+    @staticmethod
+    def backward(ctx, g, _):
+        return g, None, None
+
+
+class LQWeight(WeightQuantizer):
+    """A shadow weight, quantized with one basis (K numbers) per output channel.
+
+    The basis is refitted by least squares in every training step and enters by moving average
+    (QEM, section 3.2); it starts from the same fit run to convergence on the pretrained weight.
+    """
+
+    INIT = "alternating least squares"
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        super().__init__(weight, bits)
+        self.weight = nn.Parameter(weight.detach().flatten(1).clone())
+        self.register_buffer("codes", code_matrix(bits, signed=True).to(weight), persistent=False)
+        self.register_buffer("v", fit_rows(self.weight.detach(), bits))
+
+    def forward(self) -> Tensor:
+        y, fit = _Refit.apply(self.weight, self.v, self.codes)
+        if self.training:
+            self.v = MOMENTUM * self.v + (1 - MOMENTUM) * fit
+        return y.view(self.shape)
+
+    def latent(self) -> Tensor:
+        return self.weight
+
+    def levels(self) -> Tensor:
+        return sorted_levels(self.v, self.codes)[0]
+
+
+METHODS = (
+    Method("lq_nets", "LQ-Nets", "#0072B2", "o", LQWeight, partial(BasisActivation, weighting="equal")),
+    Method(
+        "lq_channel_aware",
+        "LQ-Nets weights + channel-aware",
+        "#56B4E9",
+        "v",
+        LQWeight,
+        partial(BasisActivation, weighting="inverse_variance"),
+    ),
+)

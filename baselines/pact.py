@@ -1,0 +1,52 @@
+"""PACT (Choi et al. 2018, arXiv:1805.06085): a learned clipping level; DoReFa's weights."""
+
+import torch
+from torch import Tensor, nn
+
+from baselines.dorefa import DoReFaWeight
+from lowbit_core.quantizer import ActivationQuantizer, Method
+from lowbit_core.uniform import ClipRound, clip_round
+
+_CANDIDATES = 40  # clip levels tried on the first batch
+
+
+class PACTActivation(ActivationQuantizer):
+    """Clip to [0, alpha] ([-alpha, alpha] when signed: our extension), round to 2^bits levels.
+
+    alpha is learned: gradient 1 above the clip, 0 inside (eq. 3); it is pulled down by L2, a
+    setting of the recipe's `clip` group. It starts at the clip that minimises the squared
+    quantization error of the first batch (the paper starts from scratch, at 10).
+    """
+
+    GROUPS = {"alpha": "clip"}
+
+    def __init__(self, bits: int, signed: bool) -> None:
+        super().__init__(bits, signed)
+        self.alpha = nn.Parameter(torch.tensor(10.0))
+        self.register_buffer("steps", torch.tensor(2.0**bits - 1), persistent=False)
+
+    def _bottom(self) -> Tensor:
+        return -self.alpha if self.signed else torch.zeros_like(self.alpha)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        x = x.float()
+        tops = x.abs().max().clamp_min(1e-3) * torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES)
+        zero = torch.zeros(())
+        errors = [
+            (clip_round.eager(x, top, -top if self.signed else zero.to(x), self.steps) - x)
+            .square()
+            .mean()
+            for top in tops.to(x.device)
+        ]
+        self.alpha.copy_(tops[torch.stack(errors).argmin().cpu()])
+
+    def levels(self) -> Tensor:
+        unit = torch.linspace(0, 1, 2**self.bits, device=self.alpha.device)
+        return self._bottom() + unit * (self.alpha - self._bottom())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ClipRound.apply(x, self.alpha, self._bottom(), self.steps)
+
+
+METHODS = (Method("pact", "PACT", "#009E73", "^", DoReFaWeight, PACTActivation),)

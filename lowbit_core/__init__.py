@@ -1,0 +1,1 @@
+"""The shared quant core: quantizers, quantized layers, models, data and training."""

@@ -1,0 +1,122 @@
+"""Batches of normalised images, the same to the bit for the same seed, by FFCV or plain torch."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowbit_core.data import augment, dataset
+from lowbit_core.data.backend import BACKENDS
+from lowbit_core.data.manifest import check
+from lowbit_core.errors import InputError
+
+
+class BatchLoader:
+    """Made by `make_loader`. `len()` counts batches, `images` the images of an epoch.
+
+    `epoch(e)` depends only on the loader's arguments and e: a resumed run sees the same batches.
+    """
+
+    def __init__(self, reader, data, indices: np.ndarray, *, batch_size: int, train: bool,
+                 augmentation: str, seed: int, device: torch.device, side: int):
+        self._reader, self._indices = reader, indices
+        self._labels = torch.from_numpy(reader.labels[indices])
+        self._train, self._augmentation, self._seed = train, augmentation, seed
+        self._device, self._side = device, side
+        # x / 255 normalised by mean and std, as one multiplication and one addition.
+        mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+        self._scale = (1 / (255 * std)).view(1, -1, 1, 1).to(device)
+        self._shift = (-mean / std).view(1, -1, 1, 1).to(device)
+        self.batch_size = batch_size
+        self.backend = reader.name
+        count = len(indices)
+        self.images = count // batch_size * batch_size if train else count
+
+    def __len__(self) -> int:
+        return -(-self.images // self.batch_size)
+
+    def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images (B, C, H, W) float32 normalised, labels (B,) int64), on the device.
+
+        Training epochs are shuffled and drop the last partial batch; others keep the given order.
+        """
+        positions = np.arange(len(self._indices))
+        if self._train:
+            positions = np.random.default_rng(_hash("order", self._seed, e)).permutation(positions)
+        positions = positions[: self.images]
+        draws = augment.draw(self._augmentation, self.images, self._side,
+                             _hash("augmentation", self._seed, e))
+        batches = self._reader.batches(self._indices[positions], self.batch_size,
+                                       _hash("crop", self._seed, e))
+        labels = self._labels[torch.from_numpy(positions)]
+        with closing(batches):
+            for i, pixels in enumerate(batches):
+                batch = slice(i * self.batch_size, i * self.batch_size + len(pixels))
+                pixels = augment.apply(pixels.to(self._device), draws, batch)
+                # A conversion, not a view: FFCV reuses the memory of `pixels`.
+                images = pixels.to(torch.float32).mul_(self._scale).add_(self._shift)
+                yield images, labels[batch].to(self._device)
+
+
+def make_loader(data_dir: str | Path, split: str, *, batch_size: int, train: bool,
+                indices: np.ndarray | None = None, augmentation: str = "none", seed: int = 0,
+                device: str | torch.device = "cpu", backend: str = "ffcv", threads: int = 1,
+                resolution: int | None = None) -> BatchLoader:
+    """A loader of `split` ("train" or "test") from the folder that `prepare` wrote.
+
+    train: shuffle each epoch by (seed, epoch) and drop the last partial batch; else keep the order.
+    indices: the samples to load, (N,) integers; all of them when None.
+    augmentation: "none", "flip", "crop", "crop_flip" for raw sets (zero padding of side // 8);
+        "none" (centre crop) or "resized_crop_flip" for ImageNet, whose crops are not the same for
+        both backends, and repeat under FFCV only with one thread.
+    resolution: side of ImageNet's crops in pixels, by default 224; not for raw sets.
+    Order, augmentation and pixels of raw sets are the same to the bit for both backends.
+    Raises `InputError` for an illegal argument and for files that are not what was written.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"unknown loader {backend!r}: choose one of {', '.join(BACKENDS)}")
+    data_dir = Path(data_dir)
+    manifest = check(data_dir, split, backend)
+    data = dataset(manifest["dataset"])
+    augment.check_augmentation(augmentation, data.stored_raw)
+    if data.stored_raw and resolution is not None:
+        raise InputError(f"resolution {resolution}: {data.name} is always loaded at {data.side}")
+    indices = _check_indices(indices, manifest["images"], f"{data_dir}/{split}")
+    if batch_size < 1 or (train and batch_size > len(indices)):
+        raise InputError(f"batch size {batch_size}: must be 1 to {len(indices)}, "
+                         f"the number of images of {data_dir}/{split} in use")
+    if threads < 1:
+        raise InputError(f"threads {threads}: must be at least 1")
+    side = data.side if resolution is None else resolution
+    random_crop = augmentation == "resized_crop_flip"
+    if backend == "ffcv":
+        from lowbit_core.data.ffcv_reader import FfcvReader
+
+        reader = FfcvReader(data_dir / f"{split}.beton", threads,
+                            None if data.stored_raw else side, random_crop)
+    else:
+        from lowbit_core.data.torch_reader import ImageReader, RawReader
+
+        reader = (RawReader(data_dir, split) if data.stored_raw else
+                  ImageReader(data_dir, split, Path(manifest["source"]), threads, side, random_crop))
+    return BatchLoader(reader, data, indices, batch_size=batch_size, train=train, seed=seed,
+                       augmentation=augmentation, device=torch.device(device), side=side)
+
+
+def _check_indices(indices: np.ndarray | None, count: int, where: str) -> np.ndarray:
+    if indices is None:
+        return np.arange(count, dtype=np.int64)
+    indices = np.asarray(indices, dtype=np.int64)
+    if len(indices) == 0 or indices.min() < 0 or indices.max() >= count:
+        raise InputError(f"indices of {where}: must be at least one, from 0 to {count - 1}")
+    return indices
+
+
+def _hash(*parts: object) -> int:
+    """A 63-bit seed; unlike seed + epoch it never gives two runs the same stream."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -1,0 +1,21 @@
+"""User-facing errors: one sentence, exit code 2, no traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """Bad input. The message names the value, where it stands and what is allowed."""
+
+
+class StopTraining(SystemExit):
+    """A signal asked the run to stop; its state is saved and a rerun resumes it."""
+
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Call `main`; turn `InputError` and `OSError` into one line on stderr and exit code 2."""
+    try:
+        main()
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,48 @@
+"""Run a pure tensor function as one fused kernel, or as written (eager) when asked to.
+
+The eager function is the readable reference; `torch.compile` makes one pass of it. Functions are
+compiled with dynamic shapes, so one kernel serves all layers; small integers (levels) specialise.
+"""
+
+import functools
+import shutil
+import sys
+from collections.abc import Callable
+
+import torch
+
+_compiling = False
+
+
+def set_compile(enabled: bool) -> bool:
+    """Switch compilation of all fused functions on or off; returns what is in force.
+
+    Falls back to eager, and says so on stderr, where no C++ compiler is found.
+    """
+    global _compiling
+    _compiling = enabled and _compiler_found()
+    if enabled and not _compiling:
+        print("warning: no C++ compiler found: quantizers run uncompiled", file=sys.stderr)
+    return _compiling
+
+
+def _compiler_found() -> bool:
+    return torch.cuda.is_available() or any(map(shutil.which, ("g++", "clang++", "c++")))
+
+
+def fused(function: Callable) -> Callable:
+    """Decorator: compile `function` on its first call after `set_compile(True)`."""
+
+    @functools.cache
+    def compiled() -> Callable:
+        torch._dynamo.config.recompile_limit = 64  # one entry per bit-width and layout
+        # Otherwise every layer's parameter shape would compile a kernel of its own.
+        torch._dynamo.config.force_parameter_static_shapes = False
+        return torch.compile(function, dynamic=True, fullgraph=True)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        return compiled()(*arguments) if _compiling else function(*arguments)
+
+    call.eager = function
+    return call

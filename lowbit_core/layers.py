@@ -1,0 +1,58 @@
+"""Convolution and linear layers whose weight and input pass through quantizers."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowbit_core.quantizer import ActivationQuantizer, WeightQuantizer
+
+
+class QuantLayer(nn.Module):
+    """y = f(a(x), w()): an activation quantizer `a`, a weight quantizer `w`, an unquantized bias.
+
+    Either quantizer may be absent: then the float weight is a parameter, or the input passes as is.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        weight_quantizer: WeightQuantizer | None,
+        activation_quantizer: ActivationQuantizer | None,
+    ) -> None:
+        super().__init__()
+        self.weight_quantizer = weight_quantizer
+        self.activation_quantizer = activation_quantizer
+        if weight_quantizer is None:
+            self.weight = layer.weight
+        self.bias = layer.bias
+        self.convolution = None
+        if isinstance(layer, nn.Conv2d):
+            self.convolution = (layer.stride, layer.padding, layer.dilation, layer.groups)
+
+    def used_weight(self) -> Tensor:
+        """The weight of this forward pass, in the layer's shape."""
+        return self.weight if self.weight_quantizer is None else self.weight_quantizer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        quantizer = self.activation_quantizer
+        if quantizer is not None:
+            if quantizer.calibrating:
+                quantizer.calibrate(x)
+            x = quantizer(x)
+        if self.convolution is None:
+            return functional.linear(x, self.used_weight(), self.bias)
+        return functional.conv2d(x, self.used_weight(), self.bias, *self.convolution)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, images: Tensor) -> None:
+    """Set every activation quantizer's initial range from one batch (N, C, H, W), front to back."""
+    quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
+    was_training = model.training
+    model.eval()
+    for quantizer in quantizers:
+        quantizer.calibrating = True
+    model(images)
+    for quantizer in quantizers:
+        quantizer.calibrating = False
+    model.train(was_training)

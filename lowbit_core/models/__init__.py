@@ -1,0 +1,35 @@
+"""The architectures: one definition each; width and stem are arguments.
+
+`build(arch, classes, channels, **options)` returns a full-precision network. Each network carries
+`signed_inputs`, the names of the layers whose input can be negative (all others follow a ReLU),
+and `shortcut_layers`, the names of its projection shortcuts.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from lowbit_core.errors import InputError
+from lowbit_core.models.alexnet import alexnet
+from lowbit_core.models.mobilenetv2 import mobilenetv2
+from lowbit_core.models.resnet import resnet18, resnet20
+
+ARCHS: dict[str, Callable[..., nn.Module]] = {
+    "alexnet": alexnet,
+    "mobilenetv2": mobilenetv2,
+    "resnet18": resnet18,
+    "resnet20": resnet20,
+}
+
+
+def build(arch: str, classes: int, channels: int, **options: object) -> nn.Module:
+    """Build `arch` for `classes` outputs and `channels` input planes.
+
+    Raises InputError for an unknown architecture or option.
+    """
+    if arch not in ARCHS:
+        raise InputError(f"unknown arch {arch!r}: it must be one of {', '.join(sorted(ARCHS))}")
+    try:
+        return ARCHS[arch](classes=classes, channels=channels, **options)
+    except TypeError as error:
+        raise InputError(f"arch {arch!r} does not take these options: {error}") from error

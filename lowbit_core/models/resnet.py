@@ -1,0 +1,56 @@
+"""ResNet-20 (He et al. 2016, section 4.2) and ResNet-18 (section 4.1), from torchvision's block."""
+
+from torch import Tensor, nn
+
+import lowbit_core.torchvision_ops  # noqa: F401  (before torchvision)
+from torchvision.models.resnet import BasicBlock
+
+from lowbit_core.models.stem import initialise, stem_layers
+
+
+class ResNet(nn.Module):
+    """Stages of basic blocks; each stage after the first halves the side. Input (N, C, H, W)."""
+
+    def __init__(
+        self, blocks: tuple[int, ...], width: int, stem: str, classes: int, channels: int
+    ) -> None:
+        super().__init__()
+        self.stem = stem_layers(stem, channels, width)
+        stages = []
+        planes_in = width
+        for stage, count in enumerate(blocks):
+            planes = width * 2**stage
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                stages.append(_block(planes_in, planes, stride))
+                planes_in = planes
+        self.blocks = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(planes_in, classes)
+        self.signed_inputs = frozenset({"stem.0"})
+        self.shortcut_layers = frozenset(
+            name for name, _ in self.named_modules() if name.endswith("downsample.0")
+        )
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+def _block(planes_in: int, planes: int, stride: int) -> BasicBlock:
+    downsample = None
+    if stride != 1 or planes_in != planes:
+        downsample = nn.Sequential(
+            nn.Conv2d(planes_in, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
+        )
+    return BasicBlock(planes_in, planes, stride, downsample)
+
+
+def resnet20(*, classes: int, channels: int, width: int = 16, stem: str = "small") -> ResNet:
+    """Three stages of three blocks, `width`, 2x and 4x planes."""
+    return ResNet((3, 3, 3), width, stem, classes, channels)
+
+
+def resnet18(*, classes: int, channels: int, width: int = 64, stem: str = "imagenet") -> ResNet:
+    """Four stages of two blocks, `width` to 8x planes."""
+    return ResNet((2, 2, 2, 2), width, stem, classes, channels)

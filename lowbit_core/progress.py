@@ -1,0 +1,53 @@
+"""Progress of long work: a live line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+_LIVE_EVERY = 0.2  # seconds between updates of the live line
+_PLAIN_EVERY = 30.0  # seconds between plain lines within an epoch
+
+
+class Progress:
+    """Reports epochs of one run on stderr."""
+
+    def __init__(self, name: str, epochs: int, images: int) -> None:
+        self.name, self.epochs, self.images = name, epochs, images
+        self.live = sys.stderr.isatty()
+        self.began = self.last = time.monotonic()
+        self.first_epoch: int | None = None
+
+    def step(self, epoch: int, count: int) -> None:
+        """`count` images of `epoch` are done."""
+        if self.first_epoch is None:
+            self.first_epoch = epoch
+        now = time.monotonic()
+        if now - self.last < (_LIVE_EVERY if self.live else _PLAIN_EVERY):
+            return
+        self.last = now
+        done = (epoch - self.first_epoch) * self.images + count
+        rate = done / (now - self.began)
+        total = (self.epochs - self.first_epoch + 1) * self.images
+        text = (
+            f"{self.name}: epoch {epoch}/{self.epochs}, {100 * count / self.images:.0f} %, "
+            f"{rate:.0f} images/s, ETA {_clock((total - done) / rate)}"
+        )
+        print(f"\r\033[K{text}" if self.live else text, end="" if self.live else "\n",
+              file=sys.stderr, flush=True)
+
+    def epoch(self, row: dict, images_per_s: float) -> None:
+        """An epoch is done; `row` holds its metrics."""
+        now = time.monotonic()
+        done = row["epoch"] - (self.first_epoch or row["epoch"]) + 1
+        left = (self.epochs - row["epoch"]) * (now - self.began) / done
+        print(
+            ("\r\033[K" if self.live else "")
+            + f"{self.name}: epoch {row['epoch']}/{self.epochs}, loss {row['train_loss']:.3f}, "
+            f"val top-1 {row['val_top1']:.2f} %, {images_per_s:.0f} images/s, ETA {_clock(left)}",
+            file=sys.stderr, flush=True,
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

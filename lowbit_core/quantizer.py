@@ -1,0 +1,71 @@
+"""What a weight quantizer, an activation quantizer and a method are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+class WeightQuantizer(nn.Module):
+    """Owns the state from which one layer's weights are made; calling it makes them.
+
+    A subclass is built from a full-precision weight (any shape, output channels first) and a
+    bit-width. State is kept as (O, N) rows: O output channels of N weights.
+    """
+
+    GROUPS: ClassVar[dict[str, str]] = {"weight": "weights"}
+    """Optimizer group of each parameter: `weights`, `codes`, `levels` or `clip`."""
+    GRANULARITY: ClassVar[str] = "per_channel"
+    INIT: ClassVar[str] = "pretrained weight"
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.shape = weight.shape
+
+    def forward(self) -> Tensor:
+        """The weight that the layer computes with, in the layer's shape."""
+        raise TypeError(f"{type(self).__name__} does not define forward()")
+
+    def latent(self) -> Tensor:
+        """The real-valued weight (O, N) that gradient descent moves, in weight units."""
+        raise TypeError(f"{type(self).__name__} does not define latent()")
+
+    def levels(self) -> Tensor:
+        """All representable weights in rising order, (O, L) or (1, L)."""
+        raise TypeError(f"{type(self).__name__} does not define levels()")
+
+
+class ActivationQuantizer(nn.Module):
+    """Quantizes one layer's input. `calibrate(x)` sets its range from a first batch."""
+
+    GROUPS: ClassVar[dict[str, str]] = {}
+    GRANULARITY: ClassVar[str] = "per_layer"
+    INIT: ClassVar[str] = "first batch"
+
+    def __init__(self, bits: int, signed: bool) -> None:
+        super().__init__()
+        self.bits, self.signed = bits, signed
+        self.calibrating = False
+
+    def calibrate(self, x: Tensor) -> None:
+        """Set the initial range from x, (N, C, ...)."""
+
+    def levels(self) -> Tensor:
+        """All representable activations in rising order, (L,)."""
+        raise TypeError(f"{type(self).__name__} does not define levels()")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the benchmark: how weights and activations are quantized, and how it is drawn."""
+
+    name: str
+    label: str
+    color: str
+    marker: str
+    weight: Callable[[Tensor, int], WeightQuantizer] | None
+    activation: Callable[[int, bool], ActivationQuantizer] | None
+    ablation: bool = False
+    """True for a variant that belongs to an ablation, not to the main table."""

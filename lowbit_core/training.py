@@ -1,0 +1,352 @@
+"""Train one run: from scratch or from a checkpoint, resumable at every epoch."""
+
+import contextlib
+import math
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lowbit_core import hardware, models, observe
+from lowbit_core.channel_aware import BasisActivation
+from lowbit_core.convert import Plan, convert, size_and_bitops
+from lowbit_core.data import dataset as dataset_named
+from lowbit_core.data.loader import make_loader
+from lowbit_core.data.manifest import read_labels
+from lowbit_core.data.splits import split_indices
+from lowbit_core.errors import InputError
+from lowbit_core.fused import set_compile
+from lowbit_core.layers import calibrate
+from lowbit_core.progress import Progress
+from lowbit_core.quantizer import Method
+from lowbit_core.run_folder import (
+    CHANNEL_ERROR,
+    METRICS,
+    TIMINGS,
+    WEIGHT_STATE,
+    RunFolder,
+    load_tensors,
+)
+from lowbit_core.schedule import learning_rate, parameter_groups
+
+CALIBRATION_IMAGES = 512
+MIN_STEPS_TO_COMPILE = 50
+TABLES = ("metrics.csv", "timings.csv", "weight_state.csv")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run trains: nothing here may change its numbers, but for the device's arithmetic."""
+
+    data: Path
+    runs: Path
+    device: torch.device
+    threads: int = 1
+
+
+def is_finished(config: dict, runs: Path) -> bool:
+    """True if the run folder holds the final record of exactly this configuration."""
+    folder = runs / config["run_id"]
+    if not (folder / "final.json").exists():
+        return False
+    run = RunFolder(folder)
+    stored = run.read_json("config.json")
+    return (
+        stored is not None
+        and stored["run_key"] == config["run_key"]
+        and run.read_json("final.json") is not None
+        and (folder / "weights.pt").exists()
+    )
+
+
+def train_run(config: dict, method: Method, place: Place) -> dict:
+    """Train the run that `config` describes; returns its final record (final.json).
+
+    Does nothing if it is finished; goes on from the last epoch if it was stopped.
+    Raises InputError for a bad configuration, missing data or a damaged file.
+    """
+    if is_finished(config, place.runs):
+        return RunFolder(place.runs / config["run_id"]).read_json("final.json")
+    return _Run(config, method, place).train()
+
+
+class _Run:
+    def __init__(self, config: dict, method: Method, place: Place) -> None:
+        self.config, self.recipe, self.place = config, config["recipe"], place
+        self.folder = RunFolder(place.runs / config["run_id"])
+        self.started = time.time()
+        torch.set_num_threads(place.threads)
+        torch.manual_seed(config["seed"])
+        self._load_data()
+        self._build_model(method)
+        self.compiled = "quantizers" if self._use_compile() else "off"
+
+    def _use_compile(self) -> bool:
+        asked = self.config["compile"]
+        quantized = any(row["status"] == "quantized" for row in self.report)
+        long_enough = len(self.train_data) * self.recipe["epochs"] >= MIN_STEPS_TO_COMPILE
+        wanted = asked in ("quantizers", "model") or (asked == "auto" and long_enough)
+        return set_compile(wanted and quantized)
+
+    def _load_data(self) -> None:
+        recipe, place = self.recipe, self.place
+        data = place.data / self.config["dataset"]
+        train, val = split_indices(
+            read_labels(data, "train"),
+            train_images=recipe["train_images"],
+            val_images=recipe["val_images"],
+        )
+        if len(train) < recipe["batch_size"]:
+            raise InputError(
+                f"recipe {recipe['name']!r}: batch_size is {recipe['batch_size']}, more than the "
+                f"{len(train)} training images: choose a smaller one"
+            )
+
+        def loader(split: str, indices, is_train: bool, batch: int):
+            return make_loader(
+                data, split, batch_size=batch, indices=indices, train=is_train,
+                augmentation=recipe["augmentation"] if is_train else "none",
+                seed=self.config["seed"], device=place.device, backend=self.config["loader"],
+                threads=place.threads,
+            )
+
+        large = recipe["eval_batch_size"]
+        self.train_data = loader("train", train, True, recipe["batch_size"])
+        self.val_data = loader("train", val, False, large)
+        self.test_data = loader("test", None, False, large)
+        self.fit_data = loader("train", train[:CALIBRATION_IMAGES], False, CALIBRATION_IMAGES)
+
+    def _build_model(self, method: Method) -> None:
+        config, info = self.config, dataset_named(self.config["dataset"])
+        model = models.build(
+            config["arch"], info.classes, info.channels, **config["arch_options"]
+        )
+        if config["pretrained"]:
+            path = self.place.runs / config["pretrained"] / "weights.pt"
+            try:
+                model.load_state_dict(load_tensors(path))
+            except RuntimeError as error:
+                raise InputError(
+                    f"checkpoint {path} does not fit arch {config['arch']!r} with options "
+                    f"{config['arch_options']}"
+                ) from error
+        plan = Plan(method, config["w_bits"], config["a_bits"], **config["policy"])
+        image = torch.zeros(1, info.channels, info.side, info.side)
+        self.report = convert(model, plan, image)
+        self.model = model.to(self.place.device, memory_format=torch.channels_last)
+        self.ema = None
+        if self.recipe["ema"]:
+            average = get_ema_multi_avg_fn(self.recipe["ema"])
+            self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(self.model, self.recipe), lr=self.recipe["lr"],
+            momentum=self.recipe["momentum"], nesterov=self.recipe["nesterov"], fused=True,
+        )
+
+    # -- state ------------------------------------------------------------------------------
+
+    def _save(self, epoch: int) -> None:
+        self.folder.save_tensors(
+            "checkpoint.pt",
+            {
+                "run_key": self.config["run_key"],
+                "epoch": epoch,
+                "model": self.model.state_dict(),
+                "ema": None if self.ema is None else self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "codes": self.codes,
+                "start": self.start_histograms,
+                "compiled": self.compiled,
+            },
+        )
+
+    def _start(self) -> int:
+        """Resume from the last epoch, or calibrate and begin; returns the epochs already done."""
+        stored = self.folder.read_json("config.json")
+        state = self.folder.load_tensors("checkpoint.pt")
+        same = stored is not None and stored["run_key"] == self.config["run_key"]
+        if state is not None and same and state["run_key"] == self.config["run_key"]:
+            self.model.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.codes, self.start_histograms = state["codes"], state["start"]
+            for table in TABLES:
+                self.folder.keep_until(table, state["epoch"])
+            return state["epoch"]
+        for table in TABLES:
+            (self.folder.path / table).unlink(missing_ok=True)
+        self.folder.write_json("config.json", self.config)
+        self.folder.write_json("layers.json", self.report)
+        if self.config["a_bits"] < 32:
+            calibrate(self.model, self._fit_images())
+        self.start_histograms = observe.weight_histograms(self.model)
+        self.codes = {}
+        self._record_weights(0)
+        return 0
+
+    def _fit_images(self) -> Tensor:
+        return torch.cat([images for images, _ in self.fit_data.epoch(0)])
+
+    def _record_weights(self, epoch: int) -> None:
+        rows, self.codes = observe.weight_state(self.model, self.codes)
+        if rows:
+            rows = [{"epoch": epoch, **row} for row in rows]
+            self.folder.append("weight_state.csv", WEIGHT_STATE, rows)
+
+    # -- training ---------------------------------------------------------------------------
+
+    def train(self) -> dict:
+        done = self._start()
+        epochs = self.recipe["epochs"]
+        progress = Progress(self.config["run_id"], epochs, self.train_data.images)
+        row = None
+        for epoch in range(done + 1, epochs + 1):
+            row = self._train_epoch(epoch, progress)
+            if not math.isfinite(row["train_loss"]):
+                return self._finish("diverged", row)
+        return self._finish("done", row)
+
+    def _train_epoch(self, epoch: int, progress: Progress) -> dict:
+        recipe, model, device = self.recipe, self.model, self.place.device
+        steps = len(self.train_data)
+        total, warmup = steps * recipe["epochs"], int(steps * recipe["warmup_epochs"])
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        model.train()
+        loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+        began, waited, count, asked = time.perf_counter(), 0.0, 0, time.perf_counter()
+        for index, (images, labels) in enumerate(self.train_data.epoch(epoch)):
+            waited += time.perf_counter() - asked
+            rate = learning_rate((epoch - 1) * steps + index, total, warmup, recipe["lr"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["lr_scale"]
+            images = images.contiguous(memory_format=torch.channels_last)
+            self.optimizer.zero_grad(set_to_none=True)
+            with self._precision():
+                scores = model(images)
+                loss = functional.cross_entropy(
+                    scores.float(), labels, label_smoothing=recipe["label_smoothing"]
+                )
+            loss.backward()
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update_parameters(model)
+            loss_sum += loss.detach() * len(labels)
+            correct += (scores.detach().argmax(1) == labels).sum()
+            count += len(labels)
+            progress.step(epoch, count)
+            asked = time.perf_counter()
+        row = {
+            "epoch": epoch,
+            "lr": rate,
+            "train_loss": loss_sum.item() / count,
+            "train_top1": 100 * correct.item() / count,
+        }
+        seconds = time.perf_counter() - began
+        val = self.evaluate(self.val_data)
+        row |= {"val_loss": val["loss"], "val_top1": val["top1"]}
+        self.folder.append("metrics.csv", METRICS, [row])
+        self.folder.append("timings.csv", TIMINGS, [{
+            "epoch": epoch, "seconds": seconds, "images_per_s": count / seconds,
+            "data_wait_share": waited / seconds, "peak_memory_mb": _peak_memory_mb(device),
+        }])
+        if math.isfinite(row["train_loss"]):
+            self._record_weights(epoch)
+            self._save(epoch)
+        progress.epoch(row, count / seconds)
+        return row
+
+    def _precision(self):
+        if self.recipe["precision"] == "bf16":
+            return torch.autocast(self.place.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    @torch.no_grad()
+    def evaluate(self, data) -> dict[str, float]:
+        """Mean loss, top-1 and top-5 in percent over all images of `data`."""
+        model = self.model if self.ema is None else self.ema
+        model.eval()
+        loss, hits1, hits5, count = 0.0, 0, 0, 0
+        for images, labels in data.epoch(0):
+            with self._precision():
+                scores = model(images.contiguous(memory_format=torch.channels_last)).float()
+            loss += functional.cross_entropy(scores, labels, reduction="sum").item()
+            best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
+            hits1 += best[:, 0].sum().item()
+            hits5 += best.sum().item()
+            count += len(labels)
+        return {"loss": loss / count, "top1": 100 * hits1 / count, "top5": 100 * hits5 / count}
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def _finish(self, status: str, last: dict | None) -> dict:
+        model = self.model if self.ema is None else self.ema.module
+        size, fp_size, bitops = size_and_bitops(model, self.report)
+        final = {
+            "status": status,
+            "top1": None,
+            "top5": None,
+            "test_loss": None,
+            "val_top1": None,
+            "epochs_done": self.recipe["epochs"] if last is None else last["epoch"],
+            "size_bytes": size,
+            "fp_size_bytes": fp_size,
+            "bitops": bitops,
+            "hardware": hardware.hardware_name(self.place.device),
+            "device": self.place.device.type,
+            "threads": self.place.threads,
+            "versions": hardware.versions(),
+            "git_commit": hardware.git_commit(),
+            "loader": self.train_data.backend,
+            "compile": self.compiled,
+            "diverged_layer": None,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": time.time() - self.started,
+        }
+        if status == "diverged":
+            final["diverged_layer"] = _first_bad_layer(model)
+        else:
+            test = self.evaluate(self.test_data)
+            final |= {"top1": test["top1"], "top5": test["top5"], "test_loss": test["loss"]}
+            final["val_top1"] = self.evaluate(self.val_data)["top1"]
+            self._measure(model)
+        self.folder.save_tensors("weights.pt", model.state_dict())
+        self.folder.write_json("final.json", final)
+        (self.folder.path / "checkpoint.pt").unlink(missing_ok=True)
+        return final
+
+    def _measure(self, model: nn.Module) -> None:
+        end = observe.weight_histograms(model)
+        if end:
+            start = self.start_histograms
+            histograms = {name: {"start": start[name], "end": end[name]} for name in end}
+            self.folder.write_json("weight_histograms.json", histograms)
+        plain = [m for m in model.modules() if isinstance(m, BasisActivation)]
+        if plain and self.config["method"] in ("direct", "lq_nets"):
+            held_out = torch.cat([images for images, _ in self.val_data.epoch(0)])
+            held_out = held_out[:CALIBRATION_IMAGES]
+            rows = observe.channel_errors(model, self._fit_images(), held_out)
+            self.folder.write_table("channel_error.csv", CHANNEL_ERROR, rows)
+
+
+def _first_bad_layer(model: nn.Module) -> str | None:
+    """The first layer with a parameter or buffer that is not finite."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return name
+    return None
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of the device's allocator, or of this process on a CPU, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

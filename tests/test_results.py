@@ -1,0 +1,401 @@
+"""Result tables, plots and report, on invented runs and hand-made numbers."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import fake_runs
+import pandas as pd
+import pytest
+
+from lowbit_core.errors import InputError
+from workflow import collect, plots, report, tables
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "config" / "published.csv"
+TABLES = ("results", "timings", "ablation_channel_error", "ablation_channel_error_summary",
+          "ablation_direct_weights", "ablation_direct_weights_summary")
+
+
+def run_collect(results: Path, suite: str = "quick") -> None:
+    collect.main([
+        "--suite", suite, "--runs", str(results / "runs"),
+        "--jobs", *sorted(map(str, (results / "jobs").glob("*.jsonl"))),
+        "--results", str(results / "results.csv"), "--timings", str(results / "timings.csv"),
+        "--channel-error", str(results / "ablation_channel_error.csv"),
+        "--channel-summary", str(results / "ablation_channel_error_summary.csv"),
+        "--direct-weights", str(results / "ablation_direct_weights.csv"),
+        "--direct-summary", str(results / "ablation_direct_weights_summary.csv"),
+    ])
+
+
+def run_tables(results: Path) -> None:
+    tables.main(["--results", str(results / "results.csv"), "--published", str(PUBLISHED),
+                 "--out", str(results / "table_main")])
+
+
+def run_plots(results: Path, out: str = "plots") -> None:
+    plots.main(["--results", str(results / "results.csv"), "--runs", str(results / "runs"),
+                "--channel-error", str(results / "ablation_channel_error.csv"),
+                "--direct-weights", str(results / "ablation_direct_weights.csv"),
+                "--out", str(results / out)])
+
+
+def run_report(results: Path, suite: str = "quick", out: str = "index.html") -> None:
+    report.main([
+        "--suite", suite, "--results", str(results / "results.csv"),
+        "--timings", str(results / "timings.csv"), "--tables", str(results / "table_main.csv"),
+        "--channel-summary", str(results / "ablation_channel_error_summary.csv"),
+        "--direct-summary", str(results / "ablation_direct_weights_summary.csv"),
+        "--plots", str(results / "plots"), "--config", str(results / "config.json"),
+        "--out", str(results / out),
+    ])
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished quick suite with every output made."""
+    results = tmp_path_factory.mktemp("quick")
+    fake_runs.write_suite(results)
+    run_collect(results)
+    run_tables(results)
+    run_plots(results)
+    run_report(results)
+    return results
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables of a paper suite."""
+    results = tmp_path_factory.mktemp("paper")
+    fake_runs.write_suite(results, dataset="imagenet")
+    run_collect(results, "paper")
+    run_tables(results)
+    return results
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# The mathematics of the main table
+
+def made(values: dict[str, list[float | None]]) -> pd.DataFrame:
+    """results.csv of one column, W2A2; None is a diverged seed."""
+    return pd.DataFrame([
+        {"suite": "quick", "dataset": "digits", "arch": "resnet20", "w_bits": 2, "a_bits": 2,
+         "method": method, "seed": seed, "role": "run", "run_id": f"{method}-{seed}",
+         "status": "diverged" if top1 is None else "done", "top1": top1,
+         "delta": None if top1 is None else top1 - 90}
+        for method, top1s in values.items() for seed, top1 in enumerate(top1s)
+    ])
+
+
+def table_of(values: dict[str, list[float | None]]) -> dict[str, dict]:
+    return {row["method"]: row for row in tables.main_table(made(values), [])}
+
+
+def test_mean_and_sample_std():
+    row = table_of({"direct": [80.0, 82.0, 84.0]})["direct"]
+    assert row["top1_mean"] == 82.0
+    assert row["top1_std"] == 2.0  # ddof 1; ddof 0 would give 1.633
+    assert row["n"] == 3
+    assert row["delta_mean"] == -8.0
+
+
+@pytest.mark.parametrize(("values", "best"), [
+    ({"direct": [82, 83, 84], "pact": [80, 81, 82]}, "direct"),       # 2 ahead, std 1
+    ({"direct": [82, 83, 84], "pact": [81, 82, 83]}, None),           # 1 ahead is not more than 1
+    ({"direct": [82.9, 83, 83.1], "pact": [78, 82, 86]}, None),       # the rival's std counts
+    ({"direct": [83], "pact": [80]}, None),                           # one seed tells no spread
+    ({"direct": [82, 83, 84], "pact": [70]}, None),                   # rival has one seed
+    ({"direct": [82, 83, None], "pact": [70, 71, 72]}, None),         # the leader diverged once
+    ({"direct": [82, 83, 84]}, None),                                 # no rival
+    ({"fp": [95, 95, 95], "direct": [82, 83, 84], "pact": [80, 81, 82]}, "direct"),
+])
+def test_marking_rule(values: dict, best: str | None):
+    marked = [name for name, row in table_of(values).items() if row["best"]]
+    assert marked == ([best] if best else [])
+
+
+def test_diverged_cells():
+    table = table_of({"direct": [None, None], "pact": [80.0, None]})
+    assert tables.measured_text(table["direct"], "±") == "diverged"
+    assert tables.measured_text(table["pact"], "±") == "80.00 (1, 1 diverged)"
+    assert table["direct"]["top1_mean"] is None
+
+
+def test_second_run_of_a_cell_is_refused():
+    twice = pd.concat([made({"direct": [80.0]}), made({"direct": [81.0]})], ignore_index=True)
+    with pytest.raises(InputError, match="a second run"):
+        tables.main_table(twice, [])
+
+
+def test_pareto():
+    points = [(1, 80.0), (1, 81.0), (2, 79.0), (3, 85.0), (4, 85.0)]
+    assert plots.pareto(points) == [(1, 81.0), (3, 85.0)]
+
+
+# Collection
+
+def test_results_of_the_suite(quick: Path):
+    results = rows(quick / "results.csv")
+    assert list(results[0]) == collect.RESULT_COLUMNS
+    runs = {row["run_id"] for row in results}
+    assert len(runs) == len(results) == len(list((quick / "runs").iterdir()))
+    failed = [row for row in results if row["status"] == "diverged"]
+    assert [(row["arch"], row["method"], row["top1"]) for row in failed] == [
+        ("mobilenetv2", "dorefa", "")]
+    assert {row["role"] for row in results} == {"run", "ablation", "checkpoint"}
+    for row in results:
+        if row["role"] == "run" and row["status"] == "done":
+            assert float(row["delta"]) == pytest.approx(
+                float(row["top1"]) - float(row["fp_top1"]), abs=2e-3)
+    sign = next(row for row in results if row["method"] == "direct")
+    assert sign["weight_granularity"] == "per_channel"
+    assert sign["quantizer_lr_scale"] == "codes=1;levels=0.1"
+
+
+def test_full_precision_reference_is_the_fine_tuned_run(quick: Path):
+    results = rows(quick / "results.csv")
+    mine = [r for r in results if r["arch"] == "resnet20" and r["seed"] == "1"]
+    tuned = next(r for r in mine if r["method"] == "fp" and r["role"] == "run")
+    checkpoint = next(r for r in mine if r["role"] == "checkpoint")
+    direct = next(r for r in mine if r["method"] == "direct")
+    assert direct["fp_top1"] == tuned["top1"] != checkpoint["top1"]
+    assert direct["checkpoint_top1"] == checkpoint["top1"]
+
+
+def test_same_bytes_again(quick: Path, tmp_path: Path):
+    before = {name: (quick / f"{name}.csv").read_bytes() for name in TABLES}
+    before_table = [(quick / f"table_main.{kind}").read_bytes() for kind in ("csv", "md", "tex")]
+    page = (quick / "index.html").read_bytes()
+    svg = {path.name: path.read_bytes() for path in (quick / "plots").iterdir()}
+    assert set(svg) == {f"{name}.{kind}" for name in report.PLOTS for kind in ("svg", "png")}
+    # A process of its own: hash seeds and import order differ.
+    again = tmp_path / "again"
+    shutil.copytree(quick, again)
+    jobs = sorted(map(str, (again / "jobs").glob("*.jsonl")), reverse=True)
+    subprocess.run(
+        [sys.executable, "-m", "workflow.collect", "--suite", "quick", "--runs",
+         str(again / "runs"), "--jobs", *jobs, "--results", str(again / "results.csv")],
+        cwd=ROOT, check=True,
+    )
+    assert (again / "results.csv").read_bytes() == before["results"]
+    run_collect(again)
+    assert {name: (again / f"{name}.csv").read_bytes() for name in TABLES} == before
+    run_tables(again)
+    assert [(again / f"table_main.{k}").read_bytes() for k in ("csv", "md", "tex")] == before_table
+    run_plots(again)
+    assert {path.name: path.read_bytes() for path in (again / "plots").iterdir()} == svg
+    run_report(again)
+    assert (again / "index.html").read_bytes() == page
+
+
+def test_channel_ablation_alone_and_its_summary(quick: Path, tmp_path: Path):
+    out = tmp_path / "channel.csv"
+    jobs = sorted(map(str, (quick / "jobs").glob("*.jsonl")))
+    collect.main(["--suite", "quick", "--runs", str(quick / "runs"), "--jobs", *jobs,
+                  "--channel-error", str(out)])
+    assert [path.name for path in tmp_path.iterdir()] == ["channel.csv"]
+    assert out.read_bytes() == (quick / "ablation_channel_error.csv").read_bytes()
+    channels = rows(out)
+    dead = [row for row in channels if not row["error_equal"]]
+    assert dead and all(row["channel"] == "31" for row in dead)
+
+    summary = rows(quick / "ablation_channel_error_summary.csv")
+    row = next(r for r in summary if (r["arch"], r["method"], r["w_bits"], r["variant"])
+               == ("resnet20", "direct", "2", "inverse_variance"))
+    mine = [r for r in channels if r["error_equal"] and (r["arch"], r["method"], r["w_bits"])
+            == ("resnet20", "direct", "2")]
+    better = [r for r in mine if float(r["error_inverse_variance"]) < float(r["error_equal"])]
+    assert int(row["channels"]) == len(mine) == 3 * 63
+    assert float(row["share_of_channels_improved"]) == pytest.approx(
+        100 * len(better) / len(mine), abs=1e-3)
+    assert (row["trained_with"], row["top1_n"]) == ("direct", "3")
+
+
+def test_direct_ablation_is_paired_by_seed(quick: Path):
+    runs = rows(quick / "ablation_direct_weights.csv")
+    top1 = {(r["method"], r["seed"]): float(r["top1"]) for r in runs if r["w_bits"] == "2"}
+    gaps = pd.Series([top1["direct", s] - top1["indirect", s] for s in "012"])
+    row = next(r for r in rows(quick / "ablation_direct_weights_summary.csv")
+               if r["w_bits"] == "2" and r["other"] == "indirect")
+    assert row["n"] == "3"
+    assert float(row["top1_difference_mean"]) == pytest.approx(gaps.mean(), abs=1e-3)
+    assert float(row["top1_difference_std"]) == pytest.approx(gaps.std(ddof=1), abs=1e-3)
+    assert all(float(r["used_level_share"]) == 1 for r in runs)
+
+
+@pytest.mark.parametrize(("file", "text", "message"), [
+    ("final.json", None, "is missing"),
+    ("final.json", "{", "not valid JSON"),
+])
+def test_incomplete_run_is_one_sentence(tmp_path: Path, file: str, text: str | None, message: str):
+    run = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    if text is None:
+        (tmp_path / "runs" / run / file).unlink()
+    else:
+        (tmp_path / "runs" / run / file).write_text(text)
+    with pytest.raises(InputError, match=message):
+        collect.collect_results("quick", tmp_path / "runs", {run: "run"})
+
+
+def test_bad_job_line(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"run_id": "x", "role": "walk"}) + "\n")
+    with pytest.raises(InputError, match="'walk' must be one of run, ablation, checkpoint"):
+        collect.read_jobs([str(path)])
+    path.write_text("{nonsense\n")
+    with pytest.raises(InputError, match="line 1"):
+        collect.read_jobs([str(path)])
+
+
+# Published values
+
+def test_published_file():
+    published = tables.read_published(PUBLISHED, "paper")
+    assert {row["dataset"] for row in published} == {"cifar100", "imagenet"}
+    methods = {row["method"] for row in published}
+    assert methods <= {"fp", "dorefa", "pact", "lq_nets", *tables.PUBLISHED_ONLY}
+    assert all(0 < float(row["top1"]) < 100 for row in published)
+
+
+def test_no_published_value_outside_the_paper_suite(quick: Path):
+    assert all(not row["published_top1"] for row in rows(quick / "table_main.csv"))
+    for kind in ("md", "tex"):
+        text = (quick / f"table_main.{kind}").read_text()
+        assert "http" not in text
+        assert "quick" in text
+        assert "LSQ" not in text
+    # The same data set and architectures, another suite: still none.
+    assert tables.read_published(PUBLISHED, "small") == []
+
+
+def test_published_value_beside_its_source_in_the_paper_suite(paper: Path):
+    table = rows(paper / "table_main.csv")
+    row = next(r for r in table
+               if (r["arch"], r["method"], r["w_bits"], r["a_bits"])
+               == ("alexnet", "lq_nets", "2", "2"))
+    assert row["published_top1"] == "57.4"
+    assert row["published_source"].startswith("https://github.com/microsoft/LQ-Nets")
+    ours = [r for r in table if r["method"].startswith("direct")]
+    assert ours and all(not r["published_top1"] for r in ours)
+    assert f"[[57.4]({row['published_source']})]" in (paper / "table_main.md").read_text()
+    assert r"[57.4\textsuperscript{" in (paper / "table_main.tex").read_text()
+
+
+def test_latex_is_escaped(paper: Path):
+    text = (paper / "table_main.tex").read_text()
+    body = re.sub(r"%.*Needs.*\n", "", text, count=1)
+    assert tables.tex("50% of a_b & c") == r"50\% of a\_b \& c"
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
+    assert body.count("{") == body.count("}")
+    assert not re.search(r"(?<!\\)%", body)
+    for line in body.splitlines():
+        if line.endswith(r"\\") and "multicolumn" not in line:
+            assert line.count(" & ") == 3
+
+
+# Report
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and gathers what the page would fetch."""
+
+    VOID = frozenset({"meta", "link", "input", "br", "img", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.resources: list[str] = []
+        self.anchors: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if "id" in found:
+            self.ids.append(found["id"])
+        for name in ("src", "href", "xlink:href", "data", "poster", "srcset"):
+            if name in found:
+                (self.anchors if tag == "a" else self.resources).append(found[name])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parse(path: Path) -> Page:
+    page = Page()
+    page.feed(path.read_text())
+    page.close()
+    assert not page.open
+    return page
+
+
+def test_report_is_self_contained(quick: Path):
+    path = quick / "index.html"
+    page, text = parse(path), path.read_text()
+    assert all(link.startswith(("#", "data:")) for link in page.resources)
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#)[a-z]", text)
+    assert path.stat().st_size < 4_000_000
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.anchors if link.startswith("#")} <= set(page.ids)
+    assert set(report.PLOTS) <= set(page.ids)
+
+
+def test_report_says_what_it_is(quick: Path):
+    text = (quick / "index.html").read_text()
+    assert "not comparable with published ones" in text
+    assert "aria-sort" in text and "addEventListener" in text
+    assert 'id="filter"' in text
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("diverged") >= 2
+    assert "fashion_mnist-mobilenetv2-dorefa-w1a2" in text
+    assert "snakemake results/ablation_channel_error.csv" in text
+
+
+def test_verdicts_follow_the_numbers():
+    clear, none = [("A", 1.0, 0.2), ("B", 0.1, 0.3)], [("A", 0.1, 0.3), ("B", 2.0, None)]
+    assert "supported" in report.compare(clear, "x", "y")["chip"]
+    assert "not supported" in report.compare(none, "x", "y")["chip"]
+    assert "single seed" in report.compare(none, "x", "y")["text"]
+    assert "mixed" in report.compare([*clear, ("C", -1.0, 0.2)], "x", "y")["chip"]
+    assert "not supported" in report.compare([("C", -1.0, 0.2)], "x", "y")["chip"]
+    assert report.compare([], "x", "y")["chip"] == "Not tested by this run"
+
+
+def test_report_of_a_bare_suite(tmp_path: Path):
+    """One full-precision and one quantized run, no ablation: every output is still made."""
+    runs = tmp_path / "runs"
+    checkpoint = fake_runs.write_run(runs, "resnet20", "fp", (32, 32), 0)
+    lines = [(checkpoint, "checkpoint")]
+    for method, bits in (("fp", (32, 32)), ("pact", (2, 2))):
+        run = fake_runs.write_run(runs, "resnet20", method, bits, 0, pretrained=checkpoint)
+        lines.append((run, "run"))
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "a.jsonl").write_text(
+        "".join(json.dumps({"run_id": run, "role": role}) + "\n" for run, role in lines))
+    (tmp_path / "config.json").write_text("{}")
+    run_collect(tmp_path, "smoke")
+    run_tables(tmp_path)
+    run_plots(tmp_path)
+    run_report(tmp_path, "smoke")
+    parse(tmp_path / "index.html")
+    assert "not tested by this run" in (tmp_path / "index.html").read_text().lower()
+
+
+def test_report_of_another_suite_is_refused(quick: Path):
+    with pytest.raises(InputError, match="holds suite 'quick', not 'paper'"):
+        run_report(quick, "paper")

@@ -1,0 +1,1 @@
+"""The sweep: suites, jobs, tables, plots, report and tracking."""

@@ -1,0 +1,89 @@
+# Loads and checks the configuration; holds no rules.
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir)))
+
+from lowbit_core.errors import InputError
+from workflow.suite import DEFAULT_SUITE, check_config, load_suite
+
+try:
+    check_config(config)
+    SUITE = load_suite(config["suite"])
+except InputError as error:
+    raise WorkflowError(str(error))
+
+IS_DEFAULT = SUITE.name == DEFAULT_SUITE
+RESULTS = "results" if IS_DEFAULT else f"results/{SUITE.name}"
+REPORTS = "reports" if IS_DEFAULT else f"reports/{SUITE.name}"
+RUNS = "results/runs"
+STORE = "results/mlflow"
+DATA = config["data"]
+# The interpreter that runs snakemake, unless each rule gets an environment of its own.
+PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
+
+JOB_FILES = expand(f"{RESULTS}/jobs/{{job}}.jsonl", job=list(SUITE.jobs))
+ABLATIONS = [
+    f"{RESULTS}/ablation_channel_error.csv",
+    f"{RESULTS}/ablation_channel_error_summary.csv",
+    f"{RESULTS}/ablation_direct_weights.csv",
+    f"{RESULTS}/ablation_direct_weights_summary.csv",
+]
+PLOTS = [
+    "accuracy_vs_bits",
+    "accuracy_vs_bitops",
+    "accuracy_vs_size",
+    "channel_error_heatmap",
+    "weight_histograms",
+    "training_curves",
+    "mismatch",
+]
+PLOT_FILES = expand(f"{RESULTS}/plots/{{plot}}.{{ext}}", plot=PLOTS, ext=["svg", "png"])
+
+
+wildcard_constraints:
+    job=r"[A-Za-z0-9_]+-[a-z0-9]+-s\d+-[0-9a-f]{8}-[a-z]+\d*",
+    dataset=r"[a-z0-9_]+",
+
+
+def job_of(wildcards):
+    """The job that the wildcard names; an unknown one is the user's error."""
+    if wildcards.job not in SUITE.jobs:
+        raise WorkflowError(f"suite {SUITE.name!r} has no job {wildcards.job!r}")
+    return SUITE.jobs[wildcards.job]
+
+
+def job_data(wildcards):
+    """The data set of a job."""
+    dataset = job_of(wildcards).runs[0]["dataset"]
+    return [f"{DATA}/{dataset}/{split}.manifest.json" for split in ("train", "test")]
+
+
+def job_checkpoint(wildcards):
+    """The job file of the checkpoint that a job starts from, if any."""
+    needs = job_of(wildcards).needs
+    return [] if needs is None else f"{RESULTS}/jobs/{needs}.jsonl"
+
+
+def job_keys(wildcards):
+    """What determines the job's runs: a change of one reruns the job, and in it that run alone."""
+    return job_of(wildcards).keys
+
+
+def job_files(methods):
+    """The job files that hold the runs of `methods`."""
+    return expand(f"{RESULTS}/jobs/{{job}}.jsonl", job=SUITE.jobs_with(methods))
+
+
+def output_folder(wildcards, output):
+    return Path(output[0]).parent
+
+
+def output_stem(wildcards, output):
+    return Path(output[0]).with_suffix("")
+
+
+def plots_folder(wildcards, input):
+    return Path(input.plots[0]).parent

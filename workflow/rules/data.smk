@@ -1,0 +1,20 @@
+# Data sets, once, as .beton files with manifests.
+
+
+rule prepare_data:
+    output:
+        protected(f"{DATA}/{{dataset}}/train.manifest.json"),
+        protected(f"{DATA}/{{dataset}}/test.manifest.json"),
+    log:
+        f"{RESULTS}/logs/prepare_{{dataset}}.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        out=output_folder,
+        source=f"--source {config['data_source']}" if config["data_source"] else "",
+        download="--download" if config["download"] else "",
+    threads: 2
+    shell:
+        "{params.python:q} -m lowbit_core.data.prepare {wildcards.dataset} --out {params.out:q}"
+        " {params.source} {params.download} 2>&1 | tee {log:q}"

@@ -1,0 +1,63 @@
+# Plots and the HTML report.
+
+
+rule plots:
+    input:
+        results=f"{RESULTS}/results.csv",
+        channel_error=f"{RESULTS}/ablation_channel_error.csv",
+        direct_weights=f"{RESULTS}/ablation_direct_weights.csv",
+    output:
+        report(PLOT_FILES, caption="../report/plots.rst", category="Plots"),
+    log:
+        f"{RESULTS}/logs/plots.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        runs=RUNS,
+        out=output_folder,
+    shell:
+        "{params.python:q} -m workflow.plots --results {input.results:q} --runs {params.runs}"
+        " --channel-error {input.channel_error:q} --direct-weights {input.direct_weights:q}"
+        " --out {params.out:q} 2>&1 | tee {log:q}"
+
+
+rule suite_config:
+    output:
+        f"{RESULTS}/config.json",
+    log:
+        f"{RESULTS}/logs/suite_config.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        run_keys=sorted(key for job in SUITE.jobs.values() for key in job.keys),
+    shell:
+        "{params.python:q} -m workflow.suite {params.suite} --out {output:q} 2>&1 | tee {log:q}"
+
+
+rule html_report:
+    input:
+        results=f"{RESULTS}/results.csv",
+        timings=f"{RESULTS}/timings.csv",
+        tables=f"{RESULTS}/table_main.csv",
+        channel_summary=f"{RESULTS}/ablation_channel_error_summary.csv",
+        direct_summary=f"{RESULTS}/ablation_direct_weights_summary.csv",
+        plots=PLOT_FILES,
+        config=f"{RESULTS}/config.json",
+    output:
+        report(f"{REPORTS}/index.html", caption="../report/index.rst", category="Report"),
+    log:
+        f"{RESULTS}/logs/html_report.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        plots=plots_folder,
+    shell:
+        "{params.python:q} -m workflow.report --suite {params.suite} --results {input.results:q}"
+        " --timings {input.timings:q} --tables {input.tables:q}"
+        " --channel-summary {input.channel_summary:q} --direct-summary {input.direct_summary:q}"
+        " --plots {params.plots:q} --config {input.config:q} --out {output:q} 2>&1 | tee {log:q}"

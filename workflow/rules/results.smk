@@ -1,0 +1,79 @@
+# Tables from the runs.
+
+
+rule collect:
+    input:
+        JOB_FILES,
+    output:
+        results=f"{RESULTS}/results.csv",
+        timings=f"{RESULTS}/timings.csv",
+    log:
+        f"{RESULTS}/logs/collect.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        runs=RUNS,
+    shell:
+        "{params.python:q} -m workflow.collect --suite {params.suite} --runs {params.runs}"
+        " --jobs {input:q} --results {output.results:q} --timings {output.timings:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule ablation_channel_error:
+    input:
+        job_files(["direct", "direct_plain", "direct_median", "lq_nets"]),
+    output:
+        rows=f"{RESULTS}/ablation_channel_error.csv",
+        summary=f"{RESULTS}/ablation_channel_error_summary.csv",
+    log:
+        f"{RESULTS}/logs/ablation_channel_error.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        runs=RUNS,
+    shell:
+        "{params.python:q} -m workflow.collect --suite {params.suite} --runs {params.runs}"
+        " --jobs {input:q} --channel-error {output.rows:q} --channel-summary {output.summary:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule ablation_direct_weights:
+    input:
+        job_files(["direct", "direct_sign", "indirect"]),
+    output:
+        rows=f"{RESULTS}/ablation_direct_weights.csv",
+        summary=f"{RESULTS}/ablation_direct_weights_summary.csv",
+    log:
+        f"{RESULTS}/logs/ablation_direct_weights.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        runs=RUNS,
+    shell:
+        "{params.python:q} -m workflow.collect --suite {params.suite} --runs {params.runs}"
+        " --jobs {input:q} --direct-weights {output.rows:q} --direct-summary {output.summary:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule tables:
+    input:
+        results=f"{RESULTS}/results.csv",
+        published="config/published.csv",
+    output:
+        expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
+    log:
+        f"{RESULTS}/logs/tables.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        out=output_stem,
+    shell:
+        "{params.python:q} -m workflow.tables --results {input.results:q}"
+        " --published {input.published:q} --out {params.out:q} 2>&1 | tee {log:q}"

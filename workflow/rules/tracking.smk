@@ -1,0 +1,23 @@
+# MLflow: results are written first and synced once, so a tracking failure costs no result.
+
+
+rule mlflow_sync:
+    input:
+        jobs=JOB_FILES,
+        plots=PLOT_FILES,
+        config=f"{RESULTS}/config.json",
+    output:
+        f"{RESULTS}/tracking.txt",
+    log:
+        f"{RESULTS}/logs/mlflow_sync.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        runs=RUNS,
+        store=STORE,
+    shell:
+        "{params.python:q} -m workflow.track sync --suite {params.suite} --jobs {input.jobs:q}"
+        " --runs {params.runs} --store {params.store} --extra-artifact {input.plots:q}"
+        " {input.config:q} --done {output:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,28 @@
+# Training: one process a job; each run keeps its own folder in results/runs and resumes alone.
+
+
+rule train:
+    input:
+        data=job_data,
+        checkpoint=job_checkpoint,
+    output:
+        f"{RESULTS}/jobs/{{job}}.jsonl",
+    log:
+        f"{RESULTS}/logs/{{job}}.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        data=DATA,
+        runs=RUNS,
+        run_keys=job_keys,
+    threads: SUITE.config["threads"]
+    resources:
+        gpu=SUITE.config["gpus"],
+        runtime=SUITE.config["runtime_minutes"],
+        mem_mb=6000,
+    shell:
+        "OMP_NUM_THREADS={threads} {params.python:q} -m workflow.train --suite {params.suite}"
+        " --job {wildcards.job} --data {params.data:q} --runs {params.runs} --out {output:q}"
+        " 2>&1 | tee {log:q}"

@@ -1,0 +1,336 @@
+"""Suites: config/suites/<name>.yaml, validated and expanded into runs and jobs."""
+
+import argparse
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+import baselines
+from lowbit_core import data, models
+from lowbit_core.bits import FLOAT_BITS, bits_label, parse_bits
+from lowbit_core.convert import Plan, layer_bits
+from lowbit_core.data import augment
+from lowbit_core.errors import InputError, run_cli
+from lowbit_core.files import write_json
+
+ROOT = Path(__file__).parent.parent
+SUITES = ROOT / "config" / "suites"
+SCHEMA = Path(__file__).parent / "schemas" / "suite.schema.yaml"
+DEFAULT_SUITE = "quick"
+# Their runs feed the ablation tables; they go into jobs of their own, so that
+# `snakemake results/ablation_channel_error.csv` trains little else.
+ABLATION_FAMILY = ("fp", "lq_nets", "direct", "direct_plain", "direct_median", "direct_sign", "indirect")
+# Modules of lowbit_core that cannot change a number: how data are found and written, and reporting.
+NOT_NUMERIC = ("data/prepare.py", "data/sources.py", "data/manifest.py", "data/fashion_mnist.py",
+               "data/cifar100.py", "data/imagenet.py", "data/digits.py", "data/beton.py",
+               "errors.py", "files.py", "progress.py", "hardware.py", "run_folder.py")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs that one process trains, all from the same checkpoint."""
+
+    name: str
+    runs: tuple[dict, ...]
+    """Resolved run configurations, each with its `role`."""
+    needs: str | None
+    """The job that trains the checkpoint."""
+
+    @property
+    def keys(self) -> list[str]:
+        return [run["run_key"] for run in self.runs]
+
+
+@dataclass(frozen=True)
+class Suite:
+    name: str
+    config: dict
+    jobs: dict[str, Job]
+
+    @property
+    def datasets(self) -> list[str]:
+        return sorted({run["dataset"] for job in self.jobs.values() for run in job.runs})
+
+    def jobs_with(self, methods: tuple[str, ...]) -> list[str]:
+        """Names of the jobs that train a run of one of `methods` (checkpoints left out)."""
+        return [
+            name
+            for name, job in self.jobs.items()
+            if any(r["method"] in methods and r["role"] != "checkpoint" for r in job.runs)
+        ]
+
+
+def load_suite(name: str) -> Suite:
+    """Read, validate and expand a suite. Raises InputError for anything that is wrong in it."""
+    known = sorted(path.stem for path in SUITES.glob("*.yaml"))
+    if name not in known:
+        raise InputError(f"unknown suite {name!r}: it must be one of {', '.join(known)}")
+    return parse_suite((SUITES / f"{name}.yaml").read_text(), f"config/suites/{name}.yaml")
+
+
+def parse_suite(text: str, where: str) -> Suite:
+    """The suite that the YAML `text` describes; `where` names the file in errors."""
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    _validate(config, where)
+    runs = list(_runs(config, where))
+    return Suite(config["suite"], config, _jobs(runs, config["runs_per_job"]))
+
+
+# -- validation ------------------------------------------------------------------------------
+
+
+@cache
+def _validator() -> jsonschema.Validator:
+    schema = yaml.safe_load(SCHEMA.read_text())
+    base = jsonschema.Draft202012Validator
+
+    def fill_defaults(validator, properties, instance, schema):
+        if isinstance(instance, dict):
+            for key, part in properties.items():
+                if "default" in part:
+                    instance.setdefault(key, json.loads(json.dumps(part["default"])))
+        yield from base.VALIDATORS["properties"](validator, properties, instance, schema)
+
+    # YAML's `off` is False; True is an int to Python but not a number to a reader.
+    return jsonschema.validators.extend(base, {"properties": fill_defaults})(schema)
+
+
+def _validate(config: object, where: str) -> None:
+    if isinstance(config, dict) and config.get("compile") is False:
+        config["compile"] = "off"
+    errors = sorted(_validator().iter_errors(config), key=lambda e: list(map(str, e.absolute_path)))
+    if not errors:
+        return
+    error = jsonschema.exceptions.best_match(errors)
+    place = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path
+    ).lstrip(".")
+    raise InputError(f"{where}: {place or 'the file'}: {error.message}{_allowed(error)}")
+
+
+def _allowed(error: jsonschema.ValidationError) -> str:
+    if error.validator == "additionalProperties":
+        return f"; the keys allowed here are {', '.join(sorted(error.schema['properties']))}"
+    if error.validator == "type":
+        return f" ({error.validator_value})"
+    return ""
+
+
+def _check_names(experiment: dict, config: dict, place: str) -> None:
+    """Names that the schema cannot know."""
+    try:
+        data.dataset(experiment["dataset"])
+    except InputError as error:
+        raise InputError(f"{place}.dataset: {error}") from error
+    for key in ("checkpoint_recipe", "recipe"):
+        if experiment[key] not in config["recipes"]:
+            raise InputError(
+                f"{place}.{key}: unknown recipe {experiment[key]!r}: it must be one of "
+                f"{', '.join(config['recipes'])}"
+            )
+    legal = data.dataset(experiment["dataset"])
+    for key in ("checkpoint_recipe", "recipe"):
+        recipe = config["recipes"][experiment[key]]
+        try:
+            augment.check_augmentation(recipe["augmentation"], legal.stored_raw)
+        except InputError as error:
+            raise InputError(f"recipes.{experiment[key]}.augmentation: {error}") from error
+
+
+# -- expansion -------------------------------------------------------------------------------
+
+
+def _runs(config: dict, where: str) -> Iterator[dict]:
+    for index, experiment in enumerate(config["experiments"]):
+        place = f"{where}: experiments[{index}]"
+        _check_names(experiment, config, place)
+        model = _check_model(experiment, place)
+        settings = [(experiment["methods"], experiment["bits"], "run")]
+        settings += [(a["methods"], a["bits"], "ablation") for a in experiment["ablations"]]
+        for seed in experiment["seeds"]:
+            recipe = experiment["checkpoint_recipe"]
+            checkpoint = _resolve(config, experiment, "fp", (32, 32), seed, recipe, None)
+            yield {**checkpoint, "role": "checkpoint"}
+            for names, labels, role in settings:
+                for name, bits in _combinations(names, labels, place):
+                    _check_plan(model, name, bits, experiment["policy"], place)
+                    run = _resolve(config, experiment, name, bits, seed, experiment["recipe"],
+                                   checkpoint["run_id"])
+                    yield {**run, "role": role}
+
+
+def _combinations(names, labels, place) -> Iterator[tuple[str, tuple[int, int]]]:
+    if names == "all":
+        names = [m.name for m in baselines.METHODS.values() if not m.ablation]
+    for name in names:
+        try:
+            quantizes = baselines.method(name).weight is not None
+        except InputError as error:
+            raise InputError(f"{place}.methods: {error}") from error
+        if not quantizes:
+            yield name, (FLOAT_BITS, FLOAT_BITS)
+            continue
+        for label in labels:
+            yield name, parse_bits(label, f"{place}.bits")
+
+
+def _check_model(experiment: dict, place: str):
+    info = data.dataset(experiment["dataset"])
+    try:
+        return _skeleton(experiment["arch"], info.classes, info.channels,
+                         json.dumps(experiment["arch_options"], sort_keys=True))
+    except InputError as error:
+        raise InputError(f"{place}.arch: {error}") from error
+
+
+@cache
+def _skeleton(arch: str, classes: int, channels: int, options: str):
+    import torch  # heavy: only where a model is needed
+
+    with torch.device("meta"):
+        return models.build(arch, classes, channels, **json.loads(options))
+
+
+def _check_plan(model, name: str, bits: tuple[int, int], policy: dict, place: str) -> None:
+    try:
+        layer_bits(model, Plan(baselines.method(name), *bits, **policy))
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _resolve(config, experiment, name, bits, seed, recipe, pretrained) -> dict:
+    """One run's configuration with its identity: what determines the run, and its hash."""
+    resolved = {
+        "dataset": experiment["dataset"],
+        "arch": experiment["arch"],
+        "arch_options": experiment["arch_options"],
+        "method": name,
+        "w_bits": bits[0],
+        "a_bits": bits[1],
+        "seed": seed,
+        "policy": experiment["policy"],
+        "recipe": {"name": recipe, **config["recipes"][recipe]},
+        "pretrained": pretrained,
+        "loader": config["loader"],
+        "compile": config["compile"],
+        "threads": config["threads"],
+        "code_version": code_version(name),
+    }
+    key = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
+    kind = name if pretrained else "checkpoint"
+    run_id = "-".join([
+        resolved["dataset"], resolved["arch"], kind, bits_label(*bits).lower(), f"s{seed}", key[:8]
+    ])
+    return {**resolved, "run_key": key, "run_id": run_id}
+
+
+def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
+    by_checkpoint: dict[str, list[dict]] = {}
+    jobs: dict[str, Job] = {}
+    names: dict[str, str] = {}
+    for run in runs:
+        if run["role"] == "checkpoint":
+            base = f"{run['dataset']}-{run['arch']}-s{run['seed']}-{run['run_key'][:8]}"
+            names[run["run_id"]] = base
+            jobs[f"{base}-checkpoint"] = Job(f"{base}-checkpoint", (run,), None)
+        else:
+            by_checkpoint.setdefault(run["pretrained"], []).append(run)
+    for checkpoint, members in by_checkpoint.items():
+        unique = {run["run_id"]: run for run in reversed(members)}
+        for family in ("ablation", "rest"):
+            own = [r for r in reversed(unique.values())
+                   if (r["method"] in ABLATION_FAMILY) == (family == "ablation")]
+            for part, start in enumerate(range(0, len(own), runs_per_job)):
+                name = f"{names[checkpoint]}-{family}{part}"
+                chunk = tuple(own[start : start + runs_per_job])
+                jobs[name] = Job(name, chunk, f"{names[checkpoint]}-checkpoint")
+    return jobs
+
+
+# -- code version ----------------------------------------------------------------------------
+
+
+@cache
+def code_version(method: str) -> str:
+    """Hash of the code that can change this method's numbers: 12 hex digits.
+
+    The numeric modules of lowbit_core and the method's module with the baselines it imports;
+    comments and docstrings do not count.
+    """
+    core = ROOT / "lowbit_core"
+    files = [p for p in core.rglob("*.py") if str(p.relative_to(core)) not in NOT_NUMERIC]
+    if method in baselines.SOURCES:
+        files += _with_imports(baselines.SOURCES[method])
+    digest = hashlib.sha256()
+    for path in sorted(set(files)):
+        digest.update(f"{path.relative_to(ROOT)}\n{_code(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _with_imports(module: str) -> list[Path]:
+    """The file of a module of baselines and those of the baselines it imports."""
+    path = ROOT / (module.replace(".", "/") + ".py")
+    found = [path]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("baselines."):
+            found += _with_imports(node.module)
+    return found
+
+
+@cache
+def _code(path: Path) -> str:
+    """Source without comments and docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [n for n in body if not _is_text(n)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str))
+
+
+# -- the sweep's own configuration -----------------------------------------------------------
+
+CONFIG_KEYS = {"suite": str, "data": str, "data_source": str, "download": bool}
+
+
+def check_config(config: dict) -> None:
+    """config/config.yaml with `--config` overrides: raises InputError for a key or type not known."""
+    for key, value in config.items():
+        if key not in CONFIG_KEYS:
+            raise InputError(
+                f"configuration key {key!r} is not known: the keys are {', '.join(CONFIG_KEYS)}"
+            )
+        if not isinstance(value, CONFIG_KEYS[key]):
+            raise InputError(
+                f"configuration {key} is {value!r}: it must be a {CONFIG_KEYS[key].__name__}"
+            )
+
+
+def main() -> None:
+    """Write a suite as expanded: `python -m workflow.suite NAME --out FILE`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("suite")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    suite = load_suite(arguments.suite)
+    runs = [run for job in suite.jobs.values() for run in job.runs]
+    write_json(arguments.out, {"suite": suite.config, "runs": runs})
+
+
+if __name__ == "__main__":
+    run_cli(main)
