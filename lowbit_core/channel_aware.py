@@ -13,7 +13,6 @@ from lowbit_core.basis import (
     CHAIN_LEVELS,
     MOMENTUM,
     code_matrix,
-    fit_rows,
     midpoints,
     nearest_code,
     solve_basis,
@@ -24,6 +23,7 @@ from lowbit_core.fused import fused
 from lowbit_core.quantizer import ActivationQuantizer
 
 WEIGHTINGS = ("equal", "inverse_variance", "median")
+MAX_FITS = 10  # alternations of a fit to one batch
 VARIANCE_FLOOR = 1e-3  # eps, as a share of the mean channel variance
 
 
@@ -93,6 +93,16 @@ def quantize_and_refit(
     return y, fit, levels[0, :: levels.shape[1] - 1]
 
 
+def refit_to_convergence(x: Tensor, v: Tensor, codes: Tensor, weighting: str) -> Tensor:
+    """Basis (1, K) after alternating quantization and weighted fit on x, from v, to convergence."""
+    for _ in range(MAX_FITS):
+        fit = quantize_and_refit(x, v, codes, weighting)[1]
+        if torch.allclose(fit, v, rtol=1e-3, atol=1e-6):
+            return fit
+        v = fit
+    return v
+
+
 @fused
 def quantize_to_levels(x: Tensor, levels: Tensor) -> Tensor:
     """x of any shape to the nearest of levels (L,)."""
@@ -143,11 +153,10 @@ class BasisActivation(ActivationQuantizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        x = x.float()
-        v = fit_rows(x.reshape(1, -1), self.bits, self.signed, iterations=10)
-        for _ in range(10 if self.weighting != "equal" else 0):
-            v = quantize_and_refit.eager(x, v, self.codes, self.weighting)[1]
-        self.v.copy_(v)
+        # Start: uniform levels up to 3 root mean squares (2 on each side when signed).
+        span = (2.0 if self.signed else 3.0) * x.float().square().mean().sqrt()
+        v = span / (2**self.bits - 1) * 2.0 ** torch.arange(self.bits, device=x.device)[None]
+        self.v.copy_(refit_to_convergence(x, v, self.codes, self.weighting))
 
     def levels(self) -> Tensor:
         return sorted_levels(self.v, self.codes)[0][0]

@@ -46,10 +46,13 @@ class QuantLayer(nn.Module):
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Tensor) -> None:
-    """Set every activation quantizer's initial range from one batch (N, C, H, W), front to back."""
+    """Set every activation quantizer's initial range from one batch (N, C, H, W), front to back.
+
+    In training mode: the running statistics of batch norm do not fit the quantized weights yet.
+    """
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
     was_training = model.training
-    model.eval()
+    model.train()
     for quantizer in quantizers:
         quantizer.calibrating = True
     model(images)

@@ -7,13 +7,12 @@ from lowbit_core.basis import nearest_code
 from lowbit_core.channel_aware import (
     WEIGHTINGS,
     code_matrix,
-    quantize_and_refit,
     quantize_to_levels,
+    refit_to_convergence,
     sorted_levels,
 )
 from lowbit_core.layers import QuantLayer
 
-FIT_STEPS = 20  # alternations with which a basis is fitted to a layer's input
 HISTOGRAM_BINS = 61
 HISTOGRAM_LAYERS = 3
 
@@ -97,9 +96,7 @@ def channel_errors(model: nn.Module, fit_images: Tensor, held_out: Tensor) -> li
         power = x.square().sum(_but_channel(x))
         errors = {}
         for weighting in WEIGHTINGS:
-            v = quantizer.v.clone()
-            for _ in range(FIT_STEPS):
-                v = quantize_and_refit(fit_inputs[name], v, codes, weighting)[1]
+            v = refit_to_convergence(fit_inputs[name], quantizer.v, codes, weighting)
             y = quantize_to_levels(x, sorted_levels(v, codes)[0][0])
             errors[weighting] = (y - x).square().sum(_but_channel(x)) / power
         variance = x.var(_but_channel(x), correction=0)

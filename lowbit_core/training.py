@@ -34,7 +34,7 @@ from lowbit_core.run_folder import (
 )
 from lowbit_core.schedule import learning_rate, parameter_groups
 
-CALIBRATION_IMAGES = 512
+CALIBRATION_IMAGES = 256
 MIN_STEPS_TO_COMPILE = 50
 TABLES = ("metrics.csv", "timings.csv", "weight_state.csv")
 

@@ -253,7 +253,8 @@ def synsets(tmp_path):
                 size = (600 if i == 0 else 300, 250 + 10 * i)
                 path = tmp_path / "images" / folder / synset / f"{i}.JPEG"
                 Image.fromarray(coarse).resize(size, Image.BICUBIC).save(path, quality=95)
-    return tmp_path / "images", replace(dataset("imagenet"), classes=3, train_images=9, test_images=3)
+    small = replace(dataset("imagenet"), classes=3, train_images=9, test_images=3)
+    return tmp_path / "images", small
 
 
 def test_synsets_are_numbered_in_sorted_order(synsets, tmp_path):

@@ -73,6 +73,7 @@ def test_cifar100_from_images(tmp_path):
     subprocess.run([sys.executable, SHARED / "unpack_cifar100.py", tmp_path / "png"], check=True)
     data = dataset("cifar100")
     prepare(data, tmp_path / "out", tmp_path / "png")
+    shutil.rmtree(tmp_path / "png")  # 60,000 files
     assert check(tmp_path / "out", "train")["class_counts"] == [500] * 100
     assert check(tmp_path / "out", "test")["class_names"][:2] == ["apple", "aquarium_fish"]
     pixels = np.load(tmp_path / "out" / "train.npy", mmap_mode="r")[::5] / 255.0

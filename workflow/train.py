@@ -23,7 +23,10 @@ def main() -> None:
     arguments = parser.parse_args()
     suite = load_suite(arguments.suite)
     if arguments.job not in suite.jobs:
-        raise InputError(f"unknown job {arguments.job!r} of suite {suite.name!r}")
+        raise InputError(
+            f"suite {suite.name!r} has no job {arguments.job!r}: if the suite or the code changed "
+            "while the sweep ran, start snakemake again"
+        )
     # One kernel cache for all jobs, kept between sweeps; set before torch compiles anything.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
     import torch

@@ -1,6 +1,7 @@
 """Which loader reads the data: FFCV, or the plain torch reference where FFCV cannot be imported."""
 
 import sys
+from unittest.mock import patch
 
 from lowbit_core.errors import InputError
 
@@ -15,7 +16,7 @@ def pick_backend(requested: str) -> tuple[str, str]:
     if requested == "torch":
         return "torch", "requested"
     try:
-        import ffcv  # noqa: F401
+        import_ffcv()
     except (ImportError, OSError) as error:  # OSError: a shared library is missing
         reason = f"ffcv cannot be imported ({error})"
         if reason not in _said:
@@ -23,3 +24,15 @@ def pick_backend(requested: str) -> tuple[str, str]:
             _said.add(reason)
         return "torch", reason
     return "ffcv", "requested"
+
+
+def import_ffcv() -> None:
+    """Import ffcv in a second instead of four.
+
+    It keeps two integers in a numba dictionary, whose code is compiled at each import, but reads
+    them outside compiled code only: a plain dictionary does.
+    """
+    import numba.typed
+
+    with patch.object(numba.typed, "Dict", dict):
+        import ffcv  # noqa: F401

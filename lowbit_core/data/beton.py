@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lowbit_core.data import Dataset
+from lowbit_core.data.backend import import_ffcv
 
 PAGE_SIZE = 1 << 21  # bytes; one image of 500x500 raw pixels (750 kB) fits
 
@@ -24,6 +25,7 @@ def write_beton(path: Path, dataset: Dataset, count: int,
     Images are (C, H, W) uint8 for raw sets, (H, W, 3) uint8 of any size otherwise: half of these
     are stored as JPEG of quality 90 and half raw, their longer side at most 500 pixels.
     """
+    import_ffcv()
     from ffcv.fields import IntField, NDArrayField, RGBImageField
     from ffcv.memory_allocator import MemoryAllocator
     from ffcv.types import ALLOC_TABLE_TYPE

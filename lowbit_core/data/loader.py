@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lowbit_core.data import augment, dataset
-from lowbit_core.data.backend import BACKENDS
+from lowbit_core.data.backend import BACKENDS, import_ffcv
 from lowbit_core.data.manifest import check
 from lowbit_core.errors import InputError
 
@@ -94,6 +94,7 @@ def make_loader(data_dir: str | Path, split: str, *, batch_size: int, train: boo
     side = data.side if resolution is None else resolution
     random_crop = augmentation == "resized_crop_flip"
     if backend == "ffcv":
+        import_ffcv()
         from lowbit_core.data.ffcv_reader import FfcvReader
 
         reader = FfcvReader(data_dir / f"{split}.beton", threads,
@@ -101,8 +102,11 @@ def make_loader(data_dir: str | Path, split: str, *, batch_size: int, train: boo
     else:
         from lowbit_core.data.torch_reader import ImageReader, RawReader
 
-        reader = (RawReader(data_dir, split) if data.stored_raw else
-                  ImageReader(data_dir, split, Path(manifest["source"]), threads, side, random_crop))
+        if data.stored_raw:
+            reader = RawReader(data_dir, split)
+        else:
+            source = Path(manifest["source"])
+            reader = ImageReader(data_dir, split, source, threads, side, random_crop)
     return BatchLoader(reader, data, indices, batch_size=batch_size, train=train, seed=seed,
                        augmentation=augmentation, device=torch.device(device), side=side)
 

@@ -1,4 +1,7 @@
-"""Where data sets are looked for. Each source module has `present`, `SYSTEM_FOLDER`, `HOW_TO_GET`."""
+"""Where data sets are looked for.
+
+Each source module has `present`, `SYSTEM_FOLDER`, `HOW_TO_GET` and a reader; some have `download`.
+"""
 
 import os
 from collections.abc import Iterator
