@@ -1,17 +1,22 @@
-# make all   set up, then run the default sweep: tables, plots, report
-# make test  set up, then run the tests
-# make ui    the MLflow UI on http://127.0.0.1:$(PORT), runs in progress included
+# make all    set up, then the sweep of config/config.yaml (or SUITE=...): tables, plots, report
+# make test   set up, then the tests
+# make ui     the MLflow UI on http://127.0.0.1:$(PORT), runs in progress included
+# make setup  only the set-up; PYTHON=python3.12 names another interpreter
 CORES ?= all
-SUITE ?= quick
 PORT ?= 5000
+
+# Snakemake writes a cache; a home folder that cannot be written must not stop it.
+ifneq ($(shell mkdir -p "$$HOME/.cache" 2>/dev/null && test -w "$$HOME/.cache" && echo yes),yes)
+export XDG_CACHE_HOME ?= $(CURDIR)/.cache
+endif
 
 .PHONY: all test ui setup clean
 
 all: setup
-	+.venv/bin/snakemake --cores $(CORES) --config suite=$(SUITE) -- all
+	.venv/bin/snakemake --cores $(CORES) $(if $(SUITE),--config suite=$(SUITE) --) all
 
 test: setup
-	+.venv/bin/python -m pytest
+	.venv/bin/python -m pytest
 
 ui: setup
 	.venv/bin/python -m workflow.track ui --port $(PORT)
@@ -19,7 +24,7 @@ ui: setup
 setup:
 	@sh tools/setup.sh
 
-# Only what the set-up and the tests made; results, reports and prepared data stay.
+# Only what the set-up and the tests made: results, reports and prepared data stay.
 clean:
 	rm -rf .venv .cache .pytest_cache .hypothesis .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,8 +27,12 @@ MAX_FITS = 10  # alternations of a fit to one batch
 VARIANCE_FLOOR = 1e-3  # eps, as a share of the mean channel variance
 
 
+@fused
 def channel_statistics(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Quantize x (N, C, ...) to levels (L,), and per channel: counts (C, L), sums (C, L), variance (C,)."""
+    """Quantize x (N, C, ...) to levels (L,); per channel counts (C, L), sums (C, L), variance (C,).
+
+    NaN and infinity in x give NaN in the result, so that a diverged run shows.
+    """
     over = [0, *range(2, x.dim())]
     size = x.numel() // x.shape[1]
     total, square = x.sum(over), (x * x).sum(over)
@@ -54,7 +58,7 @@ def channel_statistics(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tenso
         counts = counts - torch.nn.functional.pad(counts[:, 1:], (0, 1))
         sums = sums - torch.nn.functional.pad(sums[:, 1:], (0, 1))
     variance = (square / size - (total / size) ** 2).clamp_min(0)
-    return y, counts, sums, variance
+    return y + 0.0 * x, counts, sums, variance
 
 
 def channel_weights(variance: Tensor) -> Tensor:
@@ -65,36 +69,41 @@ def channel_weights(variance: Tensor) -> Tensor:
     return weights / weights.mean().clamp_min(1e-30)
 
 
+@fused
 def fit_basis(
     counts: Tensor, sums: Tensor, variance: Tensor, codes: Tensor, v: Tensor, weighting: str
 ) -> Tensor:
-    """Basis (1, K) that minimises sum_c w_c ||x_c - B_c v||^2, from per-channel statistics.
+    """Basis (K,) that minimises sum_c w_c ||x_c - B_c v||^2, from per-channel statistics.
 
-    counts, sums (C, L) per sorted level; codes (1, L, K) in that order; v (1, K) the present basis.
+    counts, sums (C, L) per sorted level; codes (1, L, K) in that order; v (K,) the present basis.
     """
+    v = v[None]
     if weighting == "median":
         channels = counts.shape[0]
         fits = solve_basis(counts, sums, codes.expand(channels, -1, -1), v.expand(channels, -1))
-        return fits.median(0, keepdim=True).values
+        return fits.median(0).values
     if weighting == "inverse_variance":
         weights = channel_weights(variance)[:, None]
         counts, sums = counts * weights, sums * weights
-    return solve_basis(counts.sum(0, keepdim=True), sums.sum(0, keepdim=True), codes, v)
+    return solve_basis(counts.sum(0, keepdim=True), sums.sum(0, keepdim=True), codes, v)[0]
 
 
-@fused
 def quantize_and_refit(
     x: Tensor, v: Tensor, codes: Tensor, weighting: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One training step: x (N, C, ...) quantized with v (1, K), the refitted basis, the range (2,)."""
-    levels, ordered = sorted_levels(v, codes)
+    """One training step: x (N, C, ...) quantized with v (K,), the refitted basis, the range (2,).
+
+    One fused pass over x gathers all statistics; the fit sees only those, so that its weighting
+    needs no kernel of its own.
+    """
+    levels, ordered = sorted_levels(v[None], codes)
     y, counts, sums, variance = channel_statistics(x, levels[0])
     fit = fit_basis(counts, sums, variance, ordered, v, weighting)
     return y, fit, levels[0, :: levels.shape[1] - 1]
 
 
 def refit_to_convergence(x: Tensor, v: Tensor, codes: Tensor, weighting: str) -> Tensor:
-    """Basis (1, K) after alternating quantization and weighted fit on x, from v, to convergence."""
+    """Basis (K,) after alternating quantization and weighted fit on x, from v, to convergence."""
     for _ in range(MAX_FITS):
         fit = quantize_and_refit(x, v, codes, weighting)[1]
         if torch.allclose(fit, v, rtol=1e-3, atol=1e-6):
@@ -112,7 +121,7 @@ def quantize_to_levels(x: Tensor, levels: Tensor) -> Tensor:
     y = levels[0].expand_as(x)
     for j in range(levels.shape[0] - 1):
         y = torch.where(x > thresholds[j], levels[j + 1], y)
-    return y + 0.0 * x  # NaN and infinity go through, so that a diverged run shows
+    return y + 0.0 * x
 
 
 @fused
@@ -149,17 +158,17 @@ class BasisActivation(ActivationQuantizer):
             raise InputError(f"weighting {weighting!r}: it must be one of {', '.join(WEIGHTINGS)}")
         self.weighting = weighting
         self.register_buffer("codes", code_matrix(bits, signed), persistent=False)
-        self.register_buffer("v", 2.0 ** torch.arange(bits)[None] / 2 ** (bits - 1))
+        self.register_buffer("v", 2.0 ** torch.arange(bits) / 2 ** (bits - 1))
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         # Start: uniform levels up to 3 root mean squares (2 on each side when signed).
         span = (2.0 if self.signed else 3.0) * x.float().square().mean().sqrt()
-        v = span / (2**self.bits - 1) * 2.0 ** torch.arange(self.bits, device=x.device)[None]
+        v = span / (2**self.bits - 1) * 2.0 ** torch.arange(self.bits, device=x.device)
         self.v.copy_(refit_to_convergence(x, v, self.codes, self.weighting))
 
     def levels(self) -> Tensor:
-        return sorted_levels(self.v, self.codes)[0][0]
+        return sorted_levels(self.v[None], self.codes)[0][0]
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

@@ -30,6 +30,11 @@ def _compiler_found() -> bool:
     return torch.cuda.is_available() or any(map(shutil.which, ("g++", "clang++", "c++")))
 
 
+def _detached(value: object) -> object:
+    """Gradients are written by hand; a tensor that asks for them would compile a second kernel."""
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
 def fused(function: Callable) -> Callable:
     """Decorator: compile `function` on its first call after `set_compile(True)`."""
 
@@ -42,7 +47,9 @@ def fused(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*arguments):
-        return compiled()(*arguments) if _compiling else function(*arguments)
+        if _compiling:
+            return compiled()(*map(_detached, arguments))
+        return function(*arguments)
 
     call.eager = function
     return call

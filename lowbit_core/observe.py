@@ -97,7 +97,7 @@ def channel_errors(model: nn.Module, fit_images: Tensor, held_out: Tensor) -> li
         errors = {}
         for weighting in WEIGHTINGS:
             v = refit_to_convergence(fit_inputs[name], quantizer.v, codes, weighting)
-            y = quantize_to_levels(x, sorted_levels(v, codes)[0][0])
+            y = quantize_to_levels(x, sorted_levels(v[None], codes)[0][0])
             errors[weighting] = (y - x).square().sum(_but_channel(x)) / power
         variance = x.var(_but_channel(x), correction=0)
         for channel in range(x.shape[1]):

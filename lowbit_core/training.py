@@ -205,7 +205,7 @@ class _Run:
         done = self._start()
         epochs = self.recipe["epochs"]
         progress = Progress(self.config["run_id"], epochs, self.train_data.images)
-        row = None
+        row = None  # stays so for 0 epochs, and where all of them were done before
         for epoch in range(done + 1, epochs + 1):
             row = self._train_epoch(epoch, progress)
             if not math.isfinite(row["train_loss"]):
@@ -314,7 +314,7 @@ class _Run:
         else:
             test = self.evaluate(self.test_data)
             final |= {"top1": test["top1"], "top5": test["top5"], "test_loss": test["loss"]}
-            final["val_top1"] = self.evaluate(self.val_data)["top1"]
+            final["val_top1"] = last["val_top1"] if last else self.evaluate(self.val_data)["top1"]
             self._measure(model)
         self.folder.save_tensors("weights.pt", model.state_dict())
         self.folder.write_json("final.json", final)

@@ -81,10 +81,11 @@ class Store:
             try:
                 yield MlflowClient(tracking_uri=self.uri)
             except (MlflowException, SQLAlchemyError) as error:
-                reason = " ".join(str(error).split())[:300]
+                # without the statement and the link that SQLAlchemy appends
+                reason = " ".join(str(error).partition("[SQL:")[0].split())
                 raise InputError(
-                    f"MLflow store {self.folder}: {reason} (results are not touched; "
-                    f"delete {self.folder} and rerun to build it again)"
+                    f"MLflow store {self.folder}: {reason}; results are not touched; if it is "
+                    f"damaged, delete {self.folder} and rerun to build it again"
                 ) from error
 
 
@@ -100,7 +101,7 @@ class TrackedRun:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table that a trainer may be appending to: a line without its newline is left out."""
+    """Rows of a table that may be growing: a line still without its newline is left out."""
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
@@ -186,8 +187,7 @@ def sync(
 def _experiment(client, store: Store, suite: str) -> str:
     found = client.get_experiment_by_name(suite)
     if found is None:
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI's training pages
-        return client.create_experiment(suite, store.artifacts(suite), kind)
+        return client.create_experiment(suite, store.artifacts(suite))
     if found.artifact_location != store.artifacts(suite):
         raise InputError(
             f"MLflow store {store.folder} was made for artifacts in {found.artifact_location}, not "
@@ -379,7 +379,7 @@ def _suite_runs(suite: str) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "suite.json"
         command = [sys.executable, "-m", "workflow.suite", suite, "--out", str(out)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(f"suite {suite}: {done.stderr.strip().splitlines()[-1]}")
         return read_json(out)["runs"]

@@ -13,7 +13,7 @@ try:
     check_config(config)
     SUITE = load_suite(config["suite"])
 except InputError as error:
-    raise WorkflowError(str(error))
+    sys.exit(f"error: {error}")  # one line; a WorkflowError would add a traceback
 
 IS_DEFAULT = SUITE.name == DEFAULT_SUITE
 RESULTS = "results" if IS_DEFAULT else f"results/{SUITE.name}"

@@ -1,0 +1,21 @@
+"""Settings and data that several test modules share."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The same examples each time; a loaded machine must not fail a test by its clock.
+settings.register_profile("lowbit", deadline=None, derandomize=True, max_examples=20)
+settings.load_profile("lowbit")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits_root(tmp_path_factory):
+    """A data folder that holds the prepared data set `digits`."""
+    from lowbit_core.data import dataset
+    from lowbit_core.data.prepare import prepare
+
+    root = tmp_path_factory.mktemp("datasets")
+    prepare(dataset("digits"), root / "digits")
+    return root

@@ -1,0 +1,154 @@
+"""The architectures: sizes known from the papers, every stem, and the names they promise."""
+
+import pytest
+import torch
+from torch import nn
+
+import baselines
+import lowbit_core.torchvision_ops  # noqa: F401  (before torchvision)
+from lowbit_core import models
+from lowbit_core.convert import Plan, convert, quantizable
+from lowbit_core.errors import InputError
+from lowbit_core.layers import QuantLayer, calibrate
+from lowbit_core.models.stem import STEMS
+
+SMALL = {
+    "resnet20": {"width": 4}, "resnet18": {"width": 4}, "alexnet": {"width": 4},
+    "mobilenetv2": {"width": 0.25, "repeats": 2, "last_channels": 32},
+}
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def meta(arch, classes, channels, **options):
+    with torch.device("meta"):
+        return models.build(arch, classes, channels, **options)
+
+
+@pytest.mark.parametrize("arch", models.ARCHS)
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_stem_gives_scores(arch, stem):
+    side = {"imagenet": 64, "small": 32, "small_stride2": 28}[stem]
+    model = models.build(arch, 7, 2, stem=stem, **SMALL[arch]).eval()
+    scores = model(torch.randn(3, 2, side, side))
+    assert scores.shape == (3, 7) and scores.isfinite().all()
+    names = set(quantizable(model))
+    assert model.signed_inputs <= names and model.shortcut_layers <= names
+
+
+@pytest.mark.parametrize("arch", models.ARCHS)
+def test_width_scales_the_planes(arch):
+    narrow, wide = (0.25, 0.5) if arch == "mobilenetv2" else (4, 8)
+    options = {k: v for k, v in SMALL[arch].items() if k != "width"}
+    sizes = [parameters(meta(arch, 10, 1, width=w, stem="small", **options))
+             for w in (narrow, wide)]
+    assert sizes[1] > 1.5 * sizes[0]
+
+
+def test_sizes_are_those_of_the_papers():
+    assert parameters(meta("resnet20", 10, 3, width=16, stem="small")) == pytest.approx(0.27e6, rel=0.02)
+    assert parameters(meta("resnet18", 1000, 3)) == 11_689_512
+    assert parameters(meta("mobilenetv2", 1000, 3)) == 3_504_872
+
+
+def test_networks_equal_torchvision_s():
+    """Same layers in the same order: the shapes of all parameters agree."""
+    from torchvision.models import mobilenet_v2, resnet18
+
+    with torch.device("meta"):
+        theirs = {"resnet18": resnet18(), "mobilenetv2": mobilenet_v2()}
+    for arch, reference in theirs.items():
+        own = [tuple(p.shape) for p in meta(arch, 1000, 3).parameters()]
+        assert sorted(own) == sorted(tuple(p.shape) for p in reference.parameters())
+
+
+def test_alexnet_has_the_shapes_of_the_original():
+    model = meta("alexnet", 1000, 3)
+    shapes = {n: tuple(m.weight.shape) for n, m in quantizable(model).items()}
+    assert list(shapes.values()) == [
+        (64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3),
+        (4096, 9216), (4096, 4096), (1000, 4096),
+    ]
+    seen = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _m, _x, y: seen.append(tuple(y.shape[2:])))
+    model.eval()(torch.zeros(1, 3, 224, 224, device="meta"))
+    assert seen[1:] == [(27, 27), (13, 13), (13, 13), (13, 13)]
+
+
+def test_resnet20_has_twenty_layers_and_the_right_sides():
+    model = meta("resnet20", 10, 3)
+    layers = [n for n in quantizable(model) if n not in model.shortcut_layers]
+    assert len(layers) == 20 and len(model.shortcut_layers) == 2
+    seen = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda _m, _x, y, name=name: seen.__setitem__(name, tuple(y.shape[1:])))
+    model.eval()(torch.zeros(1, 3, 32, 32, device="meta"))
+    assert seen["blocks.2.conv2"] == (16, 32, 32) and seen["blocks.8.conv2"] == (64, 8, 8)
+
+
+def test_mobilenetv2_halves_the_side_as_the_stem_says():
+    for stem, side, last in (("imagenet", 224, 7), ("small", 32, 4), ("small_stride2", 28, 2)):
+        model = meta("mobilenetv2", 10, 3, stem=stem)
+        assert model.features.eval()(torch.zeros(1, 3, side, side, device="meta")).shape[2] == last
+
+
+@pytest.mark.parametrize("arch", models.ARCHS)
+@pytest.mark.parametrize("training", (False, True), ids=("eval", "train"))
+def test_signed_inputs_are_exactly_those_that_can_be_negative(arch, training):
+    torch.manual_seed(0)
+    model = models.build(arch, 5, 1, stem="small", **SMALL[arch])
+    images = torch.randn(8, 1, 32, 32)
+    model.train()(images)  # running statistics that fit
+    first = next(iter(quantizable(model)))
+    lowest = {}
+    for name, layer in quantizable(model).items():
+        layer.register_forward_pre_hook(
+            lambda _m, x, name=name: lowest.__setitem__(name, x[0].min().item()))
+    model.train(training)(images)
+    assert lowest.keys() == quantizable(model).keys()
+    for name, low in lowest.items():
+        assert (low < 0) == (name in model.signed_inputs or name == first), name
+
+
+@pytest.mark.parametrize("arch", models.ARCHS)
+@pytest.mark.parametrize("name", ("direct", "pact"))
+def test_unsigned_quantizers_never_see_a_negative_value(arch, name):
+    torch.manual_seed(0)
+    model = models.build(arch, 5, 1, stem="small", **SMALL[arch])
+    convert(model, Plan(baselines.method(name), 2, 2, "8bit"), torch.zeros(1, 1, 32, 32))
+    images = torch.randn(8, 1, 32, 32)
+    calibrate(model, images)
+    lowest = {}
+    for layer_name, layer in model.named_modules():
+        if isinstance(layer, QuantLayer):
+            layer.register_forward_pre_hook(
+                lambda m, x, n=layer_name: lowest.__setitem__(
+                    n, (m.activation_quantizer.signed, x[0].min().item())))
+    for training in (True, False):
+        model.train(training)(images)
+        for layer_name, (signed, low) in lowest.items():
+            assert (low < 0) == signed, layer_name
+
+
+def test_bad_names_and_options_are_refused():
+    with pytest.raises(InputError, match="'vgg'.*alexnet, mobilenetv2, resnet18, resnet20"):
+        models.build("vgg", 10, 1)
+    with pytest.raises(InputError, match="resnet20.*depth"):
+        models.build("resnet20", 10, 1, depth=3)
+    for arch in models.ARCHS:
+        with pytest.raises(InputError, match="'big'.*imagenet, small, small_stride2"):
+            models.build(arch, 10, 1, stem="big")
+
+
+def test_the_same_seed_gives_the_same_network():
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(models.build("mobilenetv2", 4, 1, stem="small", **SMALL["mobilenetv2"]).state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])

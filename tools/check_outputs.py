@@ -1,0 +1,169 @@
+"""Check every output that the Snakefile declares: `python -m tools.check_outputs SUITE`.
+
+The list comes from `snakemake --summary`, so an output added to a rule is checked without a
+change here. All faults are printed; the exit code is 1 if there is one.
+"""
+
+import csv
+import json
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from workflow import collect, tables
+from workflow.suite import DEFAULT_SUITE, ROOT, load_suite
+
+COLUMNS = {
+    "results.csv": collect.RESULT_COLUMNS,
+    "timings.csv": collect.TIMING_COLUMNS,
+    "ablation_channel_error.csv": collect.CHANNEL_COLUMNS,
+    "ablation_channel_error_summary.csv": collect.CHANNEL_SUMMARY_COLUMNS,
+    "ablation_direct_weights.csv": collect.DIRECT_COLUMNS,
+    "ablation_direct_weights_summary.csv": collect.DIRECT_SUMMARY_COLUMNS,
+    "table_main.csv": tables.TABLE_COLUMNS,
+}
+
+
+class Fault(Exception):
+    """What is wrong with an output."""
+
+
+def require(condition: object, fault: str) -> None:
+    if not condition:
+        raise Fault(fault)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    require(header == COLUMNS[path.name], f"its columns are {header}, not {COLUMNS[path.name]}")
+    require(rows, "it has no rows")
+    for number, row in enumerate(rows, 2):
+        require(len(row) == len(header), f"line {number} has {len(row)} cells of {len(header)}")
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def check_svg(path: Path) -> None:
+    root = ElementTree.parse(path).getroot()
+    require(root.tag.endswith("}svg") and len(root), "it is not an SVG drawing")
+
+
+def check_png(path: Path) -> None:
+    with Image.open(path) as image:
+        image.load()
+        require(len(set(image.convert("L").get_flattened_data())) > 1, "the picture is blank")
+
+
+class _Page(HTMLParser):
+    """Collects what a page would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.foreign: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        for name, value in attrs:
+            loads = name == "src" or (tag == "link" and name == "href")
+            if loads and value and not value.startswith("data:"):
+                self.foreign.append(value)
+
+
+def check_html(path: Path) -> None:
+    text = path.read_text()
+    page = _Page()
+    page.feed(text)
+    page.close()
+    require(text.rstrip().endswith("</html>"), "it does not end with </html>")
+    require(page.tags["table"], "it has no table")
+    require(page.tags["img"] + page.tags["svg"], "it has no picture")
+    require(not page.foreign, f"it loads other files: {page.foreign[:3]}")
+
+
+def check_json_lines(path: Path) -> None:
+    for line in path.read_text().splitlines():
+        require({"run_id", "role"} <= json.loads(line).keys(), f"{line!r} is not a run")
+
+
+CHECKS: dict[str, Callable[[Path], object]] = {
+    ".csv": read_table,
+    ".svg": check_svg,
+    ".png": check_png,
+    ".html": check_html,
+    ".json": lambda path: json.loads(path.read_text()),
+    ".jsonl": check_json_lines,
+}
+
+
+def declared_outputs(suite: str) -> list[Path]:
+    """Output files of all rules needed for `all`, as the Snakefile declares them."""
+    command = [sys.executable, "-m", "snakemake", "--config", f"suite={suite}", "--summary", "all"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("output_file\t"))
+    return [ROOT / line.split("\t")[0] for line in lines[start + 1 :] if "\t" in line]
+
+
+def check_runs(suite: str, results: Path) -> None:
+    """The tables hold exactly the suite's runs, each once."""
+    expected = {run["run_id"] for job in load_suite(suite).jobs.values() for run in job.runs
+                if run["role"] != "checkpoint"}
+    for name in ("results.csv", "timings.csv"):
+        found = Counter(row["run_id"] for row in read_table(results / name))
+        require(set(found) >= expected, f"{name} lacks {sorted(expected - set(found))}")
+        require(max(found.values()) == 1, f"{name} repeats {found.most_common(1)}")
+
+
+def check_tracking(suite: str) -> None:
+    """MLflow's database holds each of the suite's runs once, finished."""
+    expected = {run["run_key"] for job in load_suite(suite).jobs.values() for run in job.runs}
+    database = sqlite3.connect(ROOT / "results" / "mlflow" / "mlflow.db")
+    rows = database.execute(
+        "select tags.value, runs.status from runs join tags using (run_uuid)"
+        " join experiments using (experiment_id)"
+        " where tags.key = 'run_key' and experiments.name = ?", (suite,)).fetchall()
+    database.close()
+    found = Counter(key for key, _ in rows)
+    require(set(found) >= expected, f"MLflow lacks {len(expected - set(found))} runs")
+    require(f"report-{suite}" in found, "MLflow lacks the report run")
+    require(max(found.values()) == 1, f"MLflow repeats {found.most_common(1)}")
+    open_runs = [key for key, status in rows if status != "FINISHED" and key in expected]
+    require(not open_runs, f"MLflow shows finished runs as running: {open_runs}")
+
+
+def main() -> None:
+    [suite] = sys.argv[1:]
+    faults = 0
+
+    def attempt(name: object, check: Callable, *arguments) -> None:
+        nonlocal faults
+        try:
+            check(*arguments)
+        except (Fault, ValueError, OSError, SyntaxError, sqlite3.Error) as error:
+            faults += 1
+            print(f"{name}: {error}", file=sys.stderr)
+
+    def check_file(path: Path) -> None:
+        require(path.stat().st_size > 0, "it is empty")
+        CHECKS.get(path.suffix, Path.read_bytes)(path)
+
+    outputs = declared_outputs(suite)
+    for path in outputs:
+        attempt(path, check_file, path)
+    results = ROOT / "results" if suite == DEFAULT_SUITE else ROOT / "results" / suite
+    attempt("runs", check_runs, suite, results)
+    attempt("tracking", check_tracking, suite)
+    print(f"{len(outputs)} declared outputs checked, {faults} faults")
+    sys.exit(1 if faults or not outputs else 0)
+
+
+if __name__ == "__main__":
+    main()
