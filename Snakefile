@@ -15,6 +15,19 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/tracking.smk"
 
 
+# Light work stays on the machine that runs snakemake, on a cluster too.
+localrules:
+    all,
+    suite_config,
+    collect,
+    ablation_channel_error,
+    ablation_direct_weights,
+    tables,
+    plots,
+    html_report,
+    mlflow_sync,
+
+
 report: "workflow/report/workflow.rst"
 
 

@@ -8,20 +8,24 @@ from lowbit_core.quantizer import ActivationQuantizer, Method, WeightQuantizer
 from lowbit_core.uniform import ClipRound
 
 
+_SMALLEST = 1e-12  # of max|tanh(w)|: a layer of zeros stays finite
+
+
 @fused
 def dorefa_weight(w: Tensor, steps: Tensor) -> Tensor:
     """2 q(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1 over the whole layer (eq. 9)."""
     u = torch.tanh(w)
-    return 2 * torch.round((u / (2 * u.abs().max()) + 0.5) * steps) / steps - 1
+    top = u.abs().max().clamp_min(_SMALLEST)
+    return 2 * torch.round((u / (2 * top) + 0.5) * steps) / steps - 1
 
 
 @fused
 def dorefa_gradient(g: Tensor, w: Tensor) -> Tensor:
     """Straight through the rounding; exact through tanh and through the maximum (shared by ties)."""
     u = torch.tanh(w)
-    top = u.abs().max()
+    top = u.abs().max().clamp_min(_SMALLEST)
     at_top = u.abs() == top
-    through_max = -(g * u).sum() / top**2 * torch.sign(u) * at_top / at_top.sum()
+    through_max = -(g * u).sum() / top**2 * torch.sign(u) * at_top / at_top.sum().clamp_min(1)
     return (g / top + through_max) * (1 - u * u)
 
 
@@ -73,7 +77,7 @@ class DoReFaWeight(WeightQuantizer):
         if self.bits == 1:
             return self.weight
         u = torch.tanh(self.weight)
-        return u / u.abs().max()
+        return u / u.abs().max().clamp_min(_SMALLEST)
 
     def levels(self) -> Tensor:
         if self.bits == 1:

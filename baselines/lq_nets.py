@@ -53,7 +53,9 @@ class LQWeight(WeightQuantizer):
 
 
 METHODS = (
-    Method("lq_nets", "LQ-Nets", "#0072B2", "o", LQWeight, partial(BasisActivation, weighting="equal")),
+    Method(
+        "lq_nets", "LQ-Nets", "#0072B2", "o", LQWeight, partial(BasisActivation, weighting="equal")
+    ),
     Method(
         "lq_channel_aware",
         "LQ-Nets weights + channel-aware",

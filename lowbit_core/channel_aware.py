@@ -38,8 +38,11 @@ def channel_statistics(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tenso
     total, square = x.sum(over), (x * x).sum(over)
     if levels.shape[0] > CHAIN_LEVELS:
         code = nearest_code(x.reshape(1, -1), levels[None]).view(x.shape)
-        slots = (code + levels.shape[0] * torch.arange(x.shape[1], device=x.device).view(
-            1, -1, *[1] * (x.dim() - 2))).reshape(-1)
+        slots = (
+            code
+            + levels.shape[0]
+            * torch.arange(x.shape[1], device=x.device).view(1, -1, *[1] * (x.dim() - 2))
+        ).reshape(-1)
         zeros = x.new_zeros(x.shape[1] * levels.shape[0])
         counts = zeros.scatter_add(0, slots, torch.ones_like(x).reshape(-1))
         sums = zeros.scatter_add(0, slots, x.reshape(-1))

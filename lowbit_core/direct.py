@@ -206,7 +206,9 @@ class SignWeight(_BasisWeight):
         signs = ordered.gather(
             1, nearest_code(rows, levels)[:, :, None].expand(-1, -1, bits)
         )  # (O, N, K)
-        distance = (rows[:, :, None] - levels[:, None, :]).abs().topk(2, dim=2, largest=False).values
+        distance = (
+            (rows[:, :, None] - levels[:, None, :]).abs().topk(2, dim=2, largest=False).values
+        )
         sure = (distance[..., 1] - distance[..., 0]) / level_step(levels).clamp_min(MIN_STEP)
         self.u = nn.Parameter(signs * sure.clamp(0.05, 1.0)[:, :, None])
 

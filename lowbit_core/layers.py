@@ -38,7 +38,7 @@ class QuantLayer(nn.Module):
         if quantizer is not None:
             if quantizer.calibrating:
                 quantizer.calibrate(x)
-            x = quantizer(x)
+            x = quantizer(x.float())  # counts and sums need more than bf16
         if self.convolution is None:
             return functional.linear(x, self.used_weight(), self.bias)
         return functional.conv2d(x, self.used_weight(), self.bias, *self.convolution)

@@ -64,8 +64,14 @@ def weight_histograms(model: nn.Module) -> dict[str, dict]:
     """Counts of the latent weights of a few layers, with the levels of output channel 0."""
     layers = quantized_layers(model)
     names = list(layers)
-    chosen = {names[len(names) * i // (HISTOGRAM_LAYERS - 1) - (i > 0)]: None
-              for i in range(HISTOGRAM_LAYERS)} if names else {}
+    chosen = (
+        {
+            names[len(names) * i // (HISTOGRAM_LAYERS - 1) - (i > 0)]: None
+            for i in range(HISTOGRAM_LAYERS)
+        }
+        if names
+        else {}
+    )
     result = {}
     for name in chosen:
         quantizer = layers[name].weight_quantizer

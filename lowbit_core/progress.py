@@ -31,8 +31,12 @@ class Progress:
             f"{self.name}: epoch {epoch}/{self.epochs}, {100 * count / self.images:.0f} %, "
             f"{rate:.0f} images/s, ETA {_clock((total - done) / rate)}"
         )
-        print(f"\r\033[K{text}" if self.live else text, end="" if self.live else "\n",
-              file=sys.stderr, flush=True)
+        print(
+            f"\r\033[K{text}" if self.live else text,
+            end="" if self.live else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def epoch(self, row: dict, images_per_s: float) -> None:
         """An epoch is done; `row` holds its metrics."""
@@ -43,7 +47,8 @@ class Progress:
             ("\r\033[K" if self.live else "")
             + f"{self.name}: epoch {row['epoch']}/{self.epochs}, loss {row['train_loss']:.3f}, "
             f"val top-1 {row['val_top1']:.2f} %, {images_per_s:.0f} images/s, ETA {_clock(left)}",
-            file=sys.stderr, flush=True,
+            file=sys.stderr,
+            flush=True,
         )
 
 

@@ -8,15 +8,26 @@ from pathlib import Path
 import torch
 
 from lowbit_core.errors import InputError
-from lowbit_core.files import replace_file, write_json, write_text
+from lowbit_core.files import write_bytes, write_json, write_text
 
 METRICS = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
 TIMINGS = ("epoch", "seconds", "images_per_s", "data_wait_share", "peak_memory_mb")
 WEIGHT_STATE = (
-    "epoch", "layer", "mismatch", "flip_rate", "level_min", "level_max", "used_levels",
+    "epoch",
+    "layer",
+    "mismatch",
+    "flip_rate",
+    "level_min",
+    "level_max",
+    "used_levels",
 )
 CHANNEL_ERROR = (
-    "layer", "channel", "variance", "error_equal", "error_inverse_variance", "error_median",
+    "layer",
+    "channel",
+    "variance",
+    "error_equal",
+    "error_inverse_variance",
+    "error_median",
 )
 
 
@@ -81,8 +92,9 @@ class RunFolder:
         write_json(self.path / name, value)
 
     def save_tensors(self, name: str, value: dict) -> None:
-        with replace_file(self.path / name) as temporary:
-            torch.save(value, temporary)
+        buffer = io.BytesIO()  # so that a full disk is an OSError, not one of torch's own
+        torch.save(value, buffer)
+        write_bytes(self.path / name, buffer.getvalue())
 
     def load_tensors(self, name: str) -> dict | None:
         """The saved dict; None if it is not there; InputError if it cannot be read."""

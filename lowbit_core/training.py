@@ -109,9 +109,15 @@ class _Run:
 
         def loader(split: str, indices, is_train: bool, batch: int):
             return make_loader(
-                data, split, batch_size=batch, indices=indices, train=is_train,
+                data,
+                split,
+                batch_size=batch,
+                indices=indices,
+                train=is_train,
                 augmentation=recipe["augmentation"] if is_train else "none",
-                seed=self.config["seed"], device=place.device, backend=self.config["loader"],
+                seed=self.config["seed"],
+                device=place.device,
+                backend=self.config["loader"],
                 threads=place.threads,
             )
 
@@ -123,9 +129,7 @@ class _Run:
 
     def _build_model(self, method: Method) -> None:
         config, info = self.config, dataset_named(self.config["dataset"])
-        model = models.build(
-            config["arch"], info.classes, info.channels, **config["arch_options"]
-        )
+        model = models.build(config["arch"], info.classes, info.channels, **config["arch_options"])
         if config["pretrained"]:
             path = self.place.runs / config["pretrained"] / "weights.pt"
             try:
@@ -144,8 +148,11 @@ class _Run:
             average = get_ema_multi_avg_fn(self.recipe["ema"])
             self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.optimizer = torch.optim.SGD(
-            parameter_groups(self.model, self.recipe), lr=self.recipe["lr"],
-            momentum=self.recipe["momentum"], nesterov=self.recipe["nesterov"], fused=True,
+            parameter_groups(self.model, self.recipe),
+            lr=self.recipe["lr"],
+            momentum=self.recipe["momentum"],
+            nesterov=self.recipe["nesterov"],
+            fused=True,
         )
 
     # -- state ------------------------------------------------------------------------------
@@ -252,10 +259,19 @@ class _Run:
         val = self.evaluate(self.val_data)
         row |= {"val_loss": val["loss"], "val_top1": val["top1"]}
         self.folder.append("metrics.csv", METRICS, [row])
-        self.folder.append("timings.csv", TIMINGS, [{
-            "epoch": epoch, "seconds": seconds, "images_per_s": count / seconds,
-            "data_wait_share": waited / seconds, "peak_memory_mb": _peak_memory_mb(device),
-        }])
+        self.folder.append(
+            "timings.csv",
+            TIMINGS,
+            [
+                {
+                    "epoch": epoch,
+                    "seconds": seconds,
+                    "images_per_s": count / seconds,
+                    "data_wait_share": waited / seconds,
+                    "peak_memory_mb": _peak_memory_mb(device),
+                }
+            ],
+        )
         if math.isfinite(row["train_loss"]):
             self._record_weights(epoch)
             self._save(epoch)

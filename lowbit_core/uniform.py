@@ -11,7 +11,9 @@ def clip_round(x: Tensor, top: Tensor, bottom: Tensor, steps: Tensor) -> Tensor:
     """round((clip(x) - bottom) / d) d + bottom with d = (top - bottom) / steps. Any shape."""
     step = (top - bottom) / steps
     # Not torch.clamp with tensors: minimum and maximum let a NaN through, and vectorise.
-    return torch.round((torch.minimum(torch.maximum(x, bottom), top) - bottom) / step) * step + bottom
+    return (
+        torch.round((torch.minimum(torch.maximum(x, bottom), top) - bottom) / step) * step + bottom
+    )
 
 
 @fused

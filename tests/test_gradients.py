@@ -263,6 +263,9 @@ def test_every_parameter_has_a_group_a_gradient_and_moves(method, bits, first_la
     convert(net, Plan(method, bits, bits, first_last), torch.zeros(1, 1, 8, 8))
     images = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     calibrate(net, images)
+    for quantizer in net.modules():
+        if isinstance(quantizer, PACTActivation):  # at 8 bits nothing lies above the first clip
+            quantizer.alpha.data.mul_(0.5)
     recipe = {"weight_decay": 1e-4, "quantizer_groups": GROUPS}
     groups = parameter_groups(net, recipe)
     grouped = [p for group in groups for p in group["params"]]

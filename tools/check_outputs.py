@@ -114,8 +114,12 @@ def declared_outputs(suite: str) -> list[Path]:
 
 def check_runs(suite: str, results: Path) -> None:
     """The tables hold exactly the suite's runs, each once."""
-    expected = {run["run_id"] for job in load_suite(suite).jobs.values() for run in job.runs
-                if run["role"] != "checkpoint"}
+    expected = {
+        run["run_id"]
+        for job in load_suite(suite).jobs.values()
+        for run in job.runs
+        if run["role"] != "checkpoint"
+    }
     for name in ("results.csv", "timings.csv"):
         found = Counter(row["run_id"] for row in read_table(results / name))
         require(set(found) >= expected, f"{name} lacks {sorted(expected - set(found))}")
@@ -129,7 +133,9 @@ def check_tracking(suite: str) -> None:
     rows = database.execute(
         "select tags.value, runs.status from runs join tags using (run_uuid)"
         " join experiments using (experiment_id)"
-        " where tags.key = 'run_key' and experiments.name = ?", (suite,)).fetchall()
+        " where tags.key = 'run_key' and experiments.name = ?",
+        (suite,),
+    ).fetchall()
     database.close()
     found = Counter(key for key, _ in rows)
     require(set(found) >= expected, f"MLflow lacks {len(expected - set(found))} runs")

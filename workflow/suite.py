@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import yaml
+from jsonschema.protocols import Validator
 
 import baselines
 from lowbit_core import data, models
@@ -26,11 +27,31 @@ SCHEMA = Path(__file__).parent / "schemas" / "suite.schema.yaml"
 DEFAULT_SUITE = "quick"
 # Their runs feed the ablation tables; they go into jobs of their own, so that
 # `snakemake results/ablation_channel_error.csv` trains little else.
-ABLATION_FAMILY = ("fp", "lq_nets", "direct", "direct_plain", "direct_median", "direct_sign", "indirect")
+ABLATION_FAMILY = (
+    "fp",
+    "lq_nets",
+    "direct",
+    "direct_plain",
+    "direct_median",
+    "direct_sign",
+    "indirect",
+)
 # Modules of lowbit_core that cannot change a number: how data are found and written, and reporting.
-NOT_NUMERIC = ("data/prepare.py", "data/sources.py", "data/manifest.py", "data/fashion_mnist.py",
-               "data/cifar100.py", "data/imagenet.py", "data/digits.py", "data/beton.py",
-               "errors.py", "files.py", "progress.py", "hardware.py", "run_folder.py")
+NOT_NUMERIC = (
+    "data/prepare.py",
+    "data/sources.py",
+    "data/manifest.py",
+    "data/fashion_mnist.py",
+    "data/cifar100.py",
+    "data/imagenet.py",
+    "data/digits.py",
+    "data/beton.py",
+    "errors.py",
+    "files.py",
+    "progress.py",
+    "hardware.py",
+    "run_folder.py",
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +111,7 @@ def parse_suite(text: str, where: str) -> Suite:
 
 
 @cache
-def _validator() -> jsonschema.Validator:
+def _validator() -> Validator:
     schema = yaml.safe_load(SCHEMA.read_text())
     base = jsonschema.Draft202012Validator
 
@@ -164,8 +185,15 @@ def _runs(config: dict, where: str) -> Iterator[dict]:
             for names, labels, role in settings:
                 for name, bits in _combinations(names, labels, place):
                     _check_plan(model, name, bits, experiment["policy"], place)
-                    run = _resolve(config, experiment, name, bits, seed, experiment["recipe"],
-                                   checkpoint["run_id"])
+                    run = _resolve(
+                        config,
+                        experiment,
+                        name,
+                        bits,
+                        seed,
+                        experiment["recipe"],
+                        checkpoint["run_id"],
+                    )
                     yield {**run, "role": role}
 
 
@@ -187,8 +215,12 @@ def _combinations(names, labels, place) -> Iterator[tuple[str, tuple[int, int]]]
 def _check_model(experiment: dict, place: str):
     info = data.dataset(experiment["dataset"])
     try:
-        return _skeleton(experiment["arch"], info.classes, info.channels,
-                         json.dumps(experiment["arch_options"], sort_keys=True))
+        return _skeleton(
+            experiment["arch"],
+            info.classes,
+            info.channels,
+            json.dumps(experiment["arch_options"], sort_keys=True),
+        )
     except InputError as error:
         raise InputError(f"{place}.arch: {error}") from error
 
@@ -228,9 +260,16 @@ def _resolve(config, experiment, name, bits, seed, recipe, pretrained) -> dict:
     }
     key = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
     kind = name if pretrained else "checkpoint"
-    run_id = "-".join([
-        resolved["dataset"], resolved["arch"], kind, bits_label(*bits).lower(), f"s{seed}", key[:8]
-    ])
+    run_id = "-".join(
+        [
+            resolved["dataset"],
+            resolved["arch"],
+            kind,
+            bits_label(*bits).lower(),
+            f"s{seed}",
+            key[:8],
+        ]
+    )
     return {**resolved, "run_key": key, "run_id": run_id}
 
 
@@ -248,8 +287,11 @@ def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
     for checkpoint, members in by_checkpoint.items():
         unique = {run["run_id"]: run for run in reversed(members)}
         for family in ("ablation", "rest"):
-            own = [r for r in reversed(unique.values())
-                   if (r["method"] in ABLATION_FAMILY) == (family == "ablation")]
+            own = [
+                r
+                for r in reversed(unique.values())
+                if (r["method"] in ABLATION_FAMILY) == (family == "ablation")
+            ]
             for part, start in enumerate(range(0, len(own), runs_per_job)):
                 name = f"{names[checkpoint]}-{family}{part}"
                 chunk = tuple(own[start : start + runs_per_job])
@@ -299,8 +341,11 @@ def _code(path: Path) -> str:
 
 
 def _is_text(node: ast.stmt) -> bool:
-    return (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-            and isinstance(node.value.value, str))
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 # -- the sweep's own configuration -----------------------------------------------------------

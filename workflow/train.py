@@ -38,8 +38,11 @@ def main() -> None:
     runs = suite.jobs[arguments.job].runs
     lines = []
     for number, run in enumerate(runs, 1):
-        print(f"{arguments.job}: run {number} of {len(runs)}: {run['run_id']}",
-              file=sys.stderr, flush=True)
+        print(
+            f"{arguments.job}: run {number} of {len(runs)}: {run['run_id']}",
+            file=sys.stderr,
+            flush=True,
+        )
         config = {key: value for key, value in run.items() if key != "role"}
         config["loader"] = pick_backend(run["loader"])[0]
         final = train_run(config, baselines.method(run["method"]), place)

@@ -18,8 +18,9 @@ from lowbit_core.data.backend import import_ffcv
 PAGE_SIZE = 1 << 21  # bytes; one image of 500x500 raw pixels (750 kB) fits
 
 
-def write_beton(path: Path, dataset: Dataset, count: int,
-                samples: Iterable[tuple[np.ndarray, int]]) -> None:
+def write_beton(
+    path: Path, dataset: Dataset, count: int, samples: Iterable[tuple[np.ndarray, int]]
+) -> None:
     """Write `count` samples (image, label) to `path`.
 
     Images are (C, H, W) uint8 for raw sets, (H, W, 3) uint8 of any size otherwise: half of these
@@ -35,10 +36,12 @@ def write_beton(path: Path, dataset: Dataset, count: int,
         shape = (dataset.channels, dataset.side, dataset.side)
         image_field = NDArrayField(np.dtype("uint8"), shape)
     else:
-        image_field = RGBImageField(write_mode="proportion", max_resolution=500,
-                                    compress_probability=0.5, jpeg_quality=90)
-    writer = DatasetWriter(str(path), {"image": image_field, "label": IntField()},
-                           page_size=PAGE_SIZE, num_workers=1)
+        image_field = RGBImageField(
+            write_mode="proportion", max_resolution=500, compress_probability=0.5, jpeg_quality=90
+        )
+    writer = DatasetWriter(
+        str(path), {"image": image_field, "label": IntField()}, page_size=PAGE_SIZE, num_workers=1
+    )
     writer.num_samples = count
     writer.prepare()
     todo, allocations = queue.SimpleQueue(), queue.SimpleQueue()
@@ -48,8 +51,16 @@ def write_beton(path: Path, dataset: Dataset, count: int,
     np.random.seed(0)  # which images are stored as JPEG
     try:
         allocator = MemoryAllocator(str(path), writer.data_region_start, PAGE_SIZE)
-        worker_job_indexed_dataset(todo, writer.metadata_sm, writer.metadata_type, writer.fields,
-                                   allocator, Value("Q", 0), allocations, _InOrder(samples))
+        worker_job_indexed_dataset(
+            todo,
+            writer.metadata_sm,
+            writer.metadata_type,
+            writer.fields,
+            allocator,
+            Value("Q", 0),
+            allocations,
+            _InOrder(samples),
+        )
         writer.finalize(allocations.get())
         pages = allocator.next_page_allocated.value
         whole = allocator.offset + pages * PAGE_SIZE + count * ALLOC_TABLE_TYPE.itemsize

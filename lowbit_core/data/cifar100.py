@@ -12,14 +12,18 @@ from lowbit_core.errors import InputError
 
 ARCHIVE = "cifar-100-python"
 # The checksums torchvision uses for the unpacked archive.
-MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d",
-       "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-       "meta": "7973b15100ade9c7d40fb424638fde48"}
+MD5 = {
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+}
 PER_CLASS = {"train": 500, "test": 100}
 CLASSES, SIDE = 100, 32
 SYSTEM_FOLDER = None
-HOW_TO_GET = (f"download it with `--download`, or give with `--source` a folder that holds "
-              f"{ARCHIVE}/ or {{train,test}}/<class>/*.png")
+HOW_TO_GET = (
+    f"download it with `--download`, or give with `--source` a folder that holds "
+    f"{ARCHIVE}/ or {{train,test}}/<class>/*.png"
+)
 
 
 def present(folder: Path) -> bool:
@@ -72,8 +76,10 @@ def _read_png(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.size != (SIDE, SIDE) or image.mode != "RGB":
-                raise InputError(f"{path}: {image.mode} image of {image.width}x{image.height}, "
-                                 f"not RGB of {SIDE}x{SIDE}")
+                raise InputError(
+                    f"{path}: {image.mode} image of {image.width}x{image.height}, "
+                    f"not RGB of {SIDE}x{SIDE}"
+                )
             return np.asarray(image).transpose(2, 0, 1)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise InputError(f"{path}: unreadable image ({error})") from None
@@ -86,5 +92,6 @@ def download(folder: Path) -> None:
     from torchvision.datasets.utils import download_and_extract_archive
 
     with downloading("cifar100", folder):
-        download_and_extract_archive(CIFAR100.url, str(folder), filename=CIFAR100.filename,
-                                     md5=CIFAR100.tgz_md5)
+        download_and_extract_archive(
+            CIFAR100.url, str(folder), filename=CIFAR100.filename, md5=CIFAR100.tgz_md5
+        )

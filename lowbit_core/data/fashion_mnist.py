@@ -12,10 +12,22 @@ from lowbit_core.errors import InputError
 STEMS = {"train": "train", "test": "t10k"}
 IMAGES, LABELS = "{}-images-idx3-ubyte.gz", "{}-labels-idx1-ubyte.gz"
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-HOW_TO_GET = ("install Debian's package with `apt-get install dataset-fashion-mnist`, "
-              "or download it with `--download`")
-CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
-           "Bag", "Ankle boot")
+HOW_TO_GET = (
+    "install Debian's package with `apt-get install dataset-fashion-mnist`, "
+    "or download it with `--download`"
+)
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 SIDE = 28
 
 
@@ -30,8 +42,10 @@ def load(folder: Path, split: str) -> Samples:
     images = _read_idx(folder / IMAGES.format(stem), 3)
     labels = _read_idx(folder / LABELS.format(stem), 1)
     if images.shape[1:] != (SIDE, SIDE):
-        raise InputError(f"{folder / IMAGES.format(stem)}: images are {images.shape[1]}x"
-                         f"{images.shape[2]}, not {SIDE}x{SIDE}")
+        raise InputError(
+            f"{folder / IMAGES.format(stem)}: images are {images.shape[1]}x"
+            f"{images.shape[2]}, not {SIDE}x{SIDE}"
+        )
     if len(images) != len(labels):
         raise InputError(f"{folder}: {len(images)} {split} images but {len(labels)} labels")
     return Samples(images[:, None], labels.astype(np.int64), CLASSES)
@@ -48,12 +62,16 @@ def _read_idx(path: Path, dims: int) -> np.ndarray:
         raise InputError(f"{path}: truncated or corrupt gzip file ({error})") from None
     header = 4 + 4 * dims
     if len(data) < header or data[:4] != bytes((0, 0, 8, dims)):
-        raise InputError(f"{path}: not an idx file of bytes with {dims} dimensions "
-                         f"(it starts with {data[:4].hex() or 'nothing'})")
+        raise InputError(
+            f"{path}: not an idx file of bytes with {dims} dimensions "
+            f"(it starts with {data[:4].hex() or 'nothing'})"
+        )
     shape = tuple(int(n) for n in np.frombuffer(data, ">u4", dims, 4))
     if len(data) - header != int(np.prod(shape)):
-        raise InputError(f"{path}: its header promises {int(np.prod(shape))} bytes of data for "
-                         f"shape {shape}, but it holds {len(data) - header}")
+        raise InputError(
+            f"{path}: its header promises {int(np.prod(shape))} bytes of data for "
+            f"shape {shape}, but it holds {len(data) - header}"
+        )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 

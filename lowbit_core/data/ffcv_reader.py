@@ -46,8 +46,14 @@ class FfcvReader:
         threads = 1 if resolution is None else min(threads, numba.config.NUMBA_NUM_THREADS)
         torch_threads = torch.get_num_threads()
         try:
-            self._loader = _compiled_loader(str(path.resolve()), stat.st_mtime_ns, stat.st_size,
-                                            threads, resolution, random_crop)
+            self._loader = _compiled_loader(
+                str(path.resolve()),
+                stat.st_mtime_ns,
+                stat.st_size,
+                threads,
+                resolution,
+                random_crop,
+            )
         finally:
             torch.set_num_threads(torch_threads)  # FFCV sets it for the whole process
 
@@ -73,8 +79,9 @@ class FfcvReader:
 
 
 @lru_cache(maxsize=16)
-def _compiled_loader(path: str, mtime_ns: int, size: int, threads: int, resolution: int | None,
-                     random_crop: bool) -> Loader:
+def _compiled_loader(
+    path: str, mtime_ns: int, size: int, threads: int, resolution: int | None, random_crop: bool
+) -> Loader:
     if resolution is None:
         decoder = NDArrayDecoder()
     elif random_crop:
@@ -83,9 +90,15 @@ def _compiled_loader(path: str, mtime_ns: int, size: int, threads: int, resoluti
         decoder = CenterCropRGBImageDecoder((resolution, resolution), CENTER_RATIO)
     try:
         # Labels are read from the file's metadata: one pipeline less to compile.
-        return Loader(path, batch_size=1, num_workers=threads, os_cache=True,
-                      order=OrderOption.SEQUENTIAL, drop_last=False,
-                      pipelines={"image": [decoder, ToTensor()], "label": None})
+        return Loader(
+            path,
+            batch_size=1,
+            num_workers=threads,
+            os_cache=True,
+            order=OrderOption.SEQUENTIAL,
+            drop_last=False,
+            pipelines={"image": [decoder, ToTensor()], "label": None},
+        )
     except (AssertionError, IndexError, KeyError, ValueError) as error:
         raise InputError(f"{path}: not a readable .beton file ({error!r})") from None
 
@@ -119,12 +132,14 @@ class _Batches(EpochIterator):
                 break
             except Empty:
                 if self.error is not None:
-                    raise RuntimeError(f"{self.loader.fname}: FFCV's loader thread failed: "
-                                       f"{self.error!r}") from self.error
+                    raise RuntimeError(
+                        f"{self.loader.fname}: FFCV's loader thread failed: {self.error!r}"
+                    ) from self.error
                 if time.monotonic() > deadline:
                     self._hangs = True
-                    raise RuntimeError(f"{self.loader.fname}: FFCV gave no batch in {TIMEOUT:.0f} s"
-                                       ) from None
+                    raise RuntimeError(
+                        f"{self.loader.fname}: FFCV gave no batch in {TIMEOUT:.0f} s"
+                    ) from None
         if item is None:
             raise StopIteration
         return item[1]

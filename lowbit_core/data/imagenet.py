@@ -10,8 +10,10 @@ from lowbit_core.errors import InputError
 
 FOLDERS = {"train": "train", "test": "val"}
 SYSTEM_FOLDER = None
-HOW_TO_GET = ("register at https://image-net.org, unpack ILSVRC2012 as {train,val}/<synset>/*.JPEG "
-              "and give the folder with `--source`")
+HOW_TO_GET = (
+    "register at https://image-net.org, unpack ILSVRC2012 as {train,val}/<synset>/*.JPEG "
+    "and give the folder with `--source`"
+)
 
 
 def present(folder: Path) -> bool:
@@ -27,8 +29,11 @@ def listing(folder: Path, split: str, classes: int) -> tuple[list[str], list[int
         raise InputError(f"{root}: {len(synsets)} synset folders, not {classes}")
     files, labels = [], []
     for label, synset in enumerate(synsets):
-        found = sorted(path.name for path in (root / synset).iterdir()
-                       if path.suffix.lower() in (".jpeg", ".jpg"))
+        found = sorted(
+            path.name
+            for path in (root / synset).iterdir()
+            if path.suffix.lower() in (".jpeg", ".jpg")
+        )
         if not found:
             raise InputError(f"{root / synset}: holds no .JPEG file")
         files += [f"{FOLDERS[split]}/{synset}/{name}" for name in found]

@@ -21,8 +21,19 @@ class BatchLoader:
     `epoch(e)` depends only on the loader's arguments and e: a resumed run sees the same batches.
     """
 
-    def __init__(self, reader, data, indices: np.ndarray, *, batch_size: int, train: bool,
-                 augmentation: str, seed: int, device: torch.device, side: int):
+    def __init__(
+        self,
+        reader,
+        data,
+        indices: np.ndarray,
+        *,
+        batch_size: int,
+        train: bool,
+        augmentation: str,
+        seed: int,
+        device: torch.device,
+        side: int,
+    ):
         self._reader, self._indices = reader, indices
         self._labels = torch.from_numpy(reader.labels[indices])
         self._train, self._augmentation, self._seed = train, augmentation, seed
@@ -48,10 +59,12 @@ class BatchLoader:
         if self._train:
             positions = np.random.default_rng(_hash("order", self._seed, e)).permutation(positions)
         positions = positions[: self.images]
-        draws = augment.draw(self._augmentation, self.images, self._side,
-                             _hash("augmentation", self._seed, e))
-        batches = self._reader.batches(self._indices[positions], self.batch_size,
-                                       _hash("crop", self._seed, e))
+        draws = augment.draw(
+            self._augmentation, self.images, self._side, _hash("augmentation", self._seed, e)
+        )
+        batches = self._reader.batches(
+            self._indices[positions], self.batch_size, _hash("crop", self._seed, e)
+        )
         labels = self._labels[torch.from_numpy(positions)]
         with closing(batches):
             for i, pixels in enumerate(batches):
@@ -62,10 +75,20 @@ class BatchLoader:
                 yield images, labels[batch].to(self._device)
 
 
-def make_loader(data_dir: str | Path, split: str, *, batch_size: int, train: bool,
-                indices: np.ndarray | None = None, augmentation: str = "none", seed: int = 0,
-                device: str | torch.device = "cpu", backend: str = "ffcv", threads: int = 1,
-                resolution: int | None = None) -> BatchLoader:
+def make_loader(
+    data_dir: str | Path,
+    split: str,
+    *,
+    batch_size: int,
+    train: bool,
+    indices: np.ndarray | None = None,
+    augmentation: str = "none",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    backend: str = "ffcv",
+    threads: int = 1,
+    resolution: int | None = None,
+) -> BatchLoader:
     """A loader of `split` ("train" or "test") from the folder that `prepare` wrote.
 
     train: shuffle each epoch by (seed, epoch) and drop the last partial batch; else keep the order.
@@ -87,8 +110,10 @@ def make_loader(data_dir: str | Path, split: str, *, batch_size: int, train: boo
         raise InputError(f"resolution {resolution}: {data.name} is always loaded at {data.side}")
     indices = _check_indices(indices, manifest["images"], f"{data_dir}/{split}")
     if batch_size < 1 or (train and batch_size > len(indices)):
-        raise InputError(f"batch size {batch_size}: must be 1 to {len(indices)}, "
-                         f"the number of images of {data_dir}/{split} in use")
+        raise InputError(
+            f"batch size {batch_size}: must be 1 to {len(indices)}, "
+            f"the number of images of {data_dir}/{split} in use"
+        )
     if threads < 1:
         raise InputError(f"threads {threads}: must be at least 1")
     side = data.side if resolution is None else resolution
@@ -97,8 +122,9 @@ def make_loader(data_dir: str | Path, split: str, *, batch_size: int, train: boo
         import_ffcv()
         from lowbit_core.data.ffcv_reader import FfcvReader
 
-        reader = FfcvReader(data_dir / f"{split}.beton", threads,
-                            None if data.stored_raw else side, random_crop)
+        reader = FfcvReader(
+            data_dir / f"{split}.beton", threads, None if data.stored_raw else side, random_crop
+        )
     else:
         from lowbit_core.data.torch_reader import ImageReader, RawReader
 
@@ -107,8 +133,17 @@ def make_loader(data_dir: str | Path, split: str, *, batch_size: int, train: boo
         else:
             source = Path(manifest["source"])
             reader = ImageReader(data_dir, split, source, threads, side, random_crop)
-    return BatchLoader(reader, data, indices, batch_size=batch_size, train=train, seed=seed,
-                       augmentation=augmentation, device=torch.device(device), side=side)
+    return BatchLoader(
+        reader,
+        data,
+        indices,
+        batch_size=batch_size,
+        train=train,
+        seed=seed,
+        augmentation=augmentation,
+        device=torch.device(device),
+        side=side,
+    )
 
 
 def _check_indices(indices: np.ndarray | None, count: int, where: str) -> np.ndarray:

@@ -17,10 +17,28 @@ from lowbit_core.data import DATASETS, check_split
 from lowbit_core.errors import InputError
 
 FULL_HASH_BELOW = 256 * 2**20  # bytes; larger files are checked by size and header at load
-_KEYS = {"dataset", "split", "images", "class_counts", "side", "channels", "class_names",
-         "samples_sha256", "backend", "files", "versions"}
-_HEADER = np.dtype([("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"),
-                    ("samples", "<u8"), ("table", "<u8")])  # of a .beton file, version 2
+_KEYS = {
+    "dataset",
+    "split",
+    "images",
+    "class_counts",
+    "side",
+    "channels",
+    "class_names",
+    "samples_sha256",
+    "backend",
+    "files",
+    "versions",
+}
+_HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("fields", "<u2"),
+        ("page_size", "<u4"),
+        ("samples", "<u8"),
+        ("table", "<u8"),
+    ]
+)  # of a .beton file, version 2
 _verified: set[tuple] = set()  # files hashed by this process: path, size, time, digest
 
 
@@ -51,8 +69,10 @@ def read_manifest(data_dir: str | Path, split: str) -> dict:
     if not isinstance(manifest, dict) or not _KEYS <= manifest.keys():
         raise InputError(f"{path}: not a manifest of this version; {again}")
     if manifest["dataset"] not in DATASETS or manifest["split"] != split:
-        raise InputError(f"{path}: describes {manifest['split']!r} of {manifest['dataset']!r}, "
-                         f"not {split!r} of one of {', '.join(DATASETS)}; {again}")
+        raise InputError(
+            f"{path}: describes {manifest['split']!r} of {manifest['dataset']!r}, "
+            f"not {split!r} of one of {', '.join(DATASETS)}; {again}"
+        )
     return manifest
 
 
@@ -64,8 +84,10 @@ def check(data_dir: str | Path, split: str, backend: str = "ffcv", full: bool = 
     """
     manifest = read_manifest(data_dir, split)
     if backend == "ffcv" and manifest["backend"] != "ffcv":
-        raise InputError(f"{manifest_path(data_dir, split)}: written without ffcv, so there is no "
-                         f".beton file; {_rebuild(data_dir, manifest['dataset'])}")
+        raise InputError(
+            f"{manifest_path(data_dir, split)}: written without ffcv, so there is no "
+            f".beton file; {_rebuild(data_dir, manifest['dataset'])}"
+        )
     for name, expected in manifest["files"].items():
         if name == f"{split}_labels.npy" or name.endswith(".beton") == (backend == "ffcv"):
             _check_file(Path(data_dir) / name, expected, manifest, full)
@@ -87,20 +109,24 @@ def _check_file(path: Path, expected: dict, manifest: dict, full: bool) -> None:
         raise InputError(f"{path}: the file is missing; {again}")
     stat = path.stat()
     if stat.st_size != expected.get("bytes"):
-        raise InputError(f"{path}: {stat.st_size} bytes, but its manifest says "
-                         f"{expected.get('bytes')}; {again}")
+        raise InputError(
+            f"{path}: {stat.st_size} bytes, but its manifest says {expected.get('bytes')}; {again}"
+        )
     if full or stat.st_size < FULL_HASH_BELOW:
         key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, expected.get("sha256"))
         if full or key not in _verified:
             if sha256_file(path) != expected.get("sha256"):
-                raise InputError(f"{path}: its checksum is not the manifest's, "
-                                 f"the file is corrupt; {again}")
+                raise InputError(
+                    f"{path}: its checksum is not the manifest's, the file is corrupt; {again}"
+                )
             _verified.add(key)
     elif path.suffix == ".beton":
         header = np.fromfile(path, _HEADER, count=1)[0]
         if header["version"] != 2 or header["samples"] != manifest["images"]:
-            raise InputError(f"{path}: its header is not that of a .beton file of "
-                             f"{manifest['images']} samples; {again}")
+            raise InputError(
+                f"{path}: its header is not that of a .beton file of "
+                f"{manifest['images']} samples; {again}"
+            )
 
 
 def _rebuild(data_dir: str | Path, name: str) -> str:

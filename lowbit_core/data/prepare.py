@@ -95,15 +95,26 @@ def _save(path: Path, array: np.ndarray) -> None:
 
 def _check_counts(data: Dataset, split: str, labels: np.ndarray, folder: Path | None) -> None:
     if len(labels) != data.images(split):
-        raise InputError(f"{folder}: {len(labels)} {split} images of {data.name}, "
-                         f"not {data.images(split)}")
+        raise InputError(
+            f"{folder}: {len(labels)} {split} images of {data.name}, not {data.images(split)}"
+        )
     if labels.min() < 0 or labels.max() >= data.classes:
-        raise InputError(f"{folder}: {split} labels of {data.name} run from {labels.min()} to "
-                         f"{labels.max()}, not from 0 to {data.classes - 1}")
+        raise InputError(
+            f"{folder}: {split} labels of {data.name} run from {labels.min()} to "
+            f"{labels.max()}, not from 0 to {data.classes - 1}"
+        )
 
 
-def _manifest(data: Dataset, split: str, labels: np.ndarray, class_names, samples_sha256: str,
-              out: Path, names: list[str], backend: str) -> dict:
+def _manifest(
+    data: Dataset,
+    split: str,
+    labels: np.ndarray,
+    class_names,
+    samples_sha256: str,
+    out: Path,
+    names: list[str],
+    backend: str,
+) -> dict:
     packages = ("numpy", "pillow", "ffcv") if backend == "ffcv" else ("numpy", "pillow")
     return {
         "dataset": data.name,

@@ -42,11 +42,15 @@ def find(name: str, given: Path | None = None, download: bool = False) -> Path |
     module = source_module(name)
     if name == "digits":
         return None
-    places = [given] if given else [
-        *([Path(os.environ[ENVIRONMENT]) / name] if os.environ.get(ENVIRONMENT) else []),
-        RAW_FOLDER / name,
-        *([module.SYSTEM_FOLDER] if module.SYSTEM_FOLDER else []),
-    ]
+    places = (
+        [given]
+        if given
+        else [
+            *([Path(os.environ[ENVIRONMENT]) / name] if os.environ.get(ENVIRONMENT) else []),
+            RAW_FOLDER / name,
+            *([module.SYSTEM_FOLDER] if module.SYSTEM_FOLDER else []),
+        ]
+    )
     for place in places:
         if module.present(place):
             return place
@@ -56,8 +60,10 @@ def find(name: str, given: Path | None = None, download: bool = False) -> Path |
         module.download(RAW_FOLDER / name)
         return RAW_FOLDER / name
     elsewhere = "" if given else f"; a copy elsewhere is found through --source or ${ENVIRONMENT}"
-    raise InputError(f"data set {name} was not found in {', '.join(map(str, places))}: "
-                     f"{module.HOW_TO_GET}{elsewhere}")
+    raise InputError(
+        f"data set {name} was not found in {', '.join(map(str, places))}: "
+        f"{module.HOW_TO_GET}{elsewhere}"
+    )
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from lowbit_core.errors import InputError
 SPLIT_SEED = 2020  # one split for all runs, whatever their seed
 
 
-def split_indices(labels: np.ndarray, *, val_images: int, train_images: int | None = None
-                  ) -> tuple[np.ndarray, np.ndarray]:
+def split_indices(
+    labels: np.ndarray, *, val_images: int, train_images: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Disjoint sorted indices (train, val) into `labels` (N,), each with the classes' proportions.
 
     The validation images depend on `val_images` alone. train_images: None takes all the rest.
@@ -19,8 +20,10 @@ def split_indices(labels: np.ndarray, *, val_images: int, train_images: int | No
     rest = len(labels) - val_images
     train_images = rest if train_images is None else train_images
     if train_images < 1 or train_images > rest:
-        raise InputError(f"train_images {train_images}: must be 1 to {rest}, "
-                         f"the images left beside {val_images} for validation")
+        raise InputError(
+            f"train_images {train_images}: must be 1 to {rest}, "
+            f"the images left beside {val_images} for validation"
+        )
     rng = np.random.default_rng(SPLIT_SEED)
     members = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     val, members = _take(members, val_images)

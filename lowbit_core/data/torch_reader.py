@@ -39,8 +39,15 @@ class ImageReader:
 
     name = "torch"
 
-    def __init__(self, data_dir: Path, split: str, source: Path, threads: int, resolution: int,
-                 random_crop: bool):
+    def __init__(
+        self,
+        data_dir: Path,
+        split: str,
+        source: Path,
+        threads: int,
+        resolution: int,
+        random_crop: bool,
+    ):
         self.labels = np.load(data_dir / f"{split}_labels.npy")
         self._files = (data_dir / f"{split}.files.txt").read_text().splitlines()
         if not source.is_dir():

@@ -1,4 +1,4 @@
-"""AlexNet with batch norm (Krizhevsky et al. 2012; batch norm as in the LQ-Nets and PACT papers)."""
+"""AlexNet (Krizhevsky et al. 2012) with batch norm, as in the LQ-Nets and PACT papers."""
 
 from torch import Tensor, nn
 

@@ -3,8 +3,8 @@
 
 rule prepare_data:
     output:
-        protected(f"{DATA}/{{dataset}}/train.manifest.json"),
-        protected(f"{DATA}/{{dataset}}/test.manifest.json"),
+        f"{DATA}/{{dataset}}/train.manifest.json",
+        f"{DATA}/{{dataset}}/test.manifest.json",
     log:
         f"{RESULTS}/logs/prepare_{{dataset}}.log",
     conda:

@@ -17,7 +17,8 @@ rule mlflow_sync:
         suite=SUITE.name,
         runs=RUNS,
         store=STORE,
+        data=DATA,
     shell:
         "{params.python:q} -m workflow.track sync --suite {params.suite} --jobs {input.jobs:q}"
-        " --runs {params.runs} --store {params.store} --extra-artifact {input.plots:q}"
+        " --runs {params.runs} --store {params.store} --data {params.data:q} --extra-artifact {input.plots:q}"
         " {input.config:q} --done {output:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,404 @@
+"""Training on a tiny data set: resuming, divergence, damaged files, what a run leaves behind."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+import baselines
+from lowbit_core import observe, training
+from lowbit_core.errors import InputError
+from lowbit_core.run_folder import METRICS, RunFolder, load_tensors
+from lowbit_core.training import Place, is_finished, train_run
+
+RECIPE = {
+    "name": "short", "epochs": 4, "batch_size": 64, "lr": 0.05, "momentum": 0.9, "nesterov": True,
+    "weight_decay": 1e-4, "warmup_epochs": 0.5, "schedule": "cosine", "label_smoothing": 0.0,
+    "augmentation": "none", "train_images": 320, "val_images": 128, "eval_batch_size": 256,
+    "precision": "fp32", "ema": 0,
+    "quantizer_groups": {
+        "codes": {"lr_scale": 1, "weight_decay": 0}, "levels": {"lr_scale": 0.1, "weight_decay": 0},
+        "clip": {"lr_scale": 1, "weight_decay": 1e-4},
+    },
+}
+CLOCK = {"created", "seconds"}  # of final.json
+
+
+def config(method="direct", run_id="run", key="a" * 64, w=2, a=2, **changes):
+    bits = (32, 32) if method == "fp" else (w, a)
+    recipe = RECIPE | {k: changes.pop(k) for k in list(changes) if k in RECIPE}
+    return {
+        "dataset": "digits", "arch": "alexnet", "arch_options": {"width": 2, "stem": "small_stride2"},
+        "method": method, "w_bits": bits[0], "a_bits": bits[1], "seed": 0,
+        "policy": {"first_last": "fp", "shortcut": "quantized", "exceptions": {}},
+        "recipe": recipe, "pretrained": None, "loader": "torch", "compile": "off",
+        "code_version": "0" * 12, "run_key": key, "run_id": run_id,
+    } | changes
+
+
+class Killed(BaseException):
+    """Stands for a signal that ends the process."""
+
+
+def train(settings, root, runs):
+    return train_run(settings, baselines.method(settings["method"]),
+                     Place(root, runs, torch.device("cpu")))
+
+
+def kill_after(monkeypatch, epoch, moment="_save"):
+    """Make training stop in the `epoch`-th call of `moment`: after the checkpoint is written."""
+    original = getattr(training._Run, moment)
+
+    def stop(self, at, *arguments):
+        result = original(self, at, *arguments)
+        if at == epoch:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(training._Run, moment, stop)
+
+
+def table(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_run(one, other):
+    for name in ("metrics.csv", "weight_state.csv", "layers.json", "weight_histograms.json",
+                 "channel_error.csv"):
+        assert (one / name).exists() == (other / name).exists(), name
+        if (one / name).exists():
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    states = [load_tensors(folder / "weights.pt") for folder in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    finals = [json.loads((folder / "final.json").read_text()) for folder in (one, other)]
+    for key in finals[0].keys() - CLOCK:
+        assert finals[0][key] == finals[1][key], key
+
+
+@pytest.fixture(scope="module")
+def whole(digits_root, tmp_path_factory):
+    """A finished run of a method, trained once: whole(method) gives its folder."""
+    done = {}
+
+    def run(method, **changes):
+        key = (method, *changes.items())
+        if key not in done:
+            runs = tmp_path_factory.mktemp(method)
+            train(config(method, **changes), digits_root, runs)
+            done[key] = runs / "run"
+        return done[key]
+
+    return run
+
+
+# -- resuming --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ("direct", "lq_nets", "pact", "fp", "direct_sign"))
+def test_two_epochs_a_kill_and_two_more_equal_four(
+    method, digits_root, tmp_path, monkeypatch, whole
+):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            train(config(method), digits_root, tmp_path)
+    folder = tmp_path / "run"
+    assert (folder / "checkpoint.pt").exists() and not (folder / "final.json").exists()
+    final = train(config(method), digits_root, tmp_path)
+    assert final["status"] == "done" and final["epochs_done"] == 4
+    assert not (folder / "checkpoint.pt").exists()
+    assert [row["epoch"] for row in table(folder / "metrics.csv")] == ["1", "2", "3", "4"]
+    assert_same_run(folder, whole(method))
+
+
+@pytest.mark.parametrize("changes", ({"ema": 0.9}, {"augmentation": "crop_flip"},
+                                     {"precision": "bf16"}), ids=str)
+def test_resuming_is_exact_with_every_option(changes, digits_root, tmp_path, monkeypatch):
+    settings = config("direct", epochs=2, **changes)
+    train(settings, digits_root, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            train(settings, digits_root, tmp_path / "killed")
+    train(settings, digits_root, tmp_path / "killed")
+    assert_same_run(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
+
+
+def test_a_kill_between_metrics_and_checkpoint_repeats_the_epoch(
+    digits_root, tmp_path, monkeypatch, whole
+):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 3, "_record_weights")  # rows of epoch 3 are written, its state is not
+        with pytest.raises(Killed):
+            train(config(), digits_root, tmp_path)
+    folder = tmp_path / "run"
+    assert len(table(folder / "metrics.csv")) == 3
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("4,0.00")  # and half a line
+    with (folder / "timings.csv").open("a") as file:
+        file.write("3")
+    train(config(), digits_root, tmp_path)
+    assert_same_run(folder, whole("direct"))
+    assert [row["epoch"] for row in table(folder / "timings.csv")] == ["1", "2", "3", "4"]
+
+
+def test_a_kill_before_the_first_checkpoint_starts_again(digits_root, tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 1, "_record_weights")
+        with pytest.raises(Killed):
+            train(config(), digits_root, tmp_path)
+    train(config(), digits_root, tmp_path)
+    assert_same_run(tmp_path / "run", whole("direct"))
+
+
+def test_a_kill_in_the_last_step_only_finishes(digits_root, tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 4)
+        with pytest.raises(Killed):
+            train(config(), digits_root, tmp_path)
+        patch.setattr(training._Run, "_train_epoch", None)  # must not be called
+        train(config(), digits_root, tmp_path)
+    assert_same_run(tmp_path / "run", whole("direct"))
+
+
+# -- what is kept and what is redone ---------------------------------------------------------
+
+
+def test_a_finished_run_is_not_trained_again(digits_root, tmp_path, monkeypatch):
+    settings = config("pact", epochs=1)
+    first = train(settings, digits_root, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()}
+    monkeypatch.setattr(training, "_Run", None)
+    assert is_finished(settings, tmp_path)
+    assert train(settings, digits_root, tmp_path) == first
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_changed_configuration_is_trained_again(digits_root, tmp_path):
+    old = config("pact", epochs=1)
+    train(old, digits_root, tmp_path)
+    new = config("pact", epochs=2, key="b" * 64)
+    assert not is_finished(new, tmp_path)
+    assert train(new, digits_root, tmp_path)["epochs_done"] == 2
+    assert len(table(tmp_path / "run" / "metrics.csv")) == 2
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run_key"] == "b" * 64
+
+
+def test_a_changed_run_that_is_killed_is_not_taken_for_finished(digits_root, tmp_path, monkeypatch):
+    train(config("pact", epochs=1), digits_root, tmp_path)
+    new = config("pact", epochs=2, key="b" * 64)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            train(new, digits_root, tmp_path)
+    assert not is_finished(new, tmp_path)
+
+
+def test_a_run_leaves_everything_that_the_results_are_made_of(whole):
+    folder = whole("direct")
+    final = json.loads((folder / "final.json").read_text())
+    assert final["status"] == "done" and final["diverged_layer"] is None
+    assert 0 <= final["top1"] <= final["top5"] <= 100
+    assert final["size_bytes"] < final["fp_size_bytes"] and final["bitops"] > 0
+    assert final["versions"]["torch"] and final["loader"] == "torch" and final["compile"] == "off"
+    metrics = table(folder / "metrics.csv")
+    assert tuple(metrics[0]) == METRICS
+    assert float(metrics[-1]["val_top1"]) == pytest.approx(final["val_top1"], abs=1e-4)
+    layers = json.loads((folder / "layers.json").read_text())
+    quantized = [row["layer"] for row in layers if row["status"] == "quantized"]
+    state = table(folder / "weight_state.csv")
+    assert {row["layer"] for row in state} == set(quantized)
+    assert [row["epoch"] for row in state] == sorted(
+        (str(e) for e in range(5) for _ in quantized), key=int)
+    assert {row["layer"] for row in table(folder / "channel_error.csv")} == set(quantized)
+    histograms = json.loads((folder / "weight_histograms.json").read_text())
+    assert set(histograms) <= set(quantized) and histograms
+    weights = load_tensors(folder / "weights.pt")
+    assert all(t.isfinite().all() for t in weights.values() if t.is_floating_point())
+
+
+def test_learning_happens(whole):
+    for method in ("fp", "direct", "pact"):
+        rows = table(whole(method) / "metrics.csv")
+        assert float(rows[-1]["train_loss"]) < 0.9 * float(rows[0]["train_loss"])
+
+
+def test_methods_start_from_the_shared_checkpoint(digits_root, tmp_path):
+    train(config("fp", run_id="base", epochs=2), digits_root, tmp_path)
+    settings = config("fp", run_id="tuned", epochs=0, pretrained="base")
+    train(settings, digits_root, tmp_path)
+    base, tuned = (load_tensors(tmp_path / n / "weights.pt") for n in ("base", "tuned"))
+    assert all(torch.equal(base[k], tuned[k]) for k in base)
+    finals = [json.loads((tmp_path / n / "final.json").read_text()) for n in ("base", "tuned")]
+    assert finals[0]["top1"] == finals[1]["top1"] and finals[1]["epochs_done"] == 0
+
+
+def test_every_activation_quantizer_is_calibrated_whatever_gave_it_its_bits(digits_root, tmp_path):
+    """32-bit activations by plan, but 8 bits by exception or at the first and last layer."""
+    policy = {"first_last": "8bit", "shortcut": "quantized", "exceptions": {}}
+    train(config("pact", a=32, epochs=0, policy=policy), digits_root, tmp_path)
+    state = load_tensors(tmp_path / "run" / "weights.pt")
+    clips = {k: v.item() for k, v in state.items() if k.endswith("alpha")}
+    assert len(clips) == 2 and 10.0 not in clips.values()
+
+
+def test_momentum_zero_is_a_legal_setting(digits_root, tmp_path):
+    settings = config("fp", epochs=1, momentum=0)
+    assert train(settings, digits_root, tmp_path)["status"] == "done"
+
+
+# -- divergence ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [m for m in baselines.METHODS if m != "direct_plain"])
+@pytest.mark.parametrize("bits", (2, 8))
+def test_an_absurd_learning_rate_ends_as_diverged(method, bits, digits_root, tmp_path):
+    if method == "fp" and bits == 8:
+        pytest.skip("full precision has no bits")
+    settings = config(method, w=bits, a=bits, lr=1e30, warmup_epochs=0, epochs=3)
+    final = train(settings, digits_root, tmp_path)
+    folder = tmp_path / "run"
+    assert final["status"] == "diverged" and final["top1"] is None
+    assert final["diverged_layer"] is None or isinstance(final["diverged_layer"], str)
+    assert 1 <= final["epochs_done"] <= 3
+    rows = table(folder / "metrics.csv")
+    assert not math.isfinite(float(rows[-1]["train_loss"]))
+    for name in ("config.json", "layers.json", "weights.pt", "timings.csv"):
+        assert (folder / name).exists(), name
+    json.loads((folder / "final.json").read_text(), parse_constant=pytest.fail)
+    assert is_finished(settings, tmp_path) and train(settings, digits_root, tmp_path) == final
+
+
+def test_a_diverged_checkpoint_is_named(digits_root, tmp_path):
+    train(config("fp", run_id="base", lr=1e30, warmup_epochs=0, epochs=1), digits_root, tmp_path)
+    settings = config("direct", pretrained="base", epochs=1)
+    with pytest.raises(InputError, match="base"):
+        train(settings, digits_root, tmp_path)
+
+
+# -- damaged files ---------------------------------------------------------------------------
+
+
+def one_sentence(caught, *words):
+    text = str(caught.value)
+    assert "\n" not in text and all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("damage", (b"", b"not a checkpoint", None), ids=("empty", "junk", "cut"))
+def test_a_damaged_checkpoint_is_named(damage, digits_root, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            train(config("pact", epochs=2), digits_root, tmp_path)
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
+    metrics = (tmp_path / "run" / "metrics.csv").read_bytes()
+    with pytest.raises(InputError) as caught:
+        train(config("pact", epochs=2), digits_root, tmp_path)
+    one_sentence(caught, str(path), "corrupt", "delete")
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == metrics  # nothing computed is lost
+    path.unlink()  # what the message advises works
+    assert train(config("pact", epochs=2), digits_root, tmp_path)["status"] == "done"
+
+
+@pytest.mark.parametrize("damage", (b"", b"x" * 100, None), ids=("empty", "junk", "missing"))
+def test_damaged_pretrained_weights_are_named(damage, digits_root, tmp_path):
+    path = tmp_path / "base" / "weights.pt"
+    path.parent.mkdir()
+    if damage is not None:
+        path.write_bytes(damage)
+    with pytest.raises(InputError) as caught:
+        train(config("direct", pretrained="base"), digits_root, tmp_path)
+    one_sentence(caught, str(path))
+
+
+def test_pretrained_weights_of_another_network_are_named(digits_root, tmp_path):
+    train(config("fp", run_id="base", epochs=0), digits_root, tmp_path)
+    settings = config("direct", pretrained="base",
+                      arch_options={"width": 3, "stem": "small_stride2"})
+    with pytest.raises(InputError) as caught:
+        train(settings, digits_root, tmp_path)
+    one_sentence(caught, "base", "alexnet", "3")
+
+
+@pytest.mark.parametrize("name", ("final.json", "config.json"))
+@pytest.mark.parametrize("text", ("", '{"status": "do', "\x00\x01"), ids=("empty", "cut", "junk"))
+def test_a_damaged_record_is_named(name, text, digits_root, tmp_path):
+    settings = config("pact", epochs=0)
+    train(settings, digits_root, tmp_path)
+    (tmp_path / "run" / name).write_text(text)
+    with pytest.raises(InputError) as caught:
+        train(settings, digits_root, tmp_path)
+    one_sentence(caught, str(tmp_path / "run" / name), "delete")
+
+
+def test_a_batch_larger_than_the_data_is_refused(digits_root, tmp_path):
+    with pytest.raises(InputError) as caught:
+        train(config("fp", batch_size=400), digits_root, tmp_path)
+    one_sentence(caught, "400", "320", "'short'")
+
+
+def test_missing_data_is_named(tmp_path):
+    with pytest.raises(InputError) as caught:
+        train(config("fp"), tmp_path / "data", tmp_path)
+    one_sentence(caught, "digits")
+
+
+def test_a_full_disk_is_an_error_that_the_command_line_can_report(tmp_path):
+    """Not a RuntimeError of torch's writer, which would end in a traceback."""
+    folder = RunFolder(tmp_path)
+    (tmp_path / "old.pt").write_bytes(b"old")
+    full = tmp_path / ".old.pt.tmp"
+    full.symlink_to("/dev/full")
+
+    from contextlib import contextmanager
+
+    @contextmanager
+    def onto_a_full_disk(path):
+        yield full
+
+    import lowbit_core.files
+    import lowbit_core.run_folder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowbit_core.run_folder, "replace_file", onto_a_full_disk)
+        patch.setattr(lowbit_core.files, "replace_file", onto_a_full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            folder.save_tensors("old.pt", {"a": torch.zeros(10_000)})
+    assert (tmp_path / "old.pt").read_bytes() == b"old"
+
+
+# -- tables ----------------------------------------------------------------------------------
+
+
+def test_half_a_line_is_dropped_and_half_a_header_too(tmp_path):
+    folder = RunFolder(tmp_path)
+    row = dict.fromkeys(METRICS, 0.5)
+    folder.append("metrics.csv", METRICS, [row | {"epoch": e} for e in (1, 2, 3)])
+    whole = (tmp_path / "metrics.csv").read_text()
+    for cut in range(len(whole) + 1):
+        (tmp_path / "metrics.csv").write_text(whole[:cut])
+        folder.keep_until("metrics.csv", 2)
+        text = (tmp_path / "metrics.csv").read_text()
+        assert whole.startswith(text) and text.count("\n") <= 3
+        assert text == "" or text.endswith("\n")
+    folder.append("metrics.csv", METRICS, [row | {"epoch": 3}])
+    assert (tmp_path / "metrics.csv").read_text() == whole
+
+
+def test_tables_have_fixed_formats(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_table("t.csv", ("a", "b", "c"), [{"a": 1 / 3, "b": None, "c": 7}])
+    assert (tmp_path / "t.csv").read_text() == "a,b,c\n0.33333333,,7\n"
+
+
+def test_observing_does_not_change_a_run(digits_root, tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(training.observe, "weight_state", lambda model, previous: ([], {}))
+    train(config("lq_nets"), digits_root, tmp_path)
+    states = [load_tensors(f / "weights.pt") for f in (tmp_path / "run", whole("lq_nets"))]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert observe.weight_state is training.observe.weight_state
