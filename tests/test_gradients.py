@@ -126,7 +126,7 @@ def test_basis_activation_gradient_is_clipped_to_the_levels_before_the_update(
 ):
     quantizer = BasisActivation(bits, signed, weighting)
     levels = quantizer.levels().clone()
-    x = (2 * draw(1, 4, 3, 5, 5).float())
+    x = 2 * draw(1, 4, 3, 5, 5).float()
     x = x if signed else x.relu()
     x[0, 0, 0, :2] = torch.stack([levels[0], levels[-1]])
     x.requires_grad_()
@@ -156,8 +156,11 @@ def test_direct_gradients(bits, seed):
     count = 2**bits
     quantizer = DirectWeight(draw(seed, 4, 30).float(), bits).double()
     with torch.no_grad():  # codes all over the axis and beyond, an order of levels unlike the start
-        quantizer.z.copy_(torch.rand(4, 30, dtype=torch.float64,
-                                     generator=torch.Generator().manual_seed(seed)) * (count + 4) - 2.5)
+        quantizer.z.copy_(
+            torch.rand(4, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            * (count + 4)
+            - 2.5
+        )
         quantizer.z[0, :4] = torch.tensor([-1.0, count, -1.001, count + 0.001])
         quantizer.v.copy_(draw(seed + 5, 4, bits))
     g = draw(seed + 1, 4, 30)
@@ -173,7 +176,8 @@ def test_direct_gradients(bits, seed):
     d = (levels[:, -1:] - levels[:, :1]) / (count - 1)
     outside = (quantizer.z < -1) | (quantizer.z > count)
     torch.testing.assert_close(
-        quantizer.z.grad, torch.where(outside, 0.0, g / d.clamp_min(MIN_STEP)))
+        quantizer.z.grad, torch.where(outside, 0.0, g / d.clamp_min(MIN_STEP))
+    )
     assert quantizer.z.grad[0, :2].abs().min() > 0 and (quantizer.z.grad[0, 2:4] == 0).all()
 
 
@@ -235,8 +239,7 @@ def test_sign_gradients(bits, seed):
     # dL/du = g v inside, preconditioned by 1 / (2 v^2)
     scale = v.detach()[:, None]
     safe = (scale.abs() > MIN_STEP).expand_as(u)
-    torch.testing.assert_close(
-        quantizer.u.grad[safe], (u.grad / (2 * scale**2))[safe])
+    torch.testing.assert_close(quantizer.u.grad[safe], (u.grad / (2 * scale**2))[safe])
 
 
 # -- every parameter trains ------------------------------------------------------------------
@@ -245,10 +248,18 @@ def test_sign_gradients(bits, seed):
 def small_net():
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(),
-        nn.Conv2d(6, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8),
-        nn.Conv2d(8, 8, 3, groups=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
-        nn.Linear(128, 12), nn.ReLU(), nn.Linear(12, 4),
+        nn.Conv2d(1, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 12),
+        nn.ReLU(),
+        nn.Linear(12, 4),
     )
     net.signed_inputs = frozenset({"0", "5"})
     net.shortcut_layers = frozenset()
@@ -277,8 +288,11 @@ def test_every_parameter_has_a_group_a_gradient_and_moves(method, bits, first_la
     for _ in range(2):
         nn.functional.cross_entropy(net(3 * images), labels).backward()
     quantizer_parameters = [
-        p for layer in net.modules() if isinstance(layer, QuantLayer)
-        for q in (layer.weight_quantizer, layer.activation_quantizer) if q is not None
+        p
+        for layer in net.modules()
+        if isinstance(layer, QuantLayer)
+        for q in (layer.weight_quantizer, layer.activation_quantizer)
+        if q is not None
         for p in q.parameters()
     ]
     assert quantizer_parameters

@@ -13,7 +13,9 @@ from lowbit_core.layers import QuantLayer, calibrate
 from lowbit_core.models.stem import STEMS
 
 SMALL = {
-    "resnet20": {"width": 4}, "resnet18": {"width": 4}, "alexnet": {"width": 4},
+    "resnet20": {"width": 4},
+    "resnet18": {"width": 4},
+    "alexnet": {"width": 4},
     "mobilenetv2": {"width": 0.25, "repeats": 2, "last_channels": 32},
 }
 
@@ -42,13 +44,16 @@ def test_every_stem_gives_scores(arch, stem):
 def test_width_scales_the_planes(arch):
     narrow, wide = (0.25, 0.5) if arch == "mobilenetv2" else (4, 8)
     options = {k: v for k, v in SMALL[arch].items() if k != "width"}
-    sizes = [parameters(meta(arch, 10, 1, width=w, stem="small", **options))
-             for w in (narrow, wide)]
+    sizes = [
+        parameters(meta(arch, 10, 1, width=w, stem="small", **options)) for w in (narrow, wide)
+    ]
     assert sizes[1] > 1.5 * sizes[0]
 
 
 def test_sizes_are_those_of_the_papers():
-    assert parameters(meta("resnet20", 10, 3, width=16, stem="small")) == pytest.approx(0.27e6, rel=0.02)
+    assert parameters(meta("resnet20", 10, 3, width=16, stem="small")) == pytest.approx(
+        0.27e6, rel=0.02
+    )
     assert parameters(meta("resnet18", 1000, 3)) == 11_689_512
     assert parameters(meta("mobilenetv2", 1000, 3)) == 3_504_872
 
@@ -68,8 +73,14 @@ def test_alexnet_has_the_shapes_of_the_original():
     model = meta("alexnet", 1000, 3)
     shapes = {n: tuple(m.weight.shape) for n, m in quantizable(model).items()}
     assert list(shapes.values()) == [
-        (64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3),
-        (4096, 9216), (4096, 4096), (1000, 4096),
+        (64, 3, 11, 11),
+        (192, 64, 5, 5),
+        (384, 192, 3, 3),
+        (256, 384, 3, 3),
+        (256, 256, 3, 3),
+        (4096, 9216),
+        (4096, 4096),
+        (1000, 4096),
     ]
     seen = []
     for module in model.modules():
@@ -87,7 +98,8 @@ def test_resnet20_has_twenty_layers_and_the_right_sides():
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(
-                lambda _m, _x, y, name=name: seen.__setitem__(name, tuple(y.shape[1:])))
+                lambda _m, _x, y, name=name: seen.__setitem__(name, tuple(y.shape[1:]))
+            )
     model.eval()(torch.zeros(1, 3, 32, 32, device="meta"))
     assert seen["blocks.2.conv2"] == (16, 32, 32) and seen["blocks.8.conv2"] == (64, 8, 8)
 
@@ -109,7 +121,8 @@ def test_signed_inputs_are_exactly_those_that_can_be_negative(arch, training):
     lowest = {}
     for name, layer in quantizable(model).items():
         layer.register_forward_pre_hook(
-            lambda _m, x, name=name: lowest.__setitem__(name, x[0].min().item()))
+            lambda _m, x, name=name: lowest.__setitem__(name, x[0].min().item())
+        )
     model.train(training)(images)
     assert lowest.keys() == quantizable(model).keys()
     for name, low in lowest.items():
@@ -129,7 +142,9 @@ def test_unsigned_quantizers_never_see_a_negative_value(arch, name):
         if isinstance(layer, QuantLayer):
             layer.register_forward_pre_hook(
                 lambda m, x, n=layer_name: lowest.__setitem__(
-                    n, (m.activation_quantizer.signed, x[0].min().item())))
+                    n, (m.activation_quantizer.signed, x[0].min().item())
+                )
+            )
     for training in (True, False):
         model.train(training)(images)
         for layer_name, (signed, low) in lowest.items():
@@ -150,5 +165,7 @@ def test_the_same_seed_gives_the_same_network():
     states = []
     for _ in range(2):
         torch.manual_seed(3)
-        states.append(models.build("mobilenetv2", 4, 1, stem="small", **SMALL["mobilenetv2"]).state_dict())
+        states.append(
+            models.build("mobilenetv2", 4, 1, stem="small", **SMALL["mobilenetv2"]).state_dict()
+        )
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])

@@ -3,23 +3,37 @@
 import csv
 import json
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 import baselines
-from lowbit_core import observe, training
+from lowbit_core import files, observe, training
 from lowbit_core.errors import InputError
 from lowbit_core.run_folder import METRICS, RunFolder, load_tensors
 from lowbit_core.training import Place, is_finished, train_run
 
 RECIPE = {
-    "name": "short", "epochs": 4, "batch_size": 64, "lr": 0.05, "momentum": 0.9, "nesterov": True,
-    "weight_decay": 1e-4, "warmup_epochs": 0.5, "schedule": "cosine", "label_smoothing": 0.0,
-    "augmentation": "none", "train_images": 320, "val_images": 128, "eval_batch_size": 256,
-    "precision": "fp32", "ema": 0,
+    "name": "short",
+    "epochs": 4,
+    "batch_size": 64,
+    "lr": 0.05,
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 1e-4,
+    "warmup_epochs": 0.5,
+    "schedule": "cosine",
+    "label_smoothing": 0.0,
+    "augmentation": "none",
+    "train_images": 320,
+    "val_images": 128,
+    "eval_batch_size": 256,
+    "precision": "fp32",
+    "ema": 0,
     "quantizer_groups": {
-        "codes": {"lr_scale": 1, "weight_decay": 0}, "levels": {"lr_scale": 0.1, "weight_decay": 0},
+        "codes": {"lr_scale": 1, "weight_decay": 0},
+        "levels": {"lr_scale": 0.1, "weight_decay": 0},
         "clip": {"lr_scale": 1, "weight_decay": 1e-4},
     },
 }
@@ -30,11 +44,21 @@ def config(method="direct", run_id="run", key="a" * 64, w=2, a=2, **changes):
     bits = (32, 32) if method == "fp" else (w, a)
     recipe = RECIPE | {k: changes.pop(k) for k in list(changes) if k in RECIPE}
     return {
-        "dataset": "digits", "arch": "alexnet", "arch_options": {"width": 2, "stem": "small_stride2"},
-        "method": method, "w_bits": bits[0], "a_bits": bits[1], "seed": 0,
+        "dataset": "digits",
+        "arch": "alexnet",
+        "arch_options": {"width": 2, "stem": "small_stride2"},
+        "method": method,
+        "w_bits": bits[0],
+        "a_bits": bits[1],
+        "seed": 0,
         "policy": {"first_last": "fp", "shortcut": "quantized", "exceptions": {}},
-        "recipe": recipe, "pretrained": None, "loader": "torch", "compile": "off",
-        "code_version": "0" * 12, "run_key": key, "run_id": run_id,
+        "recipe": recipe,
+        "pretrained": None,
+        "loader": "torch",
+        "compile": "off",
+        "code_version": "0" * 12,
+        "run_key": key,
+        "run_id": run_id,
     } | changes
 
 
@@ -43,8 +67,9 @@ class Killed(BaseException):
 
 
 def train(settings, root, runs):
-    return train_run(settings, baselines.method(settings["method"]),
-                     Place(root, runs, torch.device("cpu")))
+    return train_run(
+        settings, baselines.method(settings["method"]), Place(root, runs, torch.device("cpu"))
+    )
 
 
 def kill_after(monkeypatch, epoch, moment="_save"):
@@ -66,8 +91,13 @@ def table(path):
 
 
 def assert_same_run(one, other):
-    for name in ("metrics.csv", "weight_state.csv", "layers.json", "weight_histograms.json",
-                 "channel_error.csv"):
+    for name in (
+        "metrics.csv",
+        "weight_state.csv",
+        "layers.json",
+        "weight_histograms.json",
+        "channel_error.csv",
+    ):
         assert (one / name).exists() == (other / name).exists(), name
         if (one / name).exists():
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
@@ -115,8 +145,9 @@ def test_two_epochs_a_kill_and_two_more_equal_four(
     assert_same_run(folder, whole(method))
 
 
-@pytest.mark.parametrize("changes", ({"ema": 0.9}, {"augmentation": "crop_flip"},
-                                     {"precision": "bf16"}), ids=str)
+@pytest.mark.parametrize(
+    "changes", ({"ema": 0.9}, {"augmentation": "crop_flip"}, {"precision": "bf16"}), ids=str
+)
 def test_resuming_is_exact_with_every_option(changes, digits_root, tmp_path, monkeypatch):
     settings = config("direct", epochs=2, **changes)
     train(settings, digits_root, tmp_path / "whole")
@@ -213,7 +244,8 @@ def test_a_run_leaves_everything_that_the_results_are_made_of(whole):
     state = table(folder / "weight_state.csv")
     assert {row["layer"] for row in state} == set(quantized)
     assert [row["epoch"] for row in state] == sorted(
-        (str(e) for e in range(5) for _ in quantized), key=int)
+        (str(e) for e in range(5) for _ in quantized), key=int
+    )
     assert {row["layer"] for row in table(folder / "channel_error.csv")} == set(quantized)
     histograms = json.loads((folder / "weight_histograms.json").read_text())
     assert set(histograms) <= set(quantized) and histograms
@@ -269,8 +301,22 @@ def test_an_absurd_learning_rate_ends_as_diverged(method, bits, digits_root, tmp
     assert not math.isfinite(float(rows[-1]["train_loss"]))
     for name in ("config.json", "layers.json", "weights.pt", "timings.csv"):
         assert (folder / name).exists(), name
-    json.loads((folder / "final.json").read_text(), parse_constant=pytest.fail)
+    json.loads(
+        (folder / "final.json").read_text(),
+        parse_constant=lambda word: pytest.fail(f"{word} is not JSON"),
+    )
     assert is_finished(settings, tmp_path) and train(settings, digits_root, tmp_path) == final
+
+
+def test_a_run_that_breaks_in_its_last_step_has_diverged(digits_root, tmp_path, monkeypatch):
+    """The loss of the last epoch was taken before the step that broke the weights."""
+    monkeypatch.setattr(
+        training, "learning_rate", lambda step, total, *_: 0.01 if step < total - 1 else 1e38
+    )
+    final = train(config("fp", epochs=2), digits_root, tmp_path)
+    assert final["status"] == "diverged" and final["top1"] is None
+    text = (tmp_path / "run" / "final.json").read_text()
+    json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
 
 
 def test_a_diverged_checkpoint_is_named(digits_root, tmp_path):
@@ -318,8 +364,9 @@ def test_damaged_pretrained_weights_are_named(damage, digits_root, tmp_path):
 
 def test_pretrained_weights_of_another_network_are_named(digits_root, tmp_path):
     train(config("fp", run_id="base", epochs=0), digits_root, tmp_path)
-    settings = config("direct", pretrained="base",
-                      arch_options={"width": 3, "stem": "small_stride2"})
+    settings = config(
+        "direct", pretrained="base", arch_options={"width": 3, "stem": "small_stride2"}
+    )
     with pytest.raises(InputError) as caught:
         train(settings, digits_root, tmp_path)
     one_sentence(caught, "base", "alexnet", "3")
@@ -355,18 +402,12 @@ def test_a_full_disk_is_an_error_that_the_command_line_can_report(tmp_path):
     full = tmp_path / ".old.pt.tmp"
     full.symlink_to("/dev/full")
 
-    from contextlib import contextmanager
-
     @contextmanager
     def onto_a_full_disk(path):
         yield full
 
-    import lowbit_core.files
-    import lowbit_core.run_folder
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowbit_core.run_folder, "replace_file", onto_a_full_disk)
-        patch.setattr(lowbit_core.files, "replace_file", onto_a_full_disk)
+        patch.setattr(files, "replace_file", onto_a_full_disk)
         with pytest.raises(OSError, match="No space left"):
             folder.save_tensors("old.pt", {"a": torch.zeros(10_000)})
     assert (tmp_path / "old.pt").read_bytes() == b"old"
