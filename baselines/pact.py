@@ -31,15 +31,17 @@ class PACTActivation(ActivationQuantizer):
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         x = x.float()
-        tops = x.abs().max().clamp_min(1e-3) * torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES)
+        tops = x.abs().max().clamp_min(1e-3) * torch.linspace(
+            1 / _CANDIDATES, 1, _CANDIDATES, device=x.device
+        )
         zero = torch.zeros(())
         errors = [
             (clip_round.eager(x, top, -top if self.signed else zero.to(x), self.steps) - x)
             .square()
             .mean()
-            for top in tops.to(x.device)
+            for top in tops
         ]
-        self.alpha.copy_(tops[torch.stack(errors).argmin().cpu()])
+        self.alpha.copy_(tops[torch.stack(errors).argmin()])
 
     def levels(self) -> Tensor:
         unit = torch.linspace(0, 1, 2**self.bits, device=self.alpha.device)

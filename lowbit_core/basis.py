@@ -25,7 +25,8 @@ def code_matrix(bits: int, signed: bool) -> Tensor:
 
 def sorted_levels(v: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Levels in rising order (R, L) and the codes in that order (R, L, K), for v (R, K)."""
-    levels, order = (v @ codes.T).sort(dim=1)
+    # Not a matrix product: autocast would take that in bf16, in which levels coincide.
+    levels, order = (v[:, None, :] * codes).sum(2).sort(dim=1)
     return levels, codes[order]
 
 
@@ -48,7 +49,7 @@ def level_sums(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         code = nearest_code(x, levels)
         zeros = torch.zeros_like(levels)
         counts = zeros.scatter_add(1, code, torch.ones_like(x))
-        return levels.gather(1, code), counts, zeros.scatter_add(1, code, x)
+        return levels.gather(1, code) + 0.0 * x, counts, zeros.scatter_add(1, code, x)
     thresholds = midpoints(levels)
     y = levels[:, :1].expand_as(x)
     counts = [torch.full_like(x[:, :1], x.shape[1]).sum(1)]
@@ -93,9 +94,14 @@ def fit_rows(x: Tensor, bits: int, signed: bool = True, iterations: int = 50) ->
     """Basis (R, bits) fitted to the rows of x (R, N) by alternating least squares (LQ-Nets QEM)."""
     codes = code_matrix(bits, signed).to(x.device)
     powers = 2.0 ** torch.arange(bits, device=x.device)
-    # Start: uniform levels that span +-2 deviations (signed) or 0 to 3 root mean squares.
-    scale = x.square().mean(1, keepdim=True).sqrt().clamp_min(1e-8)
-    v = scale * powers * ((2.0 if signed else 3.0) / (2**bits - 1))
+    # Start: each row's uniform levels of least squared error; from far off the fit stops short.
+    powers = powers / (2**bits - 1)
+    best = torch.full_like(x[:, :1], torch.inf)
+    v = torch.zeros_like(x[:, :1]) * powers
+    for share in torch.linspace(0.05, 1, 20).tolist():
+        start = x.abs().amax(1, keepdim=True).clamp_min(1e-8) * share * powers
+        error = (level_sums(x, sorted_levels(start, codes)[0])[0] - x).square().sum(1, keepdim=True)
+        v, best = torch.where(error < best, start, v), torch.minimum(error, best)
     for _ in range(iterations):
         new = refit_rows.eager(x, v, codes)[1]
         if torch.allclose(new, v, rtol=1e-5, atol=1e-8):

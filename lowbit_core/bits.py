@@ -1,5 +1,7 @@
 """Bit-widths: the legal set and how a setting is written (W2A2)."""
 
+import re
+
 from lowbit_core.errors import InputError
 
 BITS = (1, 2, 3, 4, 8, 32)
@@ -8,7 +10,7 @@ FLOAT_BITS = 32
 
 def check_bits(bits: object, where: str) -> int:
     """Return `bits` if it is legal; 32 stands for full precision."""
-    if isinstance(bits, bool) or bits not in BITS:
+    if type(bits) is not int or bits not in BITS:
         legal = ", ".join(map(str, BITS))
         raise InputError(f"{where}: {bits!r} bits are not offered: choose one of {legal}")
     return bits
@@ -25,7 +27,7 @@ def parse_bits(label: str, where: str) -> tuple[int, int]:
     """`W2A2` -> (2, 2); `FP` -> (32, 32)."""
     if label == "FP":
         return FLOAT_BITS, FLOAT_BITS
-    head, _, tail = str(label).removeprefix("W").partition("A")
-    if not (str(label).startswith("W") and head.isdecimal() and tail.isdecimal()):
+    match = re.fullmatch(r"W([1-9][0-9]?)A([1-9][0-9]?)", str(label))
+    if match is None:
         raise InputError(f"{where}: {label!r} is not a bit setting: write W2A2, W1A32 or FP")
-    return check_bits(int(head), where), check_bits(int(tail), where)
+    return check_bits(int(match[1]), where), check_bits(int(match[2]), where)

@@ -65,7 +65,7 @@ def channel_statistics(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def channel_weights(variance: Tensor) -> Tensor:
-    """w_c = 1 / (var(x_c) + eps), mean 1 over the channels that vary; 0 for a dead channel."""
+    """w_c = 1 / (var(x_c) + eps), mean 1 over the channels; 0 for a dead channel."""
     weights = torch.where(
         variance > 0, 1 / (variance + VARIANCE_FLOOR * variance.mean() + 1e-30), 0.0
     )
@@ -119,7 +119,7 @@ def refit_to_convergence(x: Tensor, v: Tensor, codes: Tensor, weighting: str) ->
 def quantize_to_levels(x: Tensor, levels: Tensor) -> Tensor:
     """x of any shape to the nearest of levels (L,)."""
     if levels.shape[0] > CHAIN_LEVELS:
-        return levels[nearest_code(x.reshape(1, -1), levels[None])].view(x.shape)
+        return levels[nearest_code(x.reshape(1, -1), levels[None])].view(x.shape) + 0.0 * x
     thresholds = midpoints(levels[None])[0]
     y = levels[0].expand_as(x)
     for j in range(levels.shape[0] - 1):
@@ -131,6 +131,19 @@ def quantize_to_levels(x: Tensor, levels: Tensor) -> Tensor:
 def clip_gradient(g: Tensor, x: Tensor, limits: Tensor) -> Tensor:
     """g where bottom <= x <= top, else 0; limits (2,)."""
     return torch.where((x > limits[1]) | (x < limits[0]), 0.0, g)
+
+
+def initial_basis(x: Tensor, codes: Tensor) -> Tensor:
+    """Basis (K,) of the uniform levels of least squared error on x: from far off a fit stops short."""
+    bits = codes.shape[1]
+    unit = 2.0 ** torch.arange(bits, device=x.device) / (2**bits - 1)
+    tops = x.abs().max().clamp_min(1e-6) * torch.linspace(0.05, 1, 20, device=x.device)
+    starts = tops[:, None] * unit
+    errors = [
+        (quantize_to_levels(x, sorted_levels(start[None], codes)[0][0]) - x).square().mean()
+        for start in starts
+    ]
+    return starts[torch.stack(errors).argmin()].clone()
 
 
 class _QuantizeAndRefit(torch.autograd.Function):
@@ -165,10 +178,8 @@ class BasisActivation(ActivationQuantizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        # Start: uniform levels up to 3 root mean squares (2 on each side when signed).
-        span = (2.0 if self.signed else 3.0) * x.float().square().mean().sqrt()
-        v = span / (2**self.bits - 1) * 2.0 ** torch.arange(self.bits, device=x.device)
-        self.v.copy_(refit_to_convergence(x, v, self.codes, self.weighting))
+        start = initial_basis(x, self.codes)
+        self.v.copy_(refit_to_convergence(x, start, self.codes, self.weighting))
 
     def levels(self) -> Tensor:
         return sorted_levels(self.v[None], self.codes)[0][0]

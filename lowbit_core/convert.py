@@ -78,7 +78,7 @@ def layer_bits(model: nn.Module, plan: Plan) -> dict[str, tuple[int, int, str]]:
             raise InputError(
                 f"plan: exception {pattern!r} matches no layer; the layers are {', '.join(names)}"
             )
-        for name in matched:
+        for name in matched if plan.method.weight is not None else ():
             bits[name] = (own["w_bits"], own["a_bits"], f"exception {pattern}")
     return bits
 

@@ -29,7 +29,7 @@ def level_step(levels: Tensor) -> Tensor:
 
 def codes_of(z: Tensor, count: int) -> Tensor:
     """q = round(clip(z, 0, L - 1)), kept as float."""
-    return torch.round(z.clamp(0, count - 1))
+    return torch.round(z.nan_to_num(0.0).clamp(0, count - 1))
 
 
 def take_levels(q: Tensor, levels: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def code_position(x: Tensor, levels: Tensor) -> Tensor:
 def interpolate_levels(z: Tensor, levels: Tensor) -> Tensor:
     """The weight at un-rounded z (O, N): inverse of `code_position`."""
     count = levels.shape[1]
-    left = z.floor().clamp(0, count - 2).long()
+    left = z.nan_to_num(0.0).floor().clamp(0, count - 2).long()
     low, high = levels.gather(1, left), levels.gather(1, left + 1)
     inner = low + (z - left) * (high - low)
     step = level_step(levels).clamp_min(MIN_STEP)

@@ -7,6 +7,7 @@ from lowbit_core.basis import nearest_code
 from lowbit_core.channel_aware import (
     WEIGHTINGS,
     code_matrix,
+    initial_basis,
     quantize_to_levels,
     refit_to_convergence,
     sorted_levels,
@@ -44,7 +45,11 @@ def weight_state(model: nn.Module, previous: dict[str, Tensor]) -> tuple[list[di
         code = nearest_code(used, levels.expand(used.shape[0], -1)).to(torch.uint8)
         codes[name] = code
         present = torch.zeros(used.shape[0], levels.shape[1]).scatter(1, code.long().cpu(), 1.0)
-        flips = (code != previous[name]).float().mean().item() if name in previous else None
+        flips = (
+            (code != previous[name].to(code.device)).float().mean().item()
+            if name in previous
+            else None
+        )
         rows.append(
             {
                 "layer": name,
@@ -91,7 +96,7 @@ def channel_errors(model: nn.Module, fit_images: Tensor, held_out: Tensor) -> li
     """Per layer and channel: normalised quantization error of each weighting, on held-out images.
 
     For every activation-quantized layer a basis is fitted to the layer's input on `fit_images`
-    under each weighting, from the layer's own basis; the error ||x_c - Q(x_c)||^2 / ||x_c||^2 is
+    under each weighting, all from the same uniform start; the error ||x_c - Q(x_c)||^2 / ||x_c||^2 is
     taken on the input of `held_out`. A dead channel (||x_c|| = 0) has None.
     """
     rows = []
@@ -100,9 +105,10 @@ def channel_errors(model: nn.Module, fit_images: Tensor, held_out: Tensor) -> li
         quantizer = model.get_submodule(name).activation_quantizer
         codes = code_matrix(quantizer.bits, quantizer.signed).to(x.device)
         power = x.square().sum(_but_channel(x))
+        start = initial_basis(fit_inputs[name], codes)
         errors = {}
         for weighting in WEIGHTINGS:
-            v = refit_to_convergence(fit_inputs[name], quantizer.v, codes, weighting)
+            v = refit_to_convergence(fit_inputs[name], start, codes, weighting)
             y = quantize_to_levels(x, sorted_levels(v[None], codes)[0][0])
             errors[weighting] = (y - x).square().sum(_but_channel(x)) / power
         variance = x.var(_but_channel(x), correction=0)

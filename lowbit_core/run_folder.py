@@ -110,6 +110,5 @@ def load_tensors(path: Path) -> dict:
         raise InputError(f"checkpoint {path} is missing: rerun the job that trains it") from error
     except Exception as error:  # torch raises many types for a damaged file
         raise InputError(
-            f"checkpoint {path} is corrupt ({type(error).__name__}): delete it and rerun, "
-            "training goes on without it"
+            f"checkpoint {path} is corrupt ({type(error).__name__}): delete it and run again"
         ) from error

@@ -139,10 +139,16 @@ class _Run:
                     f"checkpoint {path} does not fit arch {config['arch']!r} with options "
                     f"{config['arch_options']}"
                 ) from error
+            if _first_bad_layer(model) is not None:
+                raise InputError(
+                    f"checkpoint {path} diverged: lower the lr of its recipe and rerun"
+                )
         plan = Plan(method, config["w_bits"], config["a_bits"], **config["policy"])
-        image = torch.zeros(1, info.channels, info.side, info.side)
-        self.report = convert(model, plan, image)
-        self.model = model.to(self.place.device, memory_format=torch.channels_last)
+        device = self.place.device
+        image = torch.zeros(1, info.channels, info.side, info.side, device=device)
+        self.model = model.to(device)
+        self.report = convert(self.model, plan, image)
+        self.model = self.model.to(device, memory_format=torch.channels_last)
         self.ema = None
         if self.recipe["ema"]:
             average = get_ema_multi_avg_fn(self.recipe["ema"])
@@ -151,7 +157,7 @@ class _Run:
             parameter_groups(self.model, self.recipe),
             lr=self.recipe["lr"],
             momentum=self.recipe["momentum"],
-            nesterov=self.recipe["nesterov"],
+            nesterov=self.recipe["nesterov"] and self.recipe["momentum"] > 0,
             fused=True,
         )
 
@@ -186,11 +192,11 @@ class _Run:
             for table in TABLES:
                 self.folder.keep_until(table, state["epoch"])
             return state["epoch"]
-        for table in TABLES:
-            (self.folder.path / table).unlink(missing_ok=True)
+        for name in ("final.json", "weights.pt", *TABLES):  # of another configuration
+            (self.folder.path / name).unlink(missing_ok=True)
         self.folder.write_json("config.json", self.config)
         self.folder.write_json("layers.json", self.report)
-        if self.config["a_bits"] < 32:
+        if any(row["activation_quantizer"] for row in self.report):
             calibrate(self.model, self._fit_images())
         self.start_histograms = observe.weight_histograms(self.model)
         self.codes = {}
@@ -215,7 +221,7 @@ class _Run:
         row = None  # stays so for 0 epochs, and where all of them were done before
         for epoch in range(done + 1, epochs + 1):
             row = self._train_epoch(epoch, progress)
-            if not math.isfinite(row["train_loss"]):
+            if not math.isfinite(row["train_loss"] + row["val_loss"]):
                 return self._finish("diverged", row)
         return self._finish("done", row)
 
@@ -272,7 +278,7 @@ class _Run:
                 }
             ],
         )
-        if math.isfinite(row["train_loss"]):
+        if math.isfinite(row["train_loss"] + row["val_loss"]):
             self._record_weights(epoch)
             self._save(epoch)
         progress.epoch(row, count / seconds)
@@ -326,7 +332,7 @@ class _Run:
             "seconds": time.time() - self.started,
         }
         if status == "diverged":
-            final["diverged_layer"] = _first_bad_layer(model)
+            final["diverged_layer"] = _first_bad_layer(self.model)
         else:
             test = self.evaluate(self.test_data)
             final |= {"top1": test["top1"], "top5": test["top5"], "test_loss": test["loss"]}
@@ -355,7 +361,7 @@ def _first_bad_layer(model: nn.Module) -> str | None:
     """The first layer with a parameter or buffer that is not finite."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            return name
+            return name.rpartition(".")[0]
     return None
 
 

@@ -189,7 +189,7 @@ BAD = {
     ),
     "exception 2.0": ((*E0, "policy"), {"exceptions": {"fc": {"w_bits": 2.0, "a_bits": 2}}}, "2.0"),
     "exception key": ((*E0, "policy"), {"exceptions": {1: {"w_bits": 2, "a_bits": 2}}}, "1"),
-    "suite": (("suite",), "mine", "suite", "'mine'", "quick"),
+    "suite": (("suite",), "My suite", "suite", "'My suite'", "does not match"),
     "compile": (("compile",), True, "compile", "True", "auto"),
     "loader": (("loader",), "dali", "loader", "'dali'", "ffcv"),
     "no experiments": (("experiments",), [], "experiments"),
@@ -532,3 +532,10 @@ def test_every_way_to_import_a_baseline_counts(tree, monkeypatch, line):
     before = tree("another")
     edits = [("baselines/dorefa.py", lambda s: s + "\nEXTRA = 1\n")]
     assert tree("another", edits) != before
+
+
+def test_a_suite_must_bear_the_name_of_its_file(tmp_path, monkeypatch):
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(BASE))
+    monkeypatch.setattr(suites, "SUITES", tmp_path)
+    with pytest.raises(InputError, match="'smoke'.*must be the file's name, 'other'"):
+        load_suite("other")

@@ -4,6 +4,7 @@ import argparse
 import ast
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +37,7 @@ ABLATION_FAMILY = (
     "direct_sign",
     "indirect",
 )
+NO_POLICY = {"first_last": "fp", "shortcut": "quantized", "exceptions": {}}
 # Modules of lowbit_core that cannot change a number: how data are found and written, and reporting.
 NOT_NUMERIC = (
     "data/prepare.py",
@@ -93,18 +95,42 @@ def load_suite(name: str) -> Suite:
     known = sorted(path.stem for path in SUITES.glob("*.yaml"))
     if name not in known:
         raise InputError(f"unknown suite {name!r}: it must be one of {', '.join(known)}")
-    return parse_suite((SUITES / f"{name}.yaml").read_text(), f"config/suites/{name}.yaml")
+    where = f"config/suites/{name}.yaml"
+    try:
+        text = (SUITES / f"{name}.yaml").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 text: {error}") from error
+    suite = parse_suite(text, where)
+    if suite.name != name:
+        raise InputError(f"{where}: suite is {suite.name!r}: it must be the file's name, {name!r}")
+    return suite
 
 
 def parse_suite(text: str, where: str) -> Suite:
     """The suite that the YAML `text` describes; `where` names the file in errors."""
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        config = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date or number
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
     _validate(config, where)
     runs = list(_runs(config, where))
     return Suite(config["suite"], config, _jobs(runs, config["runs_per_job"]))
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping: YAML would keep the last in silence."""
+
+    def construct_mapping(self, node, deep=False):
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, _ in node.value:
+                if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} stands twice", key.start_mark
+                    )
+                if isinstance(key.value, str):
+                    seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 # -- validation ------------------------------------------------------------------------------
@@ -122,8 +148,13 @@ def _validator() -> Validator:
                     instance.setdefault(key, json.loads(json.dumps(part["default"])))
         yield from base.VALIDATORS["properties"](validator, properties, instance, schema)
 
-    # YAML's `off` is False; True is an int to Python but not a number to a reader.
-    return jsonschema.validators.extend(base, {"properties": fill_defaults})(schema)
+    # 2.0 is an integer and NaN a number to JSON schema; neither is to torch.
+    types = base.TYPE_CHECKER.redefine("integer", lambda _, v: type(v) is int).redefine(
+        "number", lambda _, v: type(v) is int or (type(v) is float and math.isfinite(v))
+    )
+    return jsonschema.validators.extend(base, {"properties": fill_defaults}, type_checker=types)(
+        schema
+    )
 
 
 def _validate(config: object, where: str) -> None:
@@ -165,7 +196,9 @@ def _check_names(experiment: dict, config: dict, place: str) -> None:
         try:
             augment.check_augmentation(recipe["augmentation"], legal.stored_raw)
         except InputError as error:
-            raise InputError(f"recipes.{experiment[key]}.augmentation: {error}") from error
+            raise InputError(
+                f"{place.partition(':')[0]}: recipes.{experiment[key]}.augmentation: {error}"
+            ) from error
 
 
 # -- expansion -------------------------------------------------------------------------------
@@ -180,7 +213,9 @@ def _runs(config: dict, where: str) -> Iterator[dict]:
         settings += [(a["methods"], a["bits"], "ablation") for a in experiment["ablations"]]
         for seed in experiment["seeds"]:
             recipe = experiment["checkpoint_recipe"]
-            checkpoint = _resolve(config, experiment, "fp", (32, 32), seed, recipe, None)
+            # A checkpoint is not quantized: experiments that differ in policy share it.
+            bare = {**experiment, "policy": NO_POLICY}
+            checkpoint = _resolve(config, bare, "fp", (32, 32), seed, recipe, None)
             yield {**checkpoint, "role": "checkpoint"}
             for names, labels, role in settings:
                 for name, bits in _combinations(names, labels, place):
@@ -324,8 +359,14 @@ def _with_imports(module: str) -> list[Path]:
     path = ROOT / (module.replace(".", "/") + ".py")
     found = [path]
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("baselines."):
-            found += _with_imports(node.module)
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.startswith("baselines.") and (ROOT / f"{name.replace('.', '/')}.py").exists():
+                found += _with_imports(name)
     return found
 
 

@@ -31,11 +31,17 @@ def main() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
     import torch
 
-    from lowbit_core.training import Place, train_run
+    from lowbit_core.training import Place, is_finished, train_run
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     place = Place(arguments.data, arguments.runs, device, suite.config["threads"])
-    runs = suite.jobs[arguments.job].runs
+    job = suite.jobs[arguments.job]
+    runs = job.runs
+    if job.needs and not is_finished(suite.jobs[job.needs].runs[0], arguments.runs):
+        raise InputError(
+            f"the checkpoint run {runs[0]['pretrained']} is not complete in {arguments.runs}: "
+            f"delete {arguments.out.parent / job.needs}.jsonl and run snakemake again"
+        )
     lines = []
     for number, run in enumerate(runs, 1):
         print(

@@ -22,7 +22,7 @@ ARCHS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(arch: str, classes: int, channels: int, **options: object) -> nn.Module:
+def build(arch: str, classes: int, channels: int, /, **options: object) -> nn.Module:
     """Build `arch` for `classes` outputs and `channels` input planes.
 
     Raises InputError for an unknown architecture or option.
@@ -31,5 +31,8 @@ def build(arch: str, classes: int, channels: int, **options: object) -> nn.Modul
         raise InputError(f"unknown arch {arch!r}: it must be one of {', '.join(sorted(ARCHS))}")
     try:
         return ARCHS[arch](classes=classes, channels=channels, **options)
-    except TypeError as error:
-        raise InputError(f"arch {arch!r} does not take these options: {error}") from error
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's, for sizes that it cannot make
+        reason = str(error).splitlines()[0]
+        raise InputError(f"arch {arch!r} does not take the options {options}: {reason}") from error
