@@ -31,6 +31,7 @@ DEFAULT_SUITE = "quick"
 ABLATION_FAMILY = (
     "fp",
     "lq_nets",
+    "lq_channel_aware",
     "direct",
     "direct_plain",
     "direct_median",

@@ -23,7 +23,7 @@ rule collect:
 
 rule ablation_channel_error:
     input:
-        job_files(["direct", "direct_plain", "direct_median", "lq_nets"]),
+        job_files(["direct", "direct_plain", "direct_median", "lq_nets", "lq_channel_aware"]),
     output:
         rows=f"{RESULTS}/ablation_channel_error.csv",
         summary=f"{RESULTS}/ablation_channel_error_summary.csv",
