@@ -539,3 +539,13 @@ def test_a_suite_must_bear_the_name_of_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr(suites, "SUITES", tmp_path)
     with pytest.raises(InputError, match="'smoke'.*must be the file's name, 'other'"):
         load_suite("other")
+
+
+def test_a_part_of_a_suite_by_data_set():
+    paper = load_suite("paper")
+    part = paper.only("cifar100")
+    assert part.datasets == ["cifar100"]
+    assert set(part.jobs) < set(paper.jobs)
+    assert paper.only("").jobs == paper.jobs
+    with pytest.raises(InputError, match="'mnist'.*cifar100, imagenet"):
+        paper.only("cifar100,mnist")

@@ -443,3 +443,15 @@ def test_observing_does_not_change_a_run(digits_root, tmp_path, monkeypatch, who
     states = [load_tensors(f / "weights.pt") for f in (tmp_path / "run", whole("lq_nets"))]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     assert observe.weight_state is training.observe.weight_state
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    from lowbit_core import files
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left on device.*weights.pt"):
+        files.write_bytes(tmp_path / "weights.pt", b"1")
+    assert not list(tmp_path.iterdir())

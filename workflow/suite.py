@@ -82,6 +82,18 @@ class Suite:
     def datasets(self) -> list[str]:
         return sorted({run["dataset"] for job in self.jobs.values() for run in job.runs})
 
+    def only(self, names: str) -> "Suite":
+        """The jobs of the data sets in `names`, separated by commas; all of them if it is empty."""
+        chosen = [name.strip() for name in names.split(",") if name.strip()]
+        for name in chosen:
+            if name not in self.datasets:
+                legal = ", ".join(self.datasets)
+                raise InputError(
+                    f"configuration datasets names {name!r}: suite {self.name!r} has {legal}"
+                )
+        jobs = {n: j for n, j in self.jobs.items() if j.runs[0]["dataset"] in chosen}
+        return Suite(self.name, self.config, jobs) if chosen else self
+
     def jobs_with(self, methods: tuple[str, ...]) -> list[str]:
         """Names of the jobs that train a run of one of `methods` (checkpoints left out)."""
         return [
@@ -392,7 +404,7 @@ def _is_text(node: ast.stmt) -> bool:
 
 # -- the sweep's own configuration -----------------------------------------------------------
 
-CONFIG_KEYS = {"suite": str, "data": str, "data_source": str, "download": bool}
+CONFIG_KEYS = {"suite": str, "datasets": str, "data": str, "data_source": str, "download": bool}
 
 
 def check_config(config: dict) -> None:

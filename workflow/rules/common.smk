@@ -11,7 +11,7 @@ from workflow.suite import DEFAULT_SUITE, check_config, load_suite
 
 try:
     check_config(config)
-    SUITE = load_suite(config["suite"])
+    SUITE = load_suite(config["suite"]).only(config["datasets"])
 except InputError as error:
     sys.exit(f"error: {error}")  # one line; a WorkflowError would add a traceback
 
@@ -55,10 +55,12 @@ def job_of(wildcards):
     return SUITE.jobs[wildcards.job]
 
 
-def job_data(wildcards):
-    """The data set of a job."""
-    dataset = job_of(wildcards).runs[0]["dataset"]
-    return [f"{DATA}/{dataset}/{split}.manifest.json" for split in ("train", "test")]
+# All data sets before any training: a missing one is found out in the first minute.
+MANIFESTS = expand(
+    f"{DATA}/{{dataset}}/{{split}}.manifest.json",
+    dataset=SUITE.datasets,
+    split=["train", "test"],
+)
 
 
 def job_checkpoint(wildcards):
@@ -75,6 +77,10 @@ def job_keys(wildcards):
 def job_files(methods):
     """The job files that hold the runs of `methods`."""
     return expand(f"{RESULTS}/jobs/{{job}}.jsonl", job=SUITE.jobs_with(methods))
+
+
+def data_folder(wildcards, input):
+    return Path(input.data[0]).parent.parent
 
 
 def output_folder(wildcards, output):

@@ -3,7 +3,7 @@
 
 rule train:
     input:
-        data=job_data,
+        data=MANIFESTS,
         checkpoint=job_checkpoint,
     output:
         f"{RESULTS}/jobs/{{job}}.jsonl",
@@ -14,7 +14,7 @@ rule train:
     params:
         python=PYTHON,
         suite=SUITE.name,
-        data=DATA,
+        data=data_folder,
         runs=RUNS,
         run_keys=job_keys,
     threads: SUITE.config["threads"]
