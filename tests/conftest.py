@@ -10,6 +10,12 @@ settings.load_profile("lowbit")
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """A test that fails must fail again."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory):
     """A data folder that holds the prepared data set `digits`."""
