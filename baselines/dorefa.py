@@ -1,12 +1,14 @@
 """DoReFa-Net (Zhou et al. 2016, arXiv:1606.06160), weights and activations."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from lowbit_core.fused import fused
 from lowbit_core.quantizer import ActivationQuantizer, Method, WeightQuantizer
-from lowbit_core.uniform import ClipRound
-
+from lowbit_core.uniform import ClipRound, clip_round
 
 _SMALLEST = 1e-12  # of max|tanh(w)|: a layer of zeros stays finite
 
@@ -99,8 +101,13 @@ class DoReFaActivation(ActivationQuantizer):
     def levels(self) -> Tensor:
         return torch.linspace(float(self.bottom), 1.0, 2**self.bits)
 
+    def rounding(self) -> Callable[[Tensor], Tensor]:
+        return partial(clip_round, top=self.top, bottom=self.bottom, steps=self.steps)
+
     def forward(self, x: Tensor) -> Tensor:
-        return ClipRound.apply(x, self.top, self.bottom, self.steps)
+        y, bad = ClipRound.apply(x, self.top, self.bottom, self.steps)
+        self.nonfinite += bad
+        return y
 
 
 METHODS = (Method("dorefa", "DoReFa", "#E69F00", "s", DoReFaWeight, DoReFaActivation),)

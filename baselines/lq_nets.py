@@ -5,7 +5,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lowbit_core.basis import MOMENTUM, code_matrix, fit_rows, refit_rows, sorted_levels
+from lowbit_core.basis import (
+    FEW_BITS,
+    MOMENTUM,
+    all_levels,
+    fit_rows,
+    refit_rows,
+)
 from lowbit_core.channel_aware import BasisActivation
 from lowbit_core.quantizer import Method, WeightQuantizer
 
@@ -14,14 +20,15 @@ class _Refit(torch.autograd.Function):
     """Nearest level of each row's basis; identity gradient to the weight."""
 
     @staticmethod
-    def forward(ctx, w, v, codes):
-        y, fit = refit_rows(w, v, codes)
+    def forward(ctx, w, v):
+        # Uncompiled for 8 bits: 44 sums take the compiler a minute and weights are few.
+        y, fit = (refit_rows if v.shape[1] <= FEW_BITS else refit_rows.eager)(w, v)
         ctx.mark_non_differentiable(fit)
         return y, fit
 
     @staticmethod
     def backward(ctx, g, _):
-        return g, None, None
+        return g, None
 
 
 class LQWeight(WeightQuantizer):
@@ -36,11 +43,10 @@ class LQWeight(WeightQuantizer):
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__(weight, bits)
         self.weight = nn.Parameter(weight.detach().flatten(1).clone())
-        self.register_buffer("codes", code_matrix(bits, signed=True).to(weight), persistent=False)
         self.register_buffer("v", fit_rows(self.weight.detach(), bits))
 
     def forward(self) -> Tensor:
-        y, fit = _Refit.apply(self.weight, self.v, self.codes)
+        y, fit = _Refit.apply(self.weight, self.v)
         if self.training:
             self.v = MOMENTUM * self.v + (1 - MOMENTUM) * fit
         return y.view(self.shape)
@@ -49,7 +55,7 @@ class LQWeight(WeightQuantizer):
         return self.weight
 
     def levels(self) -> Tensor:
-        return sorted_levels(self.v, self.codes)[0]
+        return all_levels(self.v, signed=True)
 
 
 METHODS = (

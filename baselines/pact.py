@@ -1,5 +1,8 @@
 """PACT (Choi et al. 2018, arXiv:1805.06085): a learned clipping level; DoReFa's weights."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -47,8 +50,13 @@ class PACTActivation(ActivationQuantizer):
         unit = torch.linspace(0, 1, 2**self.bits, device=self.alpha.device)
         return self._bottom() + unit * (self.alpha - self._bottom())
 
+    def rounding(self) -> Callable[[Tensor], Tensor]:
+        return partial(clip_round, top=self.alpha, bottom=self._bottom(), steps=self.steps)
+
     def forward(self, x: Tensor) -> Tensor:
-        return ClipRound.apply(x, self.alpha, self._bottom(), self.steps)
+        y, bad = ClipRound.apply(x, self.alpha, self._bottom(), self.steps)
+        self.nonfinite += bad
+        return y
 
 
 METHODS = (Method("pact", "PACT", "#009E73", "^", DoReFaWeight, PACTActivation),)

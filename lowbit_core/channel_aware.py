@@ -6,20 +6,24 @@ of high variance; so each channel's quantization error is weighted here. `equal`
 channels' own fits. See docs/method.md for what the paper states and what is our reading.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from lowbit_core.basis import (
-    CHAIN_LEVELS,
+    FEW_BITS,
     MOMENTUM,
-    code_matrix,
-    midpoints,
-    nearest_code,
+    all_levels,
+    code_sums,
+    ordered,
     solve_basis,
-    sorted_levels,
+    successive,
 )
+from lowbit_core.blocks import as_blocks, from_blocks
 from lowbit_core.errors import InputError
-from lowbit_core.fused import fused
+from lowbit_core.fused import IN_REGISTERS, fused
 from lowbit_core.quantizer import ActivationQuantizer
 
 WEIGHTINGS = ("equal", "inverse_variance", "median")
@@ -27,41 +31,30 @@ MAX_FITS = 10  # alternations of a fit to one batch
 VARIANCE_FLOOR = 1e-3  # eps, as a share of the mean channel variance
 
 
-@fused
-def channel_statistics(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Quantize x (N, C, ...) to levels (L,); per channel counts (C, L), sums (C, L), variance (C,).
+@fused(options=IN_REGISTERS)
+def quantize_and_sum(x: Tensor, v: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """x (P, B, M) to the levels of v (K,), and sums over B: (S, P, M), in float32.
 
-    NaN and infinity in x give NaN in the result, so that a diverged run shows.
+    The sums: x, x^2, then those of `code_sums`. All in one pass over x. NaN and infinity in x give
+    NaN in the result, so that a diverged run shows.
     """
-    over = [0, *range(2, x.dim())]
-    size = x.numel() // x.shape[1]
-    total, square = x.sum(over), (x * x).sum(over)
-    if levels.shape[0] > CHAIN_LEVELS:
-        code = nearest_code(x.reshape(1, -1), levels[None]).view(x.shape)
-        slots = (
-            code
-            + levels.shape[0]
-            * torch.arange(x.shape[1], device=x.device).view(1, -1, *[1] * (x.dim() - 2))
-        ).reshape(-1)
-        zeros = x.new_zeros(x.shape[1] * levels.shape[0])
-        counts = zeros.scatter_add(0, slots, torch.ones_like(x).reshape(-1))
-        sums = zeros.scatter_add(0, slots, x.reshape(-1))
-        shape = (x.shape[1], levels.shape[0])
-        y, counts, sums = levels[code], counts.view(shape), sums.view(shape)
-    else:
-        thresholds = midpoints(levels[None])[0]
-        y = levels[0]
-        above_counts, above_sums = [torch.full_like(total, size)], [total]
-        for j in range(levels.shape[0] - 1):
-            above = x > thresholds[j]
-            y = torch.where(above, levels[j + 1], y)
-            above_counts.append(above.sum(over, dtype=x.dtype))
-            above_sums.append(torch.where(above, x, 0.0).sum(over))
-        counts, sums = torch.stack(above_counts, 1), torch.stack(above_sums, 1)
-        counts = counts - torch.nn.functional.pad(counts[:, 1:], (0, 1))
-        sums = sums - torch.nn.functional.pad(sums[:, 1:], (0, 1))
-    variance = (square / size - (total / size) ** 2).clamp_min(0)
-    return y + 0.0 * x, counts, sums, variance
+    full = x.to(v.dtype)  # counts and sums need more than bf16
+    y, bits = successive(full, list(v.unbind()), signed)
+    sums = code_sums(full, bits, 1, packed=len(bits) > FEW_BITS)
+    return y.to(x.dtype), torch.stack([full.sum(1), (full * full).sum(1), *sums])
+
+
+@fused
+def quantize(x: Tensor, v: Tensor, signed: bool) -> Tensor:
+    """x of any shape to the nearest level of v (K,)."""
+    return successive(x.to(v.dtype), list(v.unbind()), signed)[0].to(x.dtype)
+
+
+@fused
+def clip_gradient(g: Tensor, x: Tensor, v: Tensor, signed: bool) -> Tensor:
+    """g where x lies between the lowest and the highest level of v (K,), else 0."""
+    top = v.sum()
+    return torch.where((x > top) | (x < (-top if signed else 0.0)), 0.0, g)
 
 
 def channel_weights(variance: Tensor) -> Tensor:
@@ -72,98 +65,87 @@ def channel_weights(variance: Tensor) -> Tensor:
     return weights / weights.mean().clamp_min(1e-30)
 
 
-@fused
 def fit_basis(
-    counts: Tensor, sums: Tensor, variance: Tensor, codes: Tensor, v: Tensor, weighting: str
+    sums: Tensor, v: Tensor, channels: int, size: int, weighting: str, signed: bool
 ) -> Tensor:
-    """Basis (K,) that minimises sum_c w_c ||x_c - B_c v||^2, from per-channel statistics.
+    """Ordered basis (K,) that minimises sum_c w_c ||x_c - B_c v||^2, from `quantize_and_sum`.
 
-    counts, sums (C, L) per sorted level; codes (1, L, K) in that order; v (K,) the present basis.
+    sums (S, P, M), column j of channel j % channels; size: number of values a channel; v (K,) the
+    present basis.
     """
+    sums = sums.double().sum(1).view(sums.shape[0], -1, channels).sum(1)
+    total, square, *rest = sums.unbind()
+    count = torch.full_like(total, size)
     v = v[None]
     if weighting == "median":
-        channels = counts.shape[0]
-        fits = solve_basis(counts, sums, codes.expand(channels, -1, -1), v.expand(channels, -1))
-        return fits.median(0).values
+        fits = solve_basis(total, count, rest, v.expand(channels, -1), signed)
+        return ordered(fits.median(0).values)
     if weighting == "inverse_variance":
-        weights = channel_weights(variance)[:, None]
-        counts, sums = counts * weights, sums * weights
-    return solve_basis(counts.sum(0, keepdim=True), sums.sum(0, keepdim=True), codes, v)[0]
+        variance = (square / size - (total / size) ** 2).clamp_min(0)
+        weights = channel_weights(variance)
+        total, count, *rest = (s * weights for s in (total, count, *rest))
+    total, count, *rest = (s.sum(0, keepdim=True) for s in (total, count, *rest))
+    return ordered(solve_basis(total, count, rest, v, signed)[0])
 
 
-def quantize_and_refit(
-    x: Tensor, v: Tensor, codes: Tensor, weighting: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One training step: x (N, C, ...) quantized with v (K,), the refitted basis, the range (2,).
+@fused
+def update_basis(
+    sums: Tensor, v: Tensor, channels: int, size: int, weighting: str, signed: bool
+) -> tuple[Tensor, Tensor]:
+    """The basis (K,) after a training step, 0.9 v + 0.1 fit, and whether the batch was not finite.
 
-    One fused pass over x gathers all statistics; the fit sees only those, so that its weighting
-    needs no kernel of its own.
+    A batch with NaN must not poison the levels: the run stops as diverged by its loss.
     """
-    levels, ordered = sorted_levels(v[None], codes)
-    y, counts, sums, variance = channel_statistics(x, levels[0])
-    fit = fit_basis(counts, sums, variance, ordered, v, weighting)
-    return y, fit, levels[0, :: levels.shape[1] - 1]
+    fit = fit_basis(sums, v, channels, size, weighting, signed)
+    sound = torch.isfinite(fit).all()
+    # In order without projection: ordered bases are a convex cone.
+    return torch.where(sound, MOMENTUM * v + (1 - MOMENTUM) * fit, v), ~sound
 
 
-def refit_to_convergence(x: Tensor, v: Tensor, codes: Tensor, weighting: str) -> Tensor:
+def refit_to_convergence(x: Tensor, v: Tensor, signed: bool, weighting: str) -> Tensor:
     """Basis (K,) after alternating quantization and weighted fit on x, from v, to convergence."""
+    channels = x.shape[1]
     for _ in range(MAX_FITS):
-        fit = quantize_and_refit(x, v, codes, weighting)[1]
+        sums = quantize_and_sum(as_blocks(x), v, signed)[1]
+        fit = fit_basis(sums, v, channels, x.numel() // channels, weighting, signed)
         if torch.allclose(fit, v, rtol=1e-3, atol=1e-6):
             return fit
         v = fit
     return v
 
 
-@fused
-def quantize_to_levels(x: Tensor, levels: Tensor) -> Tensor:
-    """x of any shape to the nearest of levels (L,)."""
-    if levels.shape[0] > CHAIN_LEVELS:
-        return levels[nearest_code(x.reshape(1, -1), levels[None])].view(x.shape) + 0.0 * x
-    thresholds = midpoints(levels[None])[0]
-    y = levels[0].expand_as(x)
-    for j in range(levels.shape[0] - 1):
-        y = torch.where(x > thresholds[j], levels[j + 1], y)
-    return y + 0.0 * x
-
-
-@fused
-def clip_gradient(g: Tensor, x: Tensor, limits: Tensor) -> Tensor:
-    """g where bottom <= x <= top, else 0; limits (2,)."""
-    return torch.where((x > limits[1]) | (x < limits[0]), 0.0, g)
-
-
-def initial_basis(x: Tensor, codes: Tensor) -> Tensor:
+def initial_basis(x: Tensor, bits: int, signed: bool) -> Tensor:
     """Basis (K,) of the uniform levels of least squared error on x: from far off a fit stops short."""
-    bits = codes.shape[1]
     unit = 2.0 ** torch.arange(bits, device=x.device) / (2**bits - 1)
     tops = x.abs().max().clamp_min(1e-6) * torch.linspace(0.05, 1, 20, device=x.device)
     starts = tops[:, None] * unit
-    errors = [
-        (quantize_to_levels(x, sorted_levels(start[None], codes)[0][0]) - x).square().mean()
-        for start in starts
-    ]
+    errors = [(quantize(x, start, signed) - x).square().mean() for start in starts]
     return starts[torch.stack(errors).argmin()].clone()
 
 
 class _QuantizeAndRefit(torch.autograd.Function):
-    """Forward `quantize_and_refit`; backward passes the gradient inside the levels' range."""
+    """One training step: x quantized, the new basis, and whether x was not finite.
+
+    Backward passes the gradient inside the levels' range.
+    """
 
     @staticmethod
-    def forward(ctx, x, v, codes, weighting):
-        y, fit, limits = quantize_and_refit(x, v, codes, weighting)
-        ctx.save_for_backward(x, limits)
-        ctx.mark_non_differentiable(fit)
-        return y, fit
+    def forward(ctx, x, v, signed, weighting):
+        y, sums = quantize_and_sum(as_blocks(x), v, signed)
+        channels = x.shape[1]
+        new, bad = update_basis(sums, v, channels, x.numel() // channels, weighting, signed)
+        ctx.save_for_backward(x, v)
+        ctx.signed = signed
+        ctx.mark_non_differentiable(new, bad)
+        return from_blocks(y, x), new, bad
 
     @staticmethod
-    def backward(ctx, g, _):
-        x, limits = ctx.saved_tensors
-        return clip_gradient(g, x, limits), None, None, None
+    def backward(ctx, g, *_):
+        return clip_gradient(g, *ctx.saved_tensors, ctx.signed), None, None, None
 
 
 class BasisActivation(ActivationQuantizer):
-    """Levels sort(C v), C over {0, 1} ({-1, +1} when signed); v follows the weighted fit.
+    """Levels: sums of the basis v over {0, 1} ({-1, +1} when signed); v follows the weighted fit.
 
     The forward pass uses the basis from before this step's update; v = 0.9 v + 0.1 fit.
     """
@@ -173,22 +155,23 @@ class BasisActivation(ActivationQuantizer):
         if weighting not in WEIGHTINGS:
             raise InputError(f"weighting {weighting!r}: it must be one of {', '.join(WEIGHTINGS)}")
         self.weighting = weighting
-        self.register_buffer("codes", code_matrix(bits, signed), persistent=False)
         self.register_buffer("v", 2.0 ** torch.arange(bits) / 2 ** (bits - 1))
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        start = initial_basis(x, self.codes)
-        self.v.copy_(refit_to_convergence(x, start, self.codes, self.weighting))
+        x = x.float()
+        start = initial_basis(x, self.bits, self.signed)
+        self.v.copy_(refit_to_convergence(x, start, self.signed, self.weighting))
 
     def levels(self) -> Tensor:
-        return sorted_levels(self.v[None], self.codes)[0][0]
+        return all_levels(self.v, self.signed)
+
+    def rounding(self) -> Callable[[Tensor], Tensor]:
+        return functools.partial(quantize, v=self.v, signed=self.signed)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return quantize_to_levels(x, self.levels())
-        y, fit = _QuantizeAndRefit.apply(x, self.v, self.codes, self.weighting)
-        # A batch with NaN must not poison the levels: the run stops as diverged by its loss.
-        fit = torch.where(torch.isfinite(fit), fit, self.v)
-        self.v = MOMENTUM * self.v + (1 - MOMENTUM) * fit
+            return self.rounding()(x)
+        y, self.v, bad = _QuantizeAndRefit.apply(x, self.v, self.signed, self.weighting)
+        self.nonfinite += bad
         return y

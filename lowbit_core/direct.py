@@ -8,78 +8,67 @@ states and what is our reading is listed in docs/method.md.
 import torch
 from torch import Tensor, nn
 
-from lowbit_core.basis import (
-    CHAIN_LEVELS,
-    code_matrix,
-    fit_rows,
-    midpoints,
-    nearest_code,
-    sorted_levels,
-)
+from lowbit_core.basis import all_levels, fit_rows, ordered, successive
 from lowbit_core.fused import fused
 from lowbit_core.quantizer import WeightQuantizer
 
 MIN_STEP = 1e-4  # smallest mean level distance used to precondition, in weight units
 
 
-def level_step(levels: Tensor) -> Tensor:
-    """d_o = (top - bottom) / (L - 1): mean distance of neighbouring levels (O, 1)."""
-    return (levels[:, -1:] - levels[:, :1]) / (levels.shape[1] - 1)
+def level_step(v: Tensor) -> Tensor:
+    """d_o = (top - bottom) / (L - 1): mean distance of neighbouring levels (O, 1), for v (O, K)."""
+    return (2 * v.abs().sum(1, keepdim=True) / (2 ** v.shape[1] - 1)).clamp_min(MIN_STEP)
 
 
-def codes_of(z: Tensor, count: int) -> Tensor:
-    """q = round(clip(z, 0, L - 1)), kept as float."""
-    return torch.round(z.nan_to_num(0.0).clamp(0, count - 1))
+def code_bits(z: Tensor, bits: int) -> list[Tensor]:
+    """Bits of q = round(clip(z, 0, L - 1)), least significant first; a tie takes the lower code."""
+    powers = [torch.full((), 2.0**k / 2, dtype=z.dtype, device=z.device) for k in range(bits)]
+    return successive(z - (2**bits - 1) / 2, powers, signed=True)[1]
 
 
-def take_levels(q: Tensor, levels: Tensor) -> Tensor:
-    """l_o[q] for float codes q (O, N) and levels (O, L)."""
-    if levels.shape[1] > CHAIN_LEVELS:
-        return levels.gather(1, q.long())
-    w = levels[:, :1].expand_as(q)
-    for j in range(1, levels.shape[1]):
-        w = torch.where(q == j, levels[:, j : j + 1], w)
+def signed_sum(bits: list[Tensor], v: Tensor) -> Tensor:
+    """w = sum_k +-v_k (O, N), most significant first, as in `all_levels`; v (O, K)."""
+    w = torch.zeros((), dtype=v.dtype, device=v.device)
+    for bit, step in zip(reversed(bits), reversed(v.split(1, dim=1)), strict=True):
+        w = w + torch.where(bit, step, -step)
     return w
 
 
-def sum_by_code(g: Tensor, q: Tensor, count: int) -> Tensor:
-    """dL/dl_{o,j}: the sum of g over the weights whose code is j, (O, L)."""
-    if count > CHAIN_LEVELS:
-        return g.new_zeros(g.shape[0], count).scatter_add(1, q.long(), g)
-    return torch.stack([torch.where(q == j, g, 0.0).sum(1) for j in range(count)], 1)
+def basis_gradient(g: Tensor, bits: list[Tensor]) -> Tensor:
+    """dL/dv (O, K), exact: the sum of g (O, N) with the sign that each weight's code gives v_k."""
+    return torch.stack([torch.where(bit, g, -g).sum(1) for bit in bits], 1)
 
 
 @fused
-def direct_weight(z: Tensor, v: Tensor, codes: Tensor) -> Tensor:
-    """w (O, N) from codes z (O, N), basis v (O, K), code matrix (L, K)."""
-    levels, _ = sorted_levels(v, codes)
-    return take_levels(codes_of(z, codes.shape[0]), levels) + 0.0 * z  # NaN goes through
+def direct_weight(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """w (O, N) from codes z (O, N), and the basis v (O, K) in order, with which it was made."""
+    v = ordered(v)
+    return signed_sum(code_bits(z, v.shape[1]), v) + 0.0 * z, v  # NaN goes through
 
 
 @fused
-def direct_gradient(g: Tensor, z: Tensor, v: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+def direct_gradient(g: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Preconditioned straight-through gradient of z, exact gradient of v.
 
     The gradient of z is g d_o times 1 / d_o^2, so that a step moves the weight by lr g; it is zero
     once z is more than 1 outside [0, L - 1].
     """
-    count = codes.shape[0]
-    levels, ordered = sorted_levels(v, codes)
-    outside = (z < -1) | (z > count)
-    dz = torch.where(outside, 0.0, g / level_step(levels).clamp_min(MIN_STEP))
-    by_level = sum_by_code(g, codes_of(z, count), count)
-    return dz, (by_level[:, :, None] * ordered).sum(1)
+    bits = v.shape[1]
+    outside = (z < -1) | (z > 2**bits)
+    return torch.where(outside, 0.0, g / level_step(v)), basis_gradient(g, code_bits(z, bits))
 
 
 class _Direct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, v, codes):
-        ctx.save_for_backward(z, v, codes)
-        return direct_weight(z, v, codes)
+    def forward(ctx, z, v):
+        w, v = direct_weight(z, v)
+        ctx.save_for_backward(z, v)
+        ctx.mark_non_differentiable(v)
+        return w, v
 
     @staticmethod
-    def backward(ctx, g):
-        return *direct_gradient(g.contiguous(), *ctx.saved_tensors), None
+    def backward(ctx, g, _):
+        return direct_gradient(g.contiguous(), *ctx.saved_tensors)
 
 
 def code_position(x: Tensor, levels: Tensor) -> Tensor:
@@ -91,7 +80,7 @@ def code_position(x: Tensor, levels: Tensor) -> Tensor:
     left = (torch.searchsorted(levels.contiguous(), x.contiguous()) - 1).clamp(0, count - 2)
     low, high = levels.gather(1, left), levels.gather(1, left + 1)
     inner = left + (x - low) / (high - low).clamp_min(1e-12)
-    step = level_step(levels).clamp_min(MIN_STEP)
+    step = _mean_distance(levels)
     below, above = (x - levels[:, :1]) / step, count - 1 + (x - levels[:, -1:]) / step
     z = torch.where(x < levels[:, :1], below, torch.where(x > levels[:, -1:], above, inner))
     return z.clamp(-1, count)
@@ -103,9 +92,13 @@ def interpolate_levels(z: Tensor, levels: Tensor) -> Tensor:
     left = z.nan_to_num(0.0).floor().clamp(0, count - 2).long()
     low, high = levels.gather(1, left), levels.gather(1, left + 1)
     inner = low + (z - left) * (high - low)
-    step = level_step(levels).clamp_min(MIN_STEP)
+    step = _mean_distance(levels)
     below, above = levels[:, :1] + z * step, levels[:, -1:] + (z - (count - 1)) * step
     return torch.where(z < 0, below, torch.where(z > count - 1, above, inner))
+
+
+def _mean_distance(levels: Tensor) -> Tensor:
+    return ((levels[:, -1:] - levels[:, :1]) / (levels.shape[1] - 1)).clamp_min(MIN_STEP)
 
 
 class _BasisWeight(WeightQuantizer):
@@ -115,11 +108,16 @@ class _BasisWeight(WeightQuantizer):
 
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__(weight, bits)
-        self.register_buffer("codes", code_matrix(bits, signed=True).to(weight), persistent=False)
         self.v = nn.Parameter(fit_rows(weight.detach().flatten(1), bits))
 
     def levels(self) -> Tensor:
-        return sorted_levels(self.v, self.codes)[0]
+        return all_levels(ordered(self.v), signed=True)
+
+    def _keep(self, v: Tensor) -> None:
+        """Gradient descent may leave the ordered bases: go on from the nearest (projection)."""
+        if self.training:
+            with torch.no_grad():
+                self.v.copy_(v)
 
 
 class DirectWeight(_BasisWeight):
@@ -132,7 +130,9 @@ class DirectWeight(_BasisWeight):
         self.z = nn.Parameter(code_position(weight.detach().flatten(1), self.levels().detach()))
 
     def forward(self) -> Tensor:
-        return _Direct.apply(self.z, self.v, self.codes).view(self.shape)
+        w, v = _Direct.apply(self.z, self.v)
+        self._keep(v)
+        return w.view(self.shape)
 
     def latent(self) -> Tensor:
         return interpolate_levels(self.z, self.levels())
@@ -149,48 +149,39 @@ class IndirectWeight(_BasisWeight):
         self.weight = nn.Parameter(weight.detach().flatten(1).clone())
 
     def forward(self) -> Tensor:
-        return _Indirect.apply(self.weight, self.v, self.codes).view(self.shape)
+        w, v = _Indirect.apply(self.weight, self.v)
+        self._keep(v)
+        return w.view(self.shape)
 
     def latent(self) -> Tensor:
         return self.weight
 
 
 @fused
-def indirect_weight(w: Tensor, v: Tensor, codes: Tensor) -> Tensor:
-    """w (O, N) to the nearest level of its channel."""
-    levels, _ = sorted_levels(v, codes)
-    return take_levels(_nearest(w, levels), levels) + 0.0 * w
+def indirect_weight(w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """w (O, N) to the nearest level of its channel, and the basis v (O, K) in order."""
+    v = ordered(v)
+    return successive(w, list(v.split(1, dim=1)), signed=True)[0], v
 
 
 @fused
-def indirect_gradient(g: Tensor, w: Tensor, v: Tensor, codes: Tensor) -> Tensor:
-    """Exact gradient of v (O, K)."""
-    levels, ordered = sorted_levels(v, codes)
-    by_level = sum_by_code(g, _nearest(w, levels), codes.shape[0])
-    return (by_level[:, :, None] * ordered).sum(1)
-
-
-def _nearest(w: Tensor, levels: Tensor) -> Tensor:
-    """Float codes of the nearest levels."""
-    if levels.shape[1] > CHAIN_LEVELS:
-        return nearest_code(w, levels).to(w.dtype)
-    thresholds = midpoints(levels)
-    q = torch.zeros_like(w)
-    for j in range(levels.shape[1] - 1):
-        q = torch.where(w > thresholds[:, j : j + 1], float(j + 1), q)
-    return q
+def indirect_gradient(g: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """Exact gradient of v (O, K), in order."""
+    return basis_gradient(g, successive(w, list(v.split(1, dim=1)), signed=True)[1])
 
 
 class _Indirect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, w, v, codes):
-        ctx.save_for_backward(w, v, codes)
-        return indirect_weight(w, v, codes)
+    def forward(ctx, w, v):
+        used, v = indirect_weight(w, v)
+        ctx.save_for_backward(w, v)
+        ctx.mark_non_differentiable(v)
+        return used, v
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx, g, _):
         g = g.contiguous()
-        return g, indirect_gradient(g, *ctx.saved_tensors), None
+        return g, indirect_gradient(g, *ctx.saved_tensors)
 
 
 class SignWeight(_BasisWeight):
@@ -202,15 +193,15 @@ class SignWeight(_BasisWeight):
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__(weight, bits)
         rows = weight.detach().flatten(1)
-        levels, ordered = sorted_levels(self.v.detach(), self.codes)
-        signs = ordered.gather(
-            1, nearest_code(rows, levels)[:, :, None].expand(-1, -1, bits)
-        )  # (O, N, K)
-        distance = (
-            (rows[:, :, None] - levels[:, None, :]).abs().topk(2, dim=2, largest=False).values
-        )
-        sure = (distance[..., 1] - distance[..., 0]) / level_step(levels).clamp_min(MIN_STEP)
+        chosen = successive(rows, list(self.v.detach().split(1, dim=1)), signed=True)[1]
+        signs = torch.where(torch.stack(chosen, 2), 1.0, -1.0)  # (O, N, K)
+        levels = self.levels()
+        nearest = (rows[:, :, None] - levels[:, None, :]).abs().topk(2, dim=2, largest=False).values
+        sure = (nearest[..., 1] - nearest[..., 0]) / _mean_distance(levels)
         self.u = nn.Parameter(signs * sure.clamp(0.05, 1.0)[:, :, None])
+
+    def levels(self) -> Tensor:
+        return all_levels(self.v.detach(), signed=True).sort(dim=1).values
 
     def forward(self) -> Tensor:
         return _Sign.apply(self.u, self.v).view(self.shape)

@@ -1,7 +1,10 @@
 """Convolution and linear layers whose weight and input pass through quantizers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from lowbit_core.quantizer import ActivationQuantizer, WeightQuantizer
@@ -35,13 +38,39 @@ class QuantLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         quantizer = self.activation_quantizer
-        if quantizer is not None:
-            if quantizer.calibrating:
-                quantizer.calibrate(x)
-            x = quantizer(x.float())  # counts and sums need more than bf16
+        if quantizer is None:
+            return self._compute(x)
+        if quantizer.calibrating:
+            quantizer.calibrate(x)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._compute(quantizer(x))
+        rounding = quantizer.rounding()  # before the step that may move it
+        y = quantizer(x)
+        with _kept_as_input(x.detach(), y, rounding):
+            return self._compute(y)
+
+    def _compute(self, x: Tensor) -> Tensor:
         if self.convolution is None:
             return functional.linear(x, self.used_weight(), self.bias)
         return functional.conv2d(x, self.used_weight(), self.bias, *self.convolution)
+
+
+def _kept_as_input(
+    x: Tensor, y: Tensor, rounding: Callable[[Tensor], Tensor]
+) -> saved_tensors_hooks:
+    """Where autograd would keep y = Q(x), it computes Q(x) again in the backward pass.
+
+    The layer before keeps x anyway (a ReLU its output), so quantization takes no memory of its own.
+    """
+    place, shape = y.data_ptr(), y.shape
+
+    def pack(tensor: Tensor) -> Tensor | None:
+        return None if tensor.data_ptr() == place and tensor.shape == shape else tensor
+
+    def unpack(kept: Tensor | None) -> Tensor:
+        return rounding(x) if kept is None else kept
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 @torch.no_grad()

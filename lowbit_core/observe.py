@@ -3,14 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from lowbit_core.basis import nearest_code
 from lowbit_core.channel_aware import (
     WEIGHTINGS,
-    code_matrix,
     initial_basis,
-    quantize_to_levels,
+    quantize,
     refit_to_convergence,
-    sorted_levels,
 )
 from lowbit_core.layers import QuantLayer
 
@@ -42,7 +39,9 @@ def weight_state(model: nn.Module, previous: dict[str, Tensor]) -> tuple[list[di
         used = quantizer().flatten(1)
         latent = quantizer.latent()
         levels = quantizer.levels()
-        code = nearest_code(used, levels.expand(used.shape[0], -1)).to(torch.uint8)
+        levels = levels.expand(used.shape[0], -1)
+        middles = (levels[:, 1:] + levels[:, :-1]) / 2
+        code = torch.searchsorted(middles.contiguous(), used.contiguous()).to(torch.uint8)
         codes[name] = code
         present = torch.zeros(used.shape[0], levels.shape[1]).scatter(1, code.long().cpu(), 1.0)
         flips = (
@@ -103,13 +102,13 @@ def channel_errors(model: nn.Module, fit_images: Tensor, held_out: Tensor) -> li
     fit_inputs, inputs = (_layer_inputs(model, images) for images in (fit_images, held_out))
     for name, x in inputs.items():
         quantizer = model.get_submodule(name).activation_quantizer
-        codes = code_matrix(quantizer.bits, quantizer.signed).to(x.device)
+        bits, signed = quantizer.bits, quantizer.signed
         power = x.square().sum(_but_channel(x))
-        start = initial_basis(fit_inputs[name], codes)
+        start = initial_basis(fit_inputs[name], bits, signed)
         errors = {}
         for weighting in WEIGHTINGS:
-            v = refit_to_convergence(fit_inputs[name], start, codes, weighting)
-            y = quantize_to_levels(x, sorted_levels(v[None], codes)[0][0])
+            v = refit_to_convergence(fit_inputs[name], start, signed, weighting)
+            y = quantize(x, v, signed)
             errors[weighting] = (y - x).square().sum(_but_channel(x)) / power
         variance = x.var(_but_channel(x), correction=0)
         for channel in range(x.shape[1]):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -38,7 +39,10 @@ class WeightQuantizer(nn.Module):
 
 
 class ActivationQuantizer(nn.Module):
-    """Quantizes one layer's input. `calibrate(x)` sets its range from a first batch."""
+    """Quantizes one layer's input. `calibrate(x)` sets its range from a first batch.
+
+    NaN goes through; `nonfinite` counts the training batches that held NaN or infinity.
+    """
 
     GROUPS: ClassVar[dict[str, str]] = {}
     GRANULARITY: ClassVar[str] = "per_layer"
@@ -48,9 +52,17 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.bits, self.signed = bits, signed
         self.calibrating = False
+        self.register_buffer("nonfinite", torch.zeros((), dtype=torch.int64))
 
     def calibrate(self, x: Tensor) -> None:
         """Set the initial range from x, (N, C, ...)."""
+
+    def rounding(self) -> Callable[[Tensor], Tensor]:
+        """The present map x -> Q(x) alone, no gradient and no update: what evaluation applies.
+
+        The backward pass applies it again instead of keeping Q(x), so it must give the same bits.
+        """
+        raise TypeError(f"{type(self).__name__} does not define rounding()")
 
     def levels(self) -> Tensor:
         """All representable activations in rising order, (L,)."""

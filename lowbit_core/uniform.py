@@ -9,25 +9,43 @@ from lowbit_core.fused import fused
 @fused
 def clip_round(x: Tensor, top: Tensor, bottom: Tensor, steps: Tensor) -> Tensor:
     """round((clip(x) - bottom) / d) d + bottom with d = (top - bottom) / steps. Any shape."""
-    step = (top - bottom) / steps
-    # Not torch.clamp with tensors: minimum and maximum let a NaN through, and vectorise.
-    return (
-        torch.round((torch.minimum(torch.maximum(x, bottom), top) - bottom) / step) * step + bottom
-    )
+    return _clip_round(x, top, bottom, steps)
 
 
 @fused
-def clip_round_gradient(
+def clip_round_checked(
+    x: Tensor, top: Tensor, bottom: Tensor, steps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`clip_round`, and whether x holds a NaN or infinity (bool)."""
+    return _clip_round(x, top, bottom, steps), ~torch.isfinite(x.to(top.dtype).sum())
+
+
+def _clip_round(x: Tensor, top: Tensor, bottom: Tensor, steps: Tensor) -> Tensor:
+    step = (top - bottom) / steps
+    # Not torch.clamp with tensors: minimum and maximum let a NaN through, and vectorise.
+    inside = torch.minimum(torch.maximum(x.to(top.dtype), bottom), top)
+    return (torch.round((inside - bottom) / step) * step + bottom).to(x.dtype)
+
+
+@fused
+def clip_gradient(g: Tensor, x: Tensor, top: Tensor, bottom: Tensor) -> Tensor:
+    """g straight through where bottom <= x < top, else 0."""
+    return torch.where((x >= top) | (x < bottom), 0.0, g)
+
+
+@fused
+def clip_gradients(
     g: Tensor, x: Tensor, top: Tensor, bottom: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (straight through inside the clip), top and bottom (1 where x is beyond)."""
     above, below = x >= top, x <= bottom
     inside = torch.where(above | (x < bottom), 0.0, g)
-    return inside, torch.where(above, g, 0.0).sum(), torch.where(below, g, 0.0).sum()
+    wide = g.to(top.dtype)
+    return inside, torch.where(above, wide, 0.0).sum(), torch.where(below, wide, 0.0).sum()
 
 
 class ClipRound(torch.autograd.Function):
-    """y = clip_round(x); straight-through estimator inside [bottom, top].
+    """(clip_round(x), x not finite); straight-through estimator inside [bottom, top].
 
     dy/dx = 1 for bottom <= x < top, else 0; dy/dtop = [x >= top]; dy/dbottom = [x <= bottom]
     (PACT, eq. 3).
@@ -36,9 +54,12 @@ class ClipRound(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, top, bottom, steps):
         ctx.save_for_backward(x, top, bottom)
-        return clip_round(x, top, bottom, steps)
+        y, bad = clip_round_checked(x, top, bottom, steps)
+        ctx.mark_non_differentiable(bad)
+        return y, bad
 
     @staticmethod
-    def backward(ctx, g):
-        x, top, bottom = ctx.saved_tensors
-        return *clip_round_gradient(g, x, top, bottom), None
+    def backward(ctx, g, _):
+        if ctx.needs_input_grad[1]:
+            return *clip_gradients(g, *ctx.saved_tensors), None
+        return clip_gradient(g, *ctx.saved_tensors), None, None, None

@@ -1,0 +1,34 @@
+"""Activations as blocks of rows whose columns are channels: the layout of a one-pass reduction.
+
+A channels_last tensor (N, C, H, W) lies in memory as N H W rows of C values. Cut into P blocks of B
+rows, a block fits in cache and one core (or thread block) sums it; narrow rows are joined so that
+columns fill a vector register.
+"""
+
+import torch
+from torch import Tensor
+
+LANES = 16  # float32 values in the widest vector register
+MAX_ROWS = 255  # of a block, so that it stays in cache and its counts below 256
+
+
+def as_blocks(x: Tensor) -> Tensor:
+    """x (N, C, ...) as (P, B, M): a view if channels_last; column j is of channel j % C."""
+    rows = x.movedim(1, -1).contiguous().view(-1, x.shape[1])
+    total, width = rows.shape
+    join = 1
+    while (join * width) % LANES and total % (2 * join) == 0 and join < LANES:
+        join *= 2
+    total //= join
+    return rows.view(-1, _block_rows(total), join * width)
+
+
+def _block_rows(total: int) -> int:
+    """Rows of a block: the largest divisor of `total` up to the limit."""
+    return next(b for b in range(min(total, MAX_ROWS), 0, -1) if total % b == 0)
+
+
+def from_blocks(blocks: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `as_blocks`, in the shape of `like`."""
+    shape = (like.shape[0], *like.shape[2:], like.shape[1])
+    return blocks.view(shape).movedim(-1, 1)
