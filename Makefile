@@ -1,6 +1,7 @@
 # make all    set up, then the sweep of config/config.yaml (or SUITE=...): tables, plots, report
 # make test   set up, then the tests
 # make ui     the MLflow UI on http://127.0.0.1:$(PORT), runs in progress included
+# make bench  speed and memory against peers, to results/benchmarks/
 # make setup  only the set-up; PYTHON=python3.12 names another interpreter
 CORES ?= all
 PORT ?= 5000
@@ -10,13 +11,17 @@ ifneq ($(shell mkdir -p "$$HOME/.cache" 2>/dev/null && test -w "$$HOME/.cache" &
 export XDG_CACHE_HOME ?= $(CURDIR)/.cache
 endif
 
-.PHONY: all test ui setup clean
+.PHONY: all test bench ui setup clean
 
 all: setup
 	.venv/bin/snakemake --cores $(CORES) $(if $(SUITE),--config suite=$(SUITE) --) all
 
 test: setup
 	.venv/bin/python -m pytest
+
+bench: setup
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	.venv/bin/python -m benchmarks
 
 ui: setup
 	.venv/bin/python -m workflow.track ui --port $(PORT)

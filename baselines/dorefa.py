@@ -95,18 +95,21 @@ class DoReFaActivation(ActivationQuantizer):
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__(bits, signed)
         self.register_buffer("top", torch.tensor(1.0), persistent=False)
-        self.register_buffer("bottom", torch.tensor(-1.0 if signed else 0.0), persistent=False)
-        self.register_buffer("steps", torch.tensor(2.0**bits - 1), persistent=False)
+        bottom = -1.0 if signed else 0.0
+        self.register_buffer("bottom", torch.tensor(bottom), persistent=False)
+        step = torch.tensor((1.0 - bottom) / (2**bits - 1))
+        self.register_buffer("step", step, persistent=False)
 
     def levels(self) -> Tensor:
         return torch.linspace(float(self.bottom), 1.0, 2**self.bits)
 
     def rounding(self) -> Callable[[Tensor], Tensor]:
-        return partial(clip_round, top=self.top, bottom=self.bottom, steps=self.steps)
+        return partial(clip_round, top=self.top, bottom=self.bottom, step=self.step)
 
     def forward(self, x: Tensor) -> Tensor:
-        y, bad = ClipRound.apply(x, self.top, self.bottom, self.steps)
-        self.nonfinite += bad
+        y, bad = ClipRound.apply(x, self.top, self.bottom, self.step)
+        if self.training:
+            self.nonfinite += bad
         return y
 
 

@@ -13,7 +13,7 @@ from lowbit_core.basis import (
     refit_rows,
 )
 from lowbit_core.channel_aware import BasisActivation
-from lowbit_core.quantizer import Method, WeightQuantizer
+from lowbit_core.quantizer import Method, WeightQuantizer, update_buffer
 
 
 class _Refit(torch.autograd.Function):
@@ -48,7 +48,7 @@ class LQWeight(WeightQuantizer):
     def forward(self) -> Tensor:
         y, fit = _Refit.apply(self.weight, self.v)
         if self.training:
-            self.v = MOMENTUM * self.v + (1 - MOMENTUM) * fit
+            update_buffer(self, "v", MOMENTUM * self.v + (1 - MOMENTUM) * fit)
         return y.view(self.shape)
 
     def latent(self) -> Tensor:

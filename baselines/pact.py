@@ -26,10 +26,13 @@ class PACTActivation(ActivationQuantizer):
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__(bits, signed)
         self.alpha = nn.Parameter(torch.tensor(10.0))
-        self.register_buffer("steps", torch.tensor(2.0**bits - 1), persistent=False)
+        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
 
     def _bottom(self) -> Tensor:
-        return -self.alpha if self.signed else torch.zeros_like(self.alpha)
+        return -self.alpha if self.signed else self.zero
+
+    def _step(self) -> Tensor:
+        return self.alpha.detach() * ((2 if self.signed else 1) / (2**self.bits - 1))
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -37,9 +40,9 @@ class PACTActivation(ActivationQuantizer):
         tops = x.abs().max().clamp_min(1e-3) * torch.linspace(
             1 / _CANDIDATES, 1, _CANDIDATES, device=x.device
         )
-        zero = torch.zeros(())
+        share = (2 if self.signed else 1) / (2**self.bits - 1)
         errors = [
-            (clip_round.eager(x, top, -top if self.signed else zero.to(x), self.steps) - x)
+            (clip_round.eager(x, top, -top if self.signed else self.zero, top * share) - x)
             .square()
             .mean()
             for top in tops
@@ -51,11 +54,12 @@ class PACTActivation(ActivationQuantizer):
         return self._bottom() + unit * (self.alpha - self._bottom())
 
     def rounding(self) -> Callable[[Tensor], Tensor]:
-        return partial(clip_round, top=self.alpha, bottom=self._bottom(), steps=self.steps)
+        return partial(clip_round, top=self.alpha, bottom=self._bottom(), step=self._step())
 
     def forward(self, x: Tensor) -> Tensor:
-        y, bad = ClipRound.apply(x, self.alpha, self._bottom(), self.steps)
-        self.nonfinite += bad
+        y, bad = ClipRound.apply(x, self.alpha, self._bottom(), self._step())
+        if self.training:
+            self.nonfinite += bad
         return y
 
 

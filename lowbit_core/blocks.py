@@ -5,7 +5,8 @@ rows, a block fits in cache and one core (or thread block) sums it; narrow rows 
 columns fill a vector register.
 """
 
-import torch
+import functools
+
 from torch import Tensor
 
 LANES = 16  # float32 values in the widest vector register
@@ -23,6 +24,7 @@ def as_blocks(x: Tensor) -> Tensor:
     return rows.view(-1, _block_rows(total), join * width)
 
 
+@functools.cache
 def _block_rows(total: int) -> int:
     """Rows of a block: the largest divisor of `total` up to the limit."""
     return next(b for b in range(min(total, MAX_ROWS), 0, -1) if total % b == 0)

@@ -24,7 +24,7 @@ from lowbit_core.basis import (
 from lowbit_core.blocks import as_blocks, from_blocks
 from lowbit_core.errors import InputError
 from lowbit_core.fused import IN_REGISTERS, fused
-from lowbit_core.quantizer import ActivationQuantizer
+from lowbit_core.quantizer import ActivationQuantizer, update_buffer
 
 WEIGHTINGS = ("equal", "inverse_variance", "median")
 MAX_FITS = 10  # alternations of a fit to one batch
@@ -97,7 +97,7 @@ def update_basis(
     A batch with NaN must not poison the levels: the run stops as diverged by its loss.
     """
     fit = fit_basis(sums, v, channels, size, weighting, signed)
-    sound = torch.isfinite(fit).all()
+    sound = torch.isfinite(fit).all() & torch.isfinite(sums[0]).all()  # sums[0]: of x
     # In order without projection: ordered bases are a convex cone.
     return torch.where(sound, MOMENTUM * v + (1 - MOMENTUM) * fit, v), ~sound
 
@@ -172,6 +172,7 @@ class BasisActivation(ActivationQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return self.rounding()(x)
-        y, self.v, bad = _QuantizeAndRefit.apply(x, self.v, self.signed, self.weighting)
+        y, new, bad = _QuantizeAndRefit.apply(x, self.v, self.signed, self.weighting)
+        update_buffer(self, "v", new)
         self.nonfinite += bad
         return y

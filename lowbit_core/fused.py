@@ -25,11 +25,17 @@ def set_compile(enabled: bool) -> bool:
     """
     global _compiling
     _compiling = enabled and compiler_found()
+    if _compiling:
+        import torch._inductor.config  # slow: only where it is needed
+
+        # What the processor says that it can do is taken on trust: trying it out takes 1.5 s a process.
+        torch._inductor.config.cpp.vec_isa_ok = True
     if enabled and not _compiling:
         print("warning: no C++ compiler found: quantizers run uncompiled", file=sys.stderr)
     return _compiling
 
 
+@functools.cache
 def compiler_found() -> bool:
     """True where `torch.compile` can make kernels: a C++ compiler, or a GPU (Triton)."""
     return torch.cuda.is_available() or any(map(shutil.which, ("g++", "clang++", "c++")))

@@ -24,6 +24,17 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:
     }
 
 
+def nonfinite_batches(model: nn.Module) -> dict[str, int]:
+    """Training batches whose input held NaN or infinity, by quantized layer; layers with none left out."""
+    return {
+        name: int(layer.activation_quantizer.nonfinite)
+        for name, layer in model.named_modules()
+        if isinstance(layer, QuantLayer)
+        and layer.activation_quantizer is not None
+        and layer.activation_quantizer.nonfinite > 0
+    }
+
+
 @torch.no_grad()
 def weight_state(model: nn.Module, previous: dict[str, Tensor]) -> tuple[list[dict], dict]:
     """One row a layer (see docs/results.md, weight_state.csv) and the present codes, uint8.

@@ -8,6 +8,17 @@ import torch
 from torch import Tensor, nn
 
 
+def update_buffer(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give a buffer its next value. Not in place: the backward pass still needs the old one.
+
+    A compiled model sorts that out itself, and its CUDA graph knows a buffer by its place.
+    """
+    if torch.compiler.is_compiling():
+        getattr(module, name).copy_(value)
+    else:
+        setattr(module, name, value)
+
+
 class WeightQuantizer(nn.Module):
     """Owns the state from which one layer's weights are made; calling it makes them.
 

@@ -36,6 +36,7 @@ from lowbit_core.schedule import learning_rate, parameter_groups
 
 CALIBRATION_IMAGES = 256
 MIN_STEPS_TO_COMPILE = 50
+MIN_STEPS_TO_COMPILE_MODEL = 2000  # and a GPU: a minute or more goes into it
 TABLES = ("metrics.csv", "timings.csv", "weight_state.csv")
 
 
@@ -84,14 +85,24 @@ class _Run:
         torch.manual_seed(config["seed"])
         self._load_data()
         self._build_model(method)
-        self.compiled = "quantizers" if self._use_compile() else "off"
+        self.compiled = self._switch_compile()
+        self.network = self.model  # what a training step calls
+        if self.compiled == "model":
+            # "reduce-overhead": CUDA graphs, where there is a GPU.
+            mode = "reduce-overhead" if place.device.type == "cuda" else "default"
+            self.network = torch.compile(self.model, mode=mode)
 
-    def _use_compile(self) -> bool:
+    def _switch_compile(self) -> str:
+        """Switch the quantizers' compilation; returns what is compiled: off, quantizers, model."""
         asked = self.config["compile"]
         quantized = any(row["status"] == "quantized" for row in self.report)
-        long_enough = len(self.train_data) * self.recipe["epochs"] >= MIN_STEPS_TO_COMPILE
-        wanted = asked in ("quantizers", "model") or (asked == "auto" and long_enough)
-        return set_compile(wanted and quantized)
+        steps = len(self.train_data) * self.recipe["epochs"]
+        if asked == "auto":
+            asked = "quantizers" if steps >= MIN_STEPS_TO_COMPILE else "off"
+            if self.place.device.type == "cuda" and steps >= MIN_STEPS_TO_COMPILE_MODEL:
+                asked = "model"
+        wanted = asked == "model" or (asked == "quantizers" and quantized)
+        return asked if set_compile(wanted) else "off"
 
     def _load_data(self) -> None:
         recipe, place = self.recipe, self.place
@@ -242,7 +253,7 @@ class _Run:
             images = images.contiguous(memory_format=torch.channels_last)
             self.optimizer.zero_grad(set_to_none=True)
             with self._precision():
-                scores = model(images)
+                scores = self.network(images)
                 loss = functional.cross_entropy(
                     scores.float(), labels, label_smoothing=recipe["label_smoothing"]
                 )
@@ -310,6 +321,7 @@ class _Run:
     def _finish(self, status: str, last: dict | None) -> dict:
         model = self.model if self.ema is None else self.ema.module
         size, fp_size, bitops = size_and_bitops(model, self.report)
+        nonfinite = observe.nonfinite_batches(self.model)
         final = {
             "status": status,
             "top1": None,
@@ -328,11 +340,12 @@ class _Run:
             "loader": self.train_data.backend,
             "compile": self.compiled,
             "diverged_layer": None,
+            "nonfinite_batches": nonfinite,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": time.time() - self.started,
         }
         if status == "diverged":
-            final["diverged_layer"] = _first_bad_layer(self.model)
+            final["diverged_layer"] = self._first_layer_not_finite()
         else:
             test = self.evaluate(self.test_data)
             final |= {"top1": test["top1"], "top5": test["top5"], "test_loss": test["loss"]}
@@ -342,6 +355,11 @@ class _Run:
         self.folder.write_json("final.json", final)
         (self.folder.path / "checkpoint.pt").unlink(missing_ok=True)
         return final
+
+    def _first_layer_not_finite(self) -> str | None:
+        """The first layer, in order of computation, whose input or state held NaN or infinity."""
+        seen = observe.nonfinite_batches(self.model)
+        return next(iter(seen), None) or _first_bad_layer(self.model)
 
     def _measure(self, model: nn.Module) -> None:
         end = observe.weight_histograms(model)

@@ -7,21 +7,23 @@ from lowbit_core.fused import fused
 
 
 @fused
-def clip_round(x: Tensor, top: Tensor, bottom: Tensor, steps: Tensor) -> Tensor:
-    """round((clip(x) - bottom) / d) d + bottom with d = (top - bottom) / steps. Any shape."""
-    return _clip_round(x, top, bottom, steps)
+def clip_round(x: Tensor, top: Tensor, bottom: Tensor, step: Tensor) -> Tensor:
+    """round((clip(x) - bottom) / d) d + bottom, d = `step`, (top - bottom) / (2^bits - 1).
+
+    x has any shape. `step` is an argument, not computed here, so that it is divided out once.
+    """
+    return _clip_round(x, top, bottom, step)
 
 
 @fused
 def clip_round_checked(
-    x: Tensor, top: Tensor, bottom: Tensor, steps: Tensor
+    x: Tensor, top: Tensor, bottom: Tensor, step: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`clip_round`, and whether x holds a NaN or infinity (bool)."""
-    return _clip_round(x, top, bottom, steps), ~torch.isfinite(x.to(top.dtype).sum())
+    return _clip_round(x, top, bottom, step), ~torch.isfinite(x.to(top.dtype).sum())
 
 
-def _clip_round(x: Tensor, top: Tensor, bottom: Tensor, steps: Tensor) -> Tensor:
-    step = (top - bottom) / steps
+def _clip_round(x: Tensor, top: Tensor, bottom: Tensor, step: Tensor) -> Tensor:
     # Not torch.clamp with tensors: minimum and maximum let a NaN through, and vectorise.
     inside = torch.minimum(torch.maximum(x.to(top.dtype), bottom), top)
     return (torch.round((inside - bottom) / step) * step + bottom).to(x.dtype)
@@ -52,9 +54,9 @@ class ClipRound(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, top, bottom, steps):
+    def forward(ctx, x, top, bottom, step):
         ctx.save_for_backward(x, top, bottom)
-        y, bad = clip_round_checked(x, top, bottom, steps)
+        y, bad = clip_round_checked(x, top, bottom, step)
         ctx.mark_non_differentiable(bad)
         return y, bad
 

@@ -16,8 +16,16 @@ ARCHS = {
     "resnet20": (91.2, 70_000, 30_000_000),
 }
 GAIN = {
-    "fp": 0.3, "direct": 0.0, "direct_plain": -0.6, "lq_channel_aware": -0.9, "lq_nets": -1.4,
-    "dorefa": -2.1, "pact": -2.6, "direct_median": -0.2, "direct_sign": -1.0, "indirect": -0.8,
+    "fp": 0.3,
+    "direct": 0.0,
+    "direct_plain": -0.6,
+    "lq_channel_aware": -0.9,
+    "lq_nets": -1.4,
+    "dorefa": -2.1,
+    "pact": -2.6,
+    "direct_median": -0.2,
+    "direct_sign": -1.0,
+    "indirect": -0.8,
 }
 LOSS = {1: 4.0, 2: 2.2, 3: 1.0, 32: 0.0}
 LAYERS = {"layer1.0.conv1": 8, "layer1.0.conv2": 8, "layer2.0.conv1": 16, "layer3.0.conv1": 32}
@@ -39,8 +47,15 @@ def histogram(weights: np.ndarray, levels: np.ndarray) -> dict:
 
 
 def write_run(
-    runs: Path, arch: str, method: str, bits: tuple[int, int], seed: int, *,
-    dataset: str = "fashion_mnist", pretrained: str | None = None, diverged: bool = False,
+    runs: Path,
+    arch: str,
+    method: str,
+    bits: tuple[int, int],
+    seed: int,
+    *,
+    dataset: str = "fashion_mnist",
+    pretrained: str | None = None,
+    diverged: bool = False,
     top1: float | None = None,
 ) -> str:
     """Write one run folder and return its run_id."""
@@ -56,45 +71,98 @@ def write_run(
         top1 = round(fp_top1 + GAIN[method] - LOSS[w_bits] + 0.25 * float(draw.normal()), 2)
     quantized = method != "fp"
     config = {
-        "dataset": dataset, "arch": arch, "arch_options": {"width": 8}, "method": method,
-        "w_bits": w_bits, "a_bits": a_bits, "seed": seed,
+        "dataset": dataset,
+        "arch": arch,
+        "arch_options": {"width": 8},
+        "method": method,
+        "w_bits": w_bits,
+        "a_bits": a_bits,
+        "seed": seed,
         "policy": {"first_last": "fp", "shortcut": "quantized", "exceptions": {}},
         "recipe": {
-            "name": "quick", "epochs": EPOCHS, "batch_size": 128, "lr": 0.05, "momentum": 0.9,
-            "nesterov": False, "weight_decay": 1e-4, "warmup_epochs": 1, "schedule": "cosine",
-            "label_smoothing": 0.0, "augmentation": "shift", "train_images": 12800,
-            "val_images": 5000, "eval_batch_size": 500, "precision": "float32", "ema": 0.0,
+            "name": "quick",
+            "epochs": EPOCHS,
+            "batch_size": 128,
+            "lr": 0.05,
+            "momentum": 0.9,
+            "nesterov": False,
+            "weight_decay": 1e-4,
+            "warmup_epochs": 1,
+            "schedule": "cosine",
+            "label_smoothing": 0.0,
+            "augmentation": "shift",
+            "train_images": 12800,
+            "val_images": 5000,
+            "eval_batch_size": 500,
+            "precision": "float32",
+            "ema": 0.0,
             "quantizer_groups": {
                 "codes": {"lr_scale": 1.0, "weight_decay": 0.0},
                 "levels": {"lr_scale": 0.1, "weight_decay": 0.0},
             },
         },
-        "pretrained": pretrained, "loader": "ffcv", "compile": "auto",
-        "code_version": "0123456789ab", "run_key": key,
+        "pretrained": pretrained,
+        "loader": "ffcv",
+        "compile": "auto",
+        "code_version": "0123456789ab",
+        "run_key": key,
     }
     size = weights * (4 if not quantized else w_bits / 8 + 0.4)
     final = {
         "status": "diverged" if diverged else "done",
-        "top1": None if diverged else top1, "top5": None if diverged else 99.5,
-        "test_loss": None if diverged else 0.4, "val_top1": None if diverged else top1 + 0.3,
-        "epochs_done": 2 if diverged else EPOCHS, "size_bytes": int(size),
+        "top1": None if diverged else top1,
+        "top5": None if diverged else 99.5,
+        "test_loss": None if diverged else 0.4,
+        "val_top1": None if diverged else top1 + 0.3,
+        "epochs_done": 2 if diverged else EPOCHS,
+        "size_bytes": int(size),
         "bitops": macs * w_bits * a_bits if quantized else macs * 1024,
-        "fp_size_bytes": weights * 4, "hardware": "Example CPU, 2 cores", "device": "cpu",
+        "fp_size_bytes": weights * 4,
+        "hardware": "Example CPU, 2 cores",
+        "device": "cpu",
         "threads": 1,
-        "versions": {"torch": "2.13.0", "torchvision": "0.28.0", "ffcv": "1.0.2",
-                     "python": "3.11.2"},
-        "diverged_layer": "layer2.0.conv1" if diverged else None, "loader": "ffcv",
-        "compile": "quantizers", "created": "2025-01-01T00:00:00", "seconds": 20.0,
+        "versions": {
+            "torch": "2.13.0",
+            "torchvision": "0.28.0",
+            "ffcv": "1.0.2",
+            "python": "3.11.2",
+        },
+        "diverged_layer": "layer2.0.conv1" if diverged else None,
+        "loader": "ffcv",
+        "compile": "quantizers",
+        "created": "2025-01-01T00:00:00",
+        "seconds": 20.0,
         "git_commit": "0" * 40,
     }
-    layers = [{"layer": "conv1", "kind": "conv", "status": "kept", "reason": "first layer",
-               "w_bits": 32, "a_bits": 32, "weight_quantizer": None,
-               "activation_quantizer": None, "signed": False, "weights": 72, "macs": 1000}]
+    layers = [
+        {
+            "layer": "conv1",
+            "kind": "conv",
+            "status": "kept",
+            "reason": "first layer",
+            "w_bits": 32,
+            "a_bits": 32,
+            "weight_quantizer": None,
+            "activation_quantizer": None,
+            "signed": False,
+            "weights": 72,
+            "macs": 1000,
+        }
+    ]
     layers += [
-        {"layer": layer, "kind": "conv", "status": "quantized" if quantized else "kept",
-         "reason": "", "w_bits": w_bits, "a_bits": a_bits, "weight_quantizer": method,
-         "activation_quantizer": method, "signed": arch == "mobilenetv2", "weights": 72 * channels,
-         "macs": 1000 * channels}
+        {
+            "layer": layer,
+            "kind": "conv",
+            "status": "quantized" if quantized else "kept",
+            "reason": "",
+            "w_bits": w_bits,
+            "a_bits": a_bits,
+            "weight_quantizer": method,
+            "activation_quantizer": method,
+            "signed": arch == "mobilenetv2",
+            "weights": 72 * channels,
+            "macs": 1000 * channels,
+        }
         for layer, channels in LAYERS.items()
     ]
     for file, value in (("config", config), ("final", final), ("layers", layers)):
@@ -106,13 +174,23 @@ def write_run(
     for epoch in range(1, epochs + 1):
         value = top1 - (top1 - start) * 0.5**epoch + 0.1 * draw.normal()
         loss = 0.3 + (100 - value) / 40
-        metrics.append((epoch, 0.05, round(loss, 4), round(value - 1, 2), round(loss + 0.05, 4),
-                        round(value + 0.3, 2)))
-        timings.append((epoch, round(4 + draw.random(), 3), round(3000 + 100 * draw.random(), 1),
-                        0.02, 512.0))
+        metrics.append(
+            (
+                epoch,
+                0.05,
+                round(loss, 4),
+                round(value - 1, 2),
+                round(loss + 0.05, 4),
+                round(value + 0.3, 2),
+            )
+        )
+        timings.append(
+            (epoch, round(4 + draw.random(), 3), round(3000 + 100 * draw.random(), 1), 0.02, 512.0)
+        )
     write_rows(folder / "metrics.csv", "epoch,lr,train_loss,train_top1,val_loss,val_top1", metrics)
-    write_rows(folder / "timings.csv", "epoch,seconds,images_per_s,data_wait_share,peak_memory_mb",
-               timings)
+    write_rows(
+        folder / "timings.csv", "epoch,seconds,images_per_s,data_wait_share,peak_memory_mb", timings
+    )
     if not quantized:
         return run_id
 
@@ -121,11 +199,17 @@ def write_run(
         folder / "weight_state.csv",
         "epoch,layer,mismatch,flip_rate,level_min,level_max,used_levels",
         [
-            (epoch, layer,
-             round(base * (1 + 0.1 * epoch * (base > 0.1)) + 0.005 * draw.random(), 5),
-             "" if epoch == 0 else round(0.08 * 0.6**epoch + 0.002 * draw.random(), 5),
-             -0.11, 0.12, 1.0)
-            for epoch in range(epochs + 1) for layer in LAYERS
+            (
+                epoch,
+                layer,
+                round(base * (1 + 0.1 * epoch * (base > 0.1)) + 0.005 * draw.random(), 5),
+                "" if epoch == 0 else round(0.08 * 0.6**epoch + 0.002 * draw.random(), 5),
+                -0.11,
+                0.12,
+                1.0,
+            )
+            for epoch in range(epochs + 1)
+            for layer in LAYERS
         ],
     )
     grid = np.linspace(-1, 1, 2**w_bits)
@@ -149,11 +233,17 @@ def write_run(
                 aware = equal * (0.75 + 0.35 * variance / (1 + variance))
                 errors = (round(equal, 6), round(aware, 6), round(equal * 0.97, 6))
                 dead = channel == channels - 1 and layer == "layer3.0.conv1"
-                rows.append((layer, channel, *(("0.0", "", "", "") if dead
-                                               else (round(variance, 6), *errors))))
+                rows.append(
+                    (
+                        layer,
+                        channel,
+                        *(("0.0", "", "", "") if dead else (round(variance, 6), *errors)),
+                    )
+                )
         write_rows(
             folder / "channel_error.csv",
-            "layer,channel,variance,error_equal,error_inverse_variance,error_median", rows,
+            "layer,channel,variance,error_equal,error_inverse_variance,error_median",
+            rows,
         )
     return run_id
 
@@ -177,13 +267,14 @@ def write_suite(results: Path, *, dataset: str = "fashion_mnist") -> None:
                     for method in ABLATION:
                         run = write_run(runs, arch, method, bits, seed, **common)
                         lines.append((run, "ablation"))
-            text = "".join(
-                json.dumps({"run_id": run, "role": role}) + "\n" for run, role in lines
-            )
+            text = "".join(json.dumps({"run_id": run, "role": role}) + "\n" for run, role in lines)
             (jobs / f"{dataset}-{arch}-s{seed}.jsonl").write_text(text)
     settings = {
-        "suite": "quick", "datasets": [dataset], "archs": sorted(ARCHS),
-        "bits": ["FP", "W1A2", "W2A2", "W3A3"], "methods": ["fp", *METHODS],
+        "suite": "quick",
+        "datasets": [dataset],
+        "archs": sorted(ARCHS),
+        "bits": ["FP", "W1A2", "W2A2", "W3A3"],
+        "methods": ["fp", *METHODS],
         "recipe": {"epochs": EPOCHS, "batch_size": 128, "lr": 0.05},
     }
     (results / "config.json").write_text(json.dumps(settings))

@@ -305,3 +305,20 @@ def test_channel_errors_are_the_normalised_errors_of_each_channel():
         errors = [row[f"error_{w}"] for w in ("equal", "inverse_variance", "median")]
         assert all(e is None or 0 <= e <= 2 for e in errors)
         assert (errors[0] is None) == (row["variance"] == 0)
+
+
+# -- the backward pass -------------------------------------------------------------------------
+
+
+def test_the_weight_gradient_is_that_of_the_quantized_input():
+    torch.manual_seed(1)
+    layer = nn.Conv2d(8, 8, 3, padding=1)
+    plain = baselines.method("lq_nets")
+    quantized = QuantLayer(layer, None, plain.activation(2, False))
+    x = torch.randn(4, 8, 12, 12).relu().contiguous(memory_format=torch.channels_last)
+    calibrate(quantized, x)
+    before = quantized.activation_quantizer.rounding()(x)
+    g = torch.randn(4, 8, 12, 12)
+    quantized(x).backward(g)
+    expected = torch.nn.grad.conv2d_weight(before, layer.weight.shape, g, padding=1)
+    torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-4, atol=1e-4)

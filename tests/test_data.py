@@ -46,8 +46,10 @@ def write_idx(path: Path, array: np.ndarray, promised: tuple[int, ...] | None = 
 def tiny_idx(tmp_path):
     """A folder of idx files with 6 images a split."""
     for stem in fashion_mnist.STEMS.values():
-        write_idx(tmp_path / fashion_mnist.IMAGES.format(stem),
-                  np.arange(6 * 784, dtype=np.uint32).astype(np.uint8).reshape(6, 28, 28))
+        write_idx(
+            tmp_path / fashion_mnist.IMAGES.format(stem),
+            np.arange(6 * 784, dtype=np.uint32).astype(np.uint8).reshape(6, 28, 28),
+        )
         write_idx(tmp_path / fashion_mnist.LABELS.format(stem), np.arange(6, dtype=np.uint8))
     return tmp_path
 
@@ -65,8 +67,10 @@ def test_unknown_names_list_the_legal_ones():
 
 
 def test_importing_the_core_does_not_import_ffcv_or_torchvision():
-    code = ("import sys, lowbit_core.data, lowbit_core.data.loader, lowbit_core.data.prepare;"
-            "print([m for m in ('ffcv', 'torchvision', 'sklearn') if m in sys.modules])")
+    code = (
+        "import sys, lowbit_core.data, lowbit_core.data.loader, lowbit_core.data.prepare;"
+        "print([m for m in ('ffcv', 'torchvision', 'sklearn') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -82,8 +86,10 @@ def test_idx_is_read(tiny_idx):
     assert len(names) == 10
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped", "not gzip", "magic",
-                                    "short", "long", "side"])
+@pytest.mark.parametrize(
+    "damage",
+    ["missing", "empty", "truncated", "flipped", "not gzip", "magic", "short", "long", "side"],
+)
 def test_bad_idx_images_are_named(tiny_idx, damage):
     path = tiny_idx / fashion_mnist.IMAGES.format("train")
     data, array = path.read_bytes(), np.zeros((6, 28, 28), np.uint8)
@@ -99,9 +105,14 @@ def test_bad_idx_images_are_named(tiny_idx, damage):
         write_idx(path, array[:, :27])
     else:
         middle = len(data) // 2
-        path.write_bytes({"empty": b"", "truncated": data[:middle], "not gzip": b"<html>",
-                          "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
-                          }[damage])
+        path.write_bytes(
+            {
+                "empty": b"",
+                "truncated": data[:middle],
+                "not gzip": b"<html>",
+                "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+            }[damage]
+        )
     with pytest.raises(InputError, match="train-images-idx3-ubyte.gz"):
         fashion_mnist.load(tiny_idx, "train")
 
@@ -149,8 +160,16 @@ def test_the_environment_comes_before_the_system(tiny_idx, monkeypatch):
 
 
 def test_command_line_prints_one_sentence(tmp_path):
-    command = [sys.executable, "-m", "lowbit_core.data.prepare", "imagenet", "--out",
-               str(tmp_path / "out"), "--source", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "lowbit_core.data.prepare",
+        "imagenet",
+        "--out",
+        str(tmp_path / "out"),
+        "--source",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and not (tmp_path / "out").exists()
     assert done.stderr.startswith("error: data set imagenet was not found in")
@@ -182,13 +201,16 @@ def test_cifar_folder_is_read_in_class_order(cifar_folder):
     assert names[3] == "class03"
 
 
-@pytest.mark.parametrize("damage, said", [
-    ("class", r"train: 99 class folders, not 100"),
-    ("image", r"class04: 1 PNG files, not 2"),
-    ("size", r"0.png: RGB image of 31x32, not RGB of 32x32"),
-    ("mode", r"0.png: L image of 32x32"),
-    ("broken", r"0.png: unreadable image"),
-])
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        ("class", r"train: 99 class folders, not 100"),
+        ("image", r"class04: 1 PNG files, not 2"),
+        ("size", r"0.png: RGB image of 31x32, not RGB of 32x32"),
+        ("mode", r"0.png: L image of 32x32"),
+        ("broken", r"0.png: unreadable image"),
+    ],
+)
 def test_bad_cifar_folders_are_named(cifar_folder, damage, said):
     file = cifar_folder / "train" / "class04" / "0.png"
     if damage == "class":
@@ -217,12 +239,15 @@ def test_cifar_archive_is_read(tmp_path, monkeypatch):
     folder = tmp_path / cifar100.ARCHIVE
     folder.mkdir()
     pixels = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
-    parts = {"train": {"data": pixels, "fine_labels": [4, 99]},
-             "meta": {"fine_label_names": [f"c{i}" for i in range(100)]}}
+    parts = {
+        "train": {"data": pixels, "fine_labels": [4, 99]},
+        "meta": {"fine_label_names": [f"c{i}" for i in range(100)]},
+    }
     for name, part in parts.items():
         (folder / name).write_bytes(pickle.dumps(part))
-        monkeypatch.setitem(cifar100.MD5, name,
-                            hashlib.md5((folder / name).read_bytes()).hexdigest())
+        monkeypatch.setitem(
+            cifar100.MD5, name, hashlib.md5((folder / name).read_bytes()).hexdigest()
+        )
     images, labels, names = cifar100.load(tmp_path, "train")
     assert np.array_equal(images.reshape(2, -1), pixels) and labels.tolist() == [4, 99]
     assert names[99] == "c99"
@@ -315,8 +340,9 @@ def test_writing_again_gives_the_same_bytes(digits_written, tmp_path):
         assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-@pytest.mark.parametrize("name, reader", [("train.beton", "ffcv"), ("train.npy", "torch"),
-                                          ("train_labels.npy", "ffcv")])
+@pytest.mark.parametrize(
+    "name, reader", [("train.beton", "ffcv"), ("train.npy", "torch"), ("train_labels.npy", "ffcv")]
+)
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped"])
 def test_damaged_files_are_named(digits, name, reader, damage):
     check(digits, "train", reader)
@@ -326,8 +352,9 @@ def test_damaged_files_are_named(digits, name, reader, damage):
         path.unlink()
     else:
         last = data[-1] ^ 1
-        path.write_bytes({"empty": b"", "truncated": data[:-1],
-                          "flipped": data[:-1] + bytes([last])}[damage])
+        path.write_bytes(
+            {"empty": b"", "truncated": data[:-1], "flipped": data[:-1] + bytes([last])}[damage]
+        )
     with pytest.raises(InputError) as error:
         check(digits, "train", reader)
     assert str(path) in str(error.value) and "prepare digits --out" in str(error.value)
@@ -345,10 +372,16 @@ def test_large_files_are_checked_by_header(digits, monkeypatch):
         check(digits, "train")
 
 
-@pytest.mark.parametrize("text, said", [
-    (None, "the file is missing"), ("", "not a JSON file"), ('{"images": 1', "not a JSON file"),
-    ("[]", "not a manifest"), ('{"images": 1}', "not a manifest"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (None, "the file is missing"),
+        ("", "not a JSON file"),
+        ('{"images": 1', "not a JSON file"),
+        ("[]", "not a manifest"),
+        ('{"images": 1}', "not a manifest"),
+    ],
+)
 def test_bad_manifests_are_named(digits, text, said):
     path = digits / "train.manifest.json"
     path.unlink() if text is None else path.write_text(text)

@@ -55,17 +55,32 @@ def test_pixels_are_those_stored(digits, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_order_repeats_resumes_and_differs(digits, backend):
-    loader = make_loader(digits, "train", batch_size=64, train=True, augmentation="crop_flip",
-                         seed=1, backend=backend)
+    loader = make_loader(
+        digits,
+        "train",
+        batch_size=64,
+        train=True,
+        augmentation="crop_flip",
+        seed=1,
+        backend=backend,
+    )
     run = [[(x.clone(), y.clone()) for x, y in loader.epoch(e)] for e in range(3)]
-    resumed = make_loader(digits, "train", batch_size=64, train=True, augmentation="crop_flip",
-                          seed=1, backend=backend)
+    resumed = make_loader(
+        digits,
+        "train",
+        batch_size=64,
+        train=True,
+        augmentation="crop_flip",
+        seed=1,
+        backend=backend,
+    )
     for (x, y), (x2, y2) in zip(run[2], resumed.epoch(2), strict=True):
         assert torch.equal(x, x2) and torch.equal(y, y2)
     assert not torch.equal(run[0][0][1], run[1][0][1])
     # seed + epoch as the seed would make these two the same
-    assert not torch.equal(epoch(digits, 0, seed=1, backend=backend)[1],
-                           epoch(digits, 1, seed=0, backend=backend)[1])
+    assert not torch.equal(
+        epoch(digits, 0, seed=1, backend=backend)[1], epoch(digits, 1, seed=0, backend=backend)[1]
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -133,19 +148,22 @@ def test_validation_uses_no_augmentation_numbers_of_training(digits):
     assert all(torch.equal(a, x) for a, (x, _) in zip(alone, train.epoch(1), strict=True))
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"backend": "dali"}, "'dali': choose one of ffcv, torch"),
-    ({"augmentation": "mixup"}, "'mixup': choose one of none, flip, crop, crop_flip"),
-    ({"augmentation": "resized_crop_flip"}, "'resized_crop_flip': choose one of none"),
-    ({"split": "val"}, "'val': choose one of train, test"),
-    ({"batch_size": 0}, "batch size 0: must be 1 to 1437"),
-    ({"batch_size": 1438}, "batch size 1438: must be 1 to 1437"),
-    ({"indices": [0, 1437]}, "from 0 to 1437|from 0 to 1436"),
-    ({"indices": [-1]}, "from 0 to 1436"),
-    ({"indices": []}, "at least one"),
-    ({"threads": 0}, "threads 0: must be at least 1"),
-    ({"resolution": 32}, "resolution 32: digits is always loaded at 8"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"backend": "dali"}, "'dali': choose one of ffcv, torch"),
+        ({"augmentation": "mixup"}, "'mixup': choose one of none, flip, crop, crop_flip"),
+        ({"augmentation": "resized_crop_flip"}, "'resized_crop_flip': choose one of none"),
+        ({"split": "val"}, "'val': choose one of train, test"),
+        ({"batch_size": 0}, "batch size 0: must be 1 to 1437"),
+        ({"batch_size": 1438}, "batch size 1438: must be 1 to 1437"),
+        ({"indices": [0, 1437]}, "from 0 to 1437|from 0 to 1436"),
+        ({"indices": [-1]}, "from 0 to 1436"),
+        ({"indices": []}, "at least one"),
+        ({"threads": 0}, "threads 0: must be at least 1"),
+        ({"resolution": 32}, "resolution 32: digits is always loaded at 8"),
+    ],
+)
 def test_illegal_arguments_are_named(digits, options, said):
     with pytest.raises(InputError, match=said):
         epoch(digits, **options)
@@ -183,27 +201,33 @@ def test_a_hanging_ffcv_thread_is_given_up(digits, monkeypatch):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.data())
 @settings(max_examples=80, deadline=None)
 def test_splits_are_disjoint_stratified_and_fixed(class_sizes, data):
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(class_sizes)),
-                                                            class_sizes))
+    labels = np.random.default_rng(0).permutation(
+        np.repeat(np.arange(len(class_sizes)), class_sizes)
+    )
     val_images = data.draw(st.integers(0, len(labels) - 1))
     train_images = data.draw(st.none() | st.integers(1, len(labels) - val_images))
     train, val = split_indices(labels, val_images=val_images, train_images=train_images)
     assert len(val) == val_images and len(train) == (train_images or len(labels) - val_images)
     assert len(np.union1d(train, val)) == len(train) + len(val)
-    for part, members in ((val, np.arange(len(labels))),
-                          (train, np.setdiff1d(np.arange(len(labels)), val))):
+    for part, members in (
+        (val, np.arange(len(labels))),
+        (train, np.setdiff1d(np.arange(len(labels)), val)),
+    ):
         for c, size in enumerate(np.bincount(labels[members], minlength=len(class_sizes))):
             assert abs((labels[part] == c).sum() - size * len(part) / len(members)) < 1
     again = split_indices(labels, val_images=val_images, train_images=1)[1]
     assert np.array_equal(again, val)
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"val_images": -1}, "val_images -1: must be 0 to 100"),
-    ({"val_images": 101}, "val_images 101: must be 0 to 100"),
-    ({"val_images": 10, "train_images": 0}, "train_images 0: must be 1 to 90"),
-    ({"val_images": 10, "train_images": 91}, "train_images 91: must be 1 to 90"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"val_images": -1}, "val_images -1: must be 0 to 100"),
+        ({"val_images": 101}, "val_images 101: must be 0 to 100"),
+        ({"val_images": 10, "train_images": 0}, "train_images 0: must be 1 to 90"),
+        ({"val_images": 10, "train_images": 91}, "train_images 91: must be 1 to 90"),
+    ],
+)
 def test_illegal_splits_are_named(options, said):
     with pytest.raises(InputError, match=said):
         split_indices(np.arange(100) % 10, **options)

@@ -45,12 +45,21 @@ def test_fashion_mnist(fashion):
     assert pixels.mean() == pytest.approx(data.mean[0], abs=1e-3)
     assert pixels.std() == pytest.approx(data.std[0], abs=1e-3)
     train, val = split_indices(read_labels(fashion, "train"), val_images=5000)
-    for split, indices, training in (("train", train, True), ("train", val, False),
-                                     ("test", None, False)):
-        options = dict(batch_size=128, train=training, indices=indices, seed=1,
-                       augmentation="crop_flip" if training else "none")
-        ours, reference = (make_loader(fashion, split, backend=b, **options).epoch(3)
-                           for b in ("ffcv", "torch"))
+    for split, indices, training in (
+        ("train", train, True),
+        ("train", val, False),
+        ("test", None, False),
+    ):
+        options = dict(
+            batch_size=128,
+            train=training,
+            indices=indices,
+            seed=1,
+            augmentation="crop_flip" if training else "none",
+        )
+        ours, reference = (
+            make_loader(fashion, split, backend=b, **options).epoch(3) for b in ("ffcv", "torch")
+        )
         for (x, y), (x2, y2) in zip(ours, reference, strict=True):
             assert torch.equal(x, x2) and torch.equal(y, y2)
 
@@ -80,8 +89,10 @@ def test_cifar100_from_images(tmp_path):
     assert pixels.mean((0, 2, 3)) == pytest.approx(data.mean, abs=3e-3)
     assert pixels.std((0, 2, 3)) == pytest.approx(data.std, abs=3e-3)
     options = dict(batch_size=500, train=True, augmentation="crop_flip", indices=np.arange(5000))
-    ours, reference = (make_loader(tmp_path / "out", "train", backend=b, **options).epoch(0)
-                       for b in ("ffcv", "torch"))
+    ours, reference = (
+        make_loader(tmp_path / "out", "train", backend=b, **options).epoch(0)
+        for b in ("ffcv", "torch")
+    )
     for (x, y), (x2, y2) in zip(ours, reference, strict=True):
         assert torch.equal(x, x2) and torch.equal(y, y2)
 
@@ -95,16 +106,20 @@ def imagenet_sample(tmp_path_factory):
             synset = folder / "source" / split / file.name.split("_")[0]
             synset.mkdir(parents=True)
             shutil.copy(file, synset)
-    prepare(replace(dataset("imagenet"), classes=100, train_images=100, test_images=100),
-            folder / "out", folder / "source")
+    prepare(
+        replace(dataset("imagenet"), classes=100, train_images=100, test_images=100),
+        folder / "out",
+        folder / "source",
+    )
     return folder / "out"
 
 
 @needs(SHARED / "imagenet_sample")
 def test_imagenet_evaluation_pixels_agree(imagenet_sample):
     options = dict(batch_size=30, train=False)
-    ours, reference = (make_loader(imagenet_sample, "test", backend=b, **options)
-                       for b in ("ffcv", "torch"))
+    ours, reference = (
+        make_loader(imagenet_sample, "test", backend=b, **options) for b in ("ffcv", "torch")
+    )
     levels = 255 * torch.tensor(dataset("imagenet").std).view(1, 3, 1, 1)  # in pixel values
     sizes, differences = [], []
     for (x, y), (x2, y2) in zip(ours.epoch(0), reference.epoch(0), strict=True):
@@ -120,9 +135,19 @@ def test_imagenet_evaluation_pixels_agree(imagenet_sample):
 @needs(SHARED / "imagenet_sample")
 @pytest.mark.parametrize("backend", ["ffcv", "torch"])
 def test_imagenet_training_crops_repeat_with_the_seed(imagenet_sample, backend):
-    loaders = [make_loader(imagenet_sample, "train", batch_size=32, train=True, seed=seed,
-                           augmentation="resized_crop_flip", resolution=64, backend=backend)
-               for seed in (1, 1, 2)]
+    loaders = [
+        make_loader(
+            imagenet_sample,
+            "train",
+            batch_size=32,
+            train=True,
+            seed=seed,
+            augmentation="resized_crop_flip",
+            resolution=64,
+            backend=backend,
+        )
+        for seed in (1, 1, 2)
+    ]
     assert loaders[0].images == 96
     runs = [[(x, y) for x, y in loader.epoch(1)] for loader in loaders]
     assert all(torch.equal(a[0], b[0]) for a, b in zip(runs[0], runs[1], strict=True))

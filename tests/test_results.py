@@ -18,43 +18,94 @@ from workflow import collect, plots, report, tables
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "config" / "published.csv"
-TABLES = ("results", "timings", "ablation_channel_error", "ablation_channel_error_summary",
-          "ablation_direct_weights", "ablation_direct_weights_summary")
+TABLES = (
+    "results",
+    "timings",
+    "ablation_channel_error",
+    "ablation_channel_error_summary",
+    "ablation_direct_weights",
+    "ablation_direct_weights_summary",
+)
 
 
 def run_collect(results: Path, suite: str = "quick") -> None:
-    collect.main([
-        "--suite", suite, "--runs", str(results / "runs"),
-        "--jobs", *sorted(map(str, (results / "jobs").glob("*.jsonl"))),
-        "--results", str(results / "results.csv"), "--timings", str(results / "timings.csv"),
-        "--channel-error", str(results / "ablation_channel_error.csv"),
-        "--channel-summary", str(results / "ablation_channel_error_summary.csv"),
-        "--direct-weights", str(results / "ablation_direct_weights.csv"),
-        "--direct-summary", str(results / "ablation_direct_weights_summary.csv"),
-    ])
+    collect.main(
+        [
+            "--suite",
+            suite,
+            "--runs",
+            str(results / "runs"),
+            "--jobs",
+            *sorted(map(str, (results / "jobs").glob("*.jsonl"))),
+            "--results",
+            str(results / "results.csv"),
+            "--timings",
+            str(results / "timings.csv"),
+            "--channel-error",
+            str(results / "ablation_channel_error.csv"),
+            "--channel-summary",
+            str(results / "ablation_channel_error_summary.csv"),
+            "--direct-weights",
+            str(results / "ablation_direct_weights.csv"),
+            "--direct-summary",
+            str(results / "ablation_direct_weights_summary.csv"),
+        ]
+    )
 
 
 def run_tables(results: Path) -> None:
-    tables.main(["--results", str(results / "results.csv"), "--published", str(PUBLISHED),
-                 "--out", str(results / "table_main")])
+    tables.main(
+        [
+            "--results",
+            str(results / "results.csv"),
+            "--published",
+            str(PUBLISHED),
+            "--out",
+            str(results / "table_main"),
+        ]
+    )
 
 
 def run_plots(results: Path, out: str = "plots") -> None:
-    plots.main(["--results", str(results / "results.csv"), "--runs", str(results / "runs"),
-                "--channel-error", str(results / "ablation_channel_error.csv"),
-                "--direct-weights", str(results / "ablation_direct_weights.csv"),
-                "--out", str(results / out)])
+    plots.main(
+        [
+            "--results",
+            str(results / "results.csv"),
+            "--runs",
+            str(results / "runs"),
+            "--channel-error",
+            str(results / "ablation_channel_error.csv"),
+            "--direct-weights",
+            str(results / "ablation_direct_weights.csv"),
+            "--out",
+            str(results / out),
+        ]
+    )
 
 
 def run_report(results: Path, suite: str = "quick", out: str = "index.html") -> None:
-    report.main([
-        "--suite", suite, "--results", str(results / "results.csv"),
-        "--timings", str(results / "timings.csv"), "--tables", str(results / "table_main.csv"),
-        "--channel-summary", str(results / "ablation_channel_error_summary.csv"),
-        "--direct-summary", str(results / "ablation_direct_weights_summary.csv"),
-        "--plots", str(results / "plots"), "--config", str(results / "config.json"),
-        "--out", str(results / out),
-    ])
+    report.main(
+        [
+            "--suite",
+            suite,
+            "--results",
+            str(results / "results.csv"),
+            "--timings",
+            str(results / "timings.csv"),
+            "--tables",
+            str(results / "table_main.csv"),
+            "--channel-summary",
+            str(results / "ablation_channel_error_summary.csv"),
+            "--direct-summary",
+            str(results / "ablation_direct_weights_summary.csv"),
+            "--plots",
+            str(results / "plots"),
+            "--config",
+            str(results / "config.json"),
+            "--out",
+            str(results / out),
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +137,29 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 # The mathematics of the main table
 
+
 def made(values: dict[str, list[float | None]]) -> pd.DataFrame:
     """results.csv of one column, W2A2; None is a diverged seed."""
-    return pd.DataFrame([
-        {"suite": "quick", "dataset": "digits", "arch": "resnet20", "w_bits": 2, "a_bits": 2,
-         "method": method, "seed": seed, "role": "run", "run_id": f"{method}-{seed}",
-         "status": "diverged" if top1 is None else "done", "top1": top1,
-         "delta": None if top1 is None else top1 - 90}
-        for method, top1s in values.items() for seed, top1 in enumerate(top1s)
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "suite": "quick",
+                "dataset": "digits",
+                "arch": "resnet20",
+                "w_bits": 2,
+                "a_bits": 2,
+                "method": method,
+                "seed": seed,
+                "role": "run",
+                "run_id": f"{method}-{seed}",
+                "status": "diverged" if top1 is None else "done",
+                "top1": top1,
+                "delta": None if top1 is None else top1 - 90,
+            }
+            for method, top1s in values.items()
+            for seed, top1 in enumerate(top1s)
+        ]
+    )
 
 
 def table_of(values: dict[str, list[float | None]]) -> dict[str, dict]:
@@ -109,16 +174,19 @@ def test_mean_and_sample_std():
     assert row["delta_mean"] == -8.0
 
 
-@pytest.mark.parametrize(("values", "best"), [
-    ({"direct": [82, 83, 84], "pact": [80, 81, 82]}, "direct"),       # 2 ahead, std 1
-    ({"direct": [82, 83, 84], "pact": [81, 82, 83]}, None),           # 1 ahead is not more than 1
-    ({"direct": [82.9, 83, 83.1], "pact": [78, 82, 86]}, None),       # the rival's std counts
-    ({"direct": [83], "pact": [80]}, None),                           # one seed tells no spread
-    ({"direct": [82, 83, 84], "pact": [70]}, None),                   # rival has one seed
-    ({"direct": [82, 83, None], "pact": [70, 71, 72]}, None),         # the leader diverged once
-    ({"direct": [82, 83, 84]}, None),                                 # no rival
-    ({"fp": [95, 95, 95], "direct": [82, 83, 84], "pact": [80, 81, 82]}, "direct"),
-])
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ({"direct": [82, 83, 84], "pact": [80, 81, 82]}, "direct"),  # 2 ahead, std 1
+        ({"direct": [82, 83, 84], "pact": [81, 82, 83]}, None),  # 1 ahead is not more than 1
+        ({"direct": [82.9, 83, 83.1], "pact": [78, 82, 86]}, None),  # the rival's std counts
+        ({"direct": [83], "pact": [80]}, None),  # one seed tells no spread
+        ({"direct": [82, 83, 84], "pact": [70]}, None),  # rival has one seed
+        ({"direct": [82, 83, None], "pact": [70, 71, 72]}, None),  # the leader diverged once
+        ({"direct": [82, 83, 84]}, None),  # no rival
+        ({"fp": [95, 95, 95], "direct": [82, 83, 84], "pact": [80, 81, 82]}, "direct"),
+    ],
+)
 def test_marking_rule(values: dict, best: str | None):
     marked = [name for name, row in table_of(values).items() if row["best"]]
     assert marked == ([best] if best else [])
@@ -144,6 +212,7 @@ def test_pareto():
 
 # Collection
 
+
 def test_results_of_the_suite(quick: Path):
     results = rows(quick / "results.csv")
     assert list(results[0]) == collect.RESULT_COLUMNS
@@ -151,12 +220,14 @@ def test_results_of_the_suite(quick: Path):
     assert len(runs) == len(results) == len(list((quick / "runs").iterdir()))
     failed = [row for row in results if row["status"] == "diverged"]
     assert [(row["arch"], row["method"], row["top1"]) for row in failed] == [
-        ("mobilenetv2", "dorefa", "")]
+        ("mobilenetv2", "dorefa", "")
+    ]
     assert {row["role"] for row in results} == {"run", "ablation", "checkpoint"}
     for row in results:
         if row["role"] == "run" and row["status"] == "done":
             assert float(row["delta"]) == pytest.approx(
-                float(row["top1"]) - float(row["fp_top1"]), abs=2e-3)
+                float(row["top1"]) - float(row["fp_top1"]), abs=2e-3
+            )
     sign = next(row for row in results if row["method"] == "direct")
     assert sign["weight_granularity"] == "per_channel"
     assert sign["quantizer_lr_scale"] == "codes=1;levels=0.1"
@@ -183,9 +254,21 @@ def test_same_bytes_again(quick: Path, tmp_path: Path):
     shutil.copytree(quick, again)
     jobs = sorted(map(str, (again / "jobs").glob("*.jsonl")), reverse=True)
     subprocess.run(
-        [sys.executable, "-m", "workflow.collect", "--suite", "quick", "--runs",
-         str(again / "runs"), "--jobs", *jobs, "--results", str(again / "results.csv")],
-        cwd=ROOT, check=True,
+        [
+            sys.executable,
+            "-m",
+            "workflow.collect",
+            "--suite",
+            "quick",
+            "--runs",
+            str(again / "runs"),
+            "--jobs",
+            *jobs,
+            "--results",
+            str(again / "results.csv"),
+        ],
+        cwd=ROOT,
+        check=True,
     )
     assert (again / "results.csv").read_bytes() == before["results"]
     run_collect(again)
@@ -201,8 +284,18 @@ def test_same_bytes_again(quick: Path, tmp_path: Path):
 def test_channel_ablation_alone_and_its_summary(quick: Path, tmp_path: Path):
     out = tmp_path / "channel.csv"
     jobs = sorted(map(str, (quick / "jobs").glob("*.jsonl")))
-    collect.main(["--suite", "quick", "--runs", str(quick / "runs"), "--jobs", *jobs,
-                  "--channel-error", str(out)])
+    collect.main(
+        [
+            "--suite",
+            "quick",
+            "--runs",
+            str(quick / "runs"),
+            "--jobs",
+            *jobs,
+            "--channel-error",
+            str(out),
+        ]
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["channel.csv"]
     assert out.read_bytes() == (quick / "ablation_channel_error.csv").read_bytes()
     channels = rows(out)
@@ -210,14 +303,22 @@ def test_channel_ablation_alone_and_its_summary(quick: Path, tmp_path: Path):
     assert dead and all(row["channel"] == "31" for row in dead)
 
     summary = rows(quick / "ablation_channel_error_summary.csv")
-    row = next(r for r in summary if (r["arch"], r["method"], r["w_bits"], r["variant"])
-               == ("resnet20", "direct", "2", "inverse_variance"))
-    mine = [r for r in channels if r["error_equal"] and (r["arch"], r["method"], r["w_bits"])
-            == ("resnet20", "direct", "2")]
+    row = next(
+        r
+        for r in summary
+        if (r["arch"], r["method"], r["w_bits"], r["variant"])
+        == ("resnet20", "direct", "2", "inverse_variance")
+    )
+    mine = [
+        r
+        for r in channels
+        if r["error_equal"] and (r["arch"], r["method"], r["w_bits"]) == ("resnet20", "direct", "2")
+    ]
     better = [r for r in mine if float(r["error_inverse_variance"]) < float(r["error_equal"])]
     assert int(row["channels"]) == len(mine) == 3 * 63
     assert float(row["share_of_channels_improved"]) == pytest.approx(
-        100 * len(better) / len(mine), abs=1e-3)
+        100 * len(better) / len(mine), abs=1e-3
+    )
     assert (row["trained_with"], row["top1_n"]) == ("direct", "3")
 
 
@@ -225,18 +326,24 @@ def test_direct_ablation_is_paired_by_seed(quick: Path):
     runs = rows(quick / "ablation_direct_weights.csv")
     top1 = {(r["method"], r["seed"]): float(r["top1"]) for r in runs if r["w_bits"] == "2"}
     gaps = pd.Series([top1["direct", s] - top1["indirect", s] for s in "012"])
-    row = next(r for r in rows(quick / "ablation_direct_weights_summary.csv")
-               if r["w_bits"] == "2" and r["other"] == "indirect")
+    row = next(
+        r
+        for r in rows(quick / "ablation_direct_weights_summary.csv")
+        if r["w_bits"] == "2" and r["other"] == "indirect"
+    )
     assert row["n"] == "3"
     assert float(row["top1_difference_mean"]) == pytest.approx(gaps.mean(), abs=1e-3)
     assert float(row["top1_difference_std"]) == pytest.approx(gaps.std(ddof=1), abs=1e-3)
     assert all(float(r["used_level_share"]) == 1 for r in runs)
 
 
-@pytest.mark.parametrize(("file", "text", "message"), [
-    ("final.json", None, "is missing"),
-    ("final.json", "{", "not valid JSON"),
-])
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("final.json", None, "is missing"),
+        ("final.json", "{", "not valid JSON"),
+    ],
+)
 def test_incomplete_run_is_one_sentence(tmp_path: Path, file: str, text: str | None, message: str):
     run = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
     if text is None:
@@ -259,6 +366,7 @@ def test_bad_job_line(tmp_path: Path):
 
 # Published values
 
+
 def test_published_file():
     published = tables.read_published(PUBLISHED, "paper")
     assert {row["dataset"] for row in published} == {"cifar100", "imagenet"}
@@ -280,9 +388,11 @@ def test_no_published_value_outside_the_paper_suite(quick: Path):
 
 def test_published_value_beside_its_source_in_the_paper_suite(paper: Path):
     table = rows(paper / "table_main.csv")
-    row = next(r for r in table
-               if (r["arch"], r["method"], r["w_bits"], r["a_bits"])
-               == ("alexnet", "lq_nets", "2", "2"))
+    row = next(
+        r
+        for r in table
+        if (r["arch"], r["method"], r["w_bits"], r["a_bits"]) == ("alexnet", "lq_nets", "2", "2")
+    )
     assert row["published_top1"] == "57.4"
     assert row["published_source"].startswith("https://github.com/microsoft/LQ-Nets")
     ours = [r for r in table if r["method"].startswith("direct")]
@@ -304,6 +414,7 @@ def test_latex_is_escaped(paper: Path):
 
 
 # Report
+
 
 class Page(HTMLParser):
     """Checks that tags close in order, and gathers what the page would fetch."""
@@ -386,7 +497,8 @@ def test_report_of_a_bare_suite(tmp_path: Path):
         lines.append((run, "run"))
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "a.jsonl").write_text(
-        "".join(json.dumps({"run_id": run, "role": role}) + "\n" for run, role in lines))
+        "".join(json.dumps({"run_id": run, "role": role}) + "\n" for run, role in lines)
+    )
     (tmp_path / "config.json").write_text("{}")
     run_collect(tmp_path, "smoke")
     run_tables(tmp_path)

@@ -240,6 +240,17 @@ def test_an_unknown_suite_and_configuration_are_refused():
     check_config({"suite": "quick", "download": True})
 
 
+def test_the_compile_switch_replaces_the_suite_s_setting_and_is_part_of_the_key():
+    def runs(suite):
+        return [run for job in suite.jobs.values() for run in job.runs]
+
+    own, off = load_suite("smoke"), load_suite("smoke", "off")
+    assert {run["compile"] for run in runs(off)} == {"off"}
+    assert {r["run_key"] for r in runs(own)}.isdisjoint(r["run_key"] for r in runs(off))
+    with pytest.raises(InputError, match="'fast'.*auto, off, quantizers, model"):
+        load_suite("smoke", "fast")
+
+
 JUNK = st.one_of(
     st.none(),
     st.booleans(),

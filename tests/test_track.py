@@ -73,8 +73,9 @@ def test_a_finished_run_is_tracked_whole(store, tmp_path):
     data = tmp_path / "data" / "fashion_mnist"
     data.mkdir(parents=True)
     for split in ("train", "test"):
-        (data / f"{split}.manifest.json").write_text(json.dumps(
-            {"images": 100, "class_counts": [10] * 10, "samples_sha256": "ab" * 32}))
+        (data / f"{split}.manifest.json").write_text(
+            json.dumps({"images": 100, "class_counts": [10] * 10, "samples_sha256": "ab" * 32})
+        )
     plot = tmp_path / "plot.png"
     plot.write_bytes(b"png")
     assert track.sync(store, "smoke", [run], tmp_path / "data", [plot]) == 1
@@ -93,13 +94,22 @@ def test_a_finished_run_is_tracked_whole(store, tmp_path):
     assert tracked.data.params["recipe.quantizer_groups.levels.lr_scale"] == "0.1"
     assert tracked.data.params["policy.exceptions"] == "{}"
     assert tracked.data.metrics["test_top1"] == final["top1"]
-    expected = {"suite": "smoke", "method": "direct", "bits": "W2A2", "seed": "0",
-                "run_key": config["run_key"], "status": "done", "git_commit": "0" * 40}
+    expected = {
+        "suite": "smoke",
+        "method": "direct",
+        "bits": "W2A2",
+        "seed": "0",
+        "run_key": config["run_key"],
+        "status": "done",
+        "git_commit": "0" * 40,
+    }
     assert expected.items() <= tracked.data.tags.items()
     history = client.get_metric_history(tracked.info.run_id, "train_loss")
     assert [point.step for point in history] == list(range(1, EPOCHS + 1))
     assert {d.dataset.name for d in tracked.inputs.dataset_inputs} == {
-        "fashion_mnist/train", "fashion_mnist/test"}
+        "fashion_mnist/train",
+        "fashion_mnist/test",
+    }
     artifacts = {a.path for a in client.list_artifacts(tracked.info.run_id)}
     assert {"config.json", "metrics.csv", "layers.json", "weight_state.csv"} <= artifacts
     assert [a.path for a in client.list_artifacts(report.info.run_id)] == ["plot.png"]
@@ -112,8 +122,12 @@ def test_a_second_sync_adds_nothing(store, tmp_path):
     counts = []
     for expected in (2, 0):
         assert track.sync(store, "smoke", runs, tmp_path, [plot]) == expected
-        counts.append([query(store, f"select count(*) from {t}")
-                       for t in ("runs", "metrics", "params", "tags", "inputs")])
+        counts.append(
+            [
+                query(store, f"select count(*) from {t}")
+                for t in ("runs", "metrics", "params", "tags", "inputs")
+            ]
+        )
     assert counts[0] == counts[1]
 
 
@@ -189,10 +203,22 @@ def test_parallel_syncs_of_a_fresh_store_lose_and_repeat_nothing(tmp_path):
     for seed in range(3):
         runs = [write_run(tmp_path / "runs", method, seed) for method in ("direct", "pact")]
         jobs.append(tmp_path / f"{seed}.jsonl")
-        jobs[-1].write_text("".join(
-            json.dumps({"run_id": r.folder.name, "role": "run"}) + "\n" for r in runs))
-    command = [sys.executable, "-m", "workflow.track", "sync", "--suite", "smoke",
-               "--runs", str(tmp_path / "runs"), "--store", str(tmp_path / "mlflow"), "--jobs"]
+        jobs[-1].write_text(
+            "".join(json.dumps({"run_id": r.folder.name, "role": "run"}) + "\n" for r in runs)
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "workflow.track",
+        "sync",
+        "--suite",
+        "smoke",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--store",
+        str(tmp_path / "mlflow"),
+        "--jobs",
+    ]
     processes = [
         subprocess.Popen([*command, *map(str, part)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         for part in (jobs[:1], jobs[:2], jobs[1:], jobs[2:])
@@ -203,7 +229,8 @@ def test_parallel_syncs_of_a_fresh_store_lose_and_repeat_nothing(tmp_path):
     store = Store(tmp_path / "mlflow")
     assert query(store, "select count(*) from experiments where name='smoke'") == [(1,)]
     assert query(store, "select count(*), count(distinct value) from tags where key='run_key'") == [
-        (6, 6)]
+        (6, 6)
+    ]
     assert steps(store) == sorted([*range(1, EPOCHS + 1)] * 6)
 
 
@@ -273,8 +300,18 @@ def test_a_taken_port_is_refused(store, tmp_path):
 def test_the_ui_answers_and_stops_with_its_server(store, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "workflow.track", "ui", "--port", str(port),
-               "--store", str(store.folder), "--runs", str(tmp_path / "runs")]
+    command = [
+        sys.executable,
+        "-m",
+        "workflow.track",
+        "ui",
+        "--port",
+        str(port),
+        "--store",
+        str(store.folder),
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     with (tmp_path / "log").open("w") as log:
         ui = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     try:

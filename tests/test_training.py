@@ -11,6 +11,8 @@ import torch
 import baselines
 from lowbit_core import files, observe, training
 from lowbit_core.errors import InputError
+from lowbit_core.fused import compiler_found, set_compile
+from lowbit_core.layers import QuantLayer
 from lowbit_core.run_folder import METRICS, RunFolder, load_tensors
 from lowbit_core.training import Place, is_finished, train_run
 
@@ -255,7 +257,7 @@ def test_a_run_leaves_everything_that_the_results_are_made_of(whole):
 
 def test_learning_happens(whole):
     for method in ("fp", "direct", "pact"):
-        rows = table(whole(method) / "metrics.csv")
+        rows = table(whole(method, epochs=12) / "metrics.csv")
         assert float(rows[-1]["train_loss"]) < 0.9 * float(rows[0]["train_loss"])
 
 
@@ -317,6 +319,53 @@ def test_a_run_that_breaks_in_its_last_step_has_diverged(digits_root, tmp_path, 
     assert final["status"] == "diverged" and final["top1"] is None
     text = (tmp_path / "run" / "final.json").read_text()
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def test_a_batch_with_nan_is_counted_and_the_run_marked_diverged(
+    digits_root, tmp_path, monkeypatch
+):
+    """One bad activation in one batch: the layer that saw it is named."""
+    original = training._Run._build_model
+
+    def poisoned(self, method):
+        original(self, method)
+        layer = [m for m in self.model.modules() if isinstance(m, QuantLayer)][1]
+        calls = []
+
+        def poison(_layer, inputs):
+            calls.append(None)
+            if len(calls) == 3:
+                x = inputs[0].clone()
+                x.view(-1)[0] = float("nan")
+                return (x, *inputs[1:])
+            return None
+
+        layer.register_forward_pre_hook(poison)
+
+    monkeypatch.setattr(training._Run, "_build_model", poisoned)
+    final = train(config("direct", epochs=3), digits_root, tmp_path)
+    assert final["status"] == "diverged" and final["epochs_done"] == 1
+    named = [row["layer"] for row in json.loads((tmp_path / "run" / "layers.json").read_text())]
+    assert final["diverged_layer"] == named[2]  # the first is not quantized
+    assert final["nonfinite_batches"][named[2]] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compiler_found(), reason="no C++ compiler: nothing is compiled here")
+@pytest.mark.parametrize("method", ("direct", "pact", "lq_nets"))
+def test_a_compiled_model_trains_as_the_uncompiled_one(method, digits_root, tmp_path):
+    """Rounding differs in the last digits, so the losses agree, not the bits."""
+    losses = {}
+    try:
+        for mode in ("off", "quantizers", "model"):
+            settings = config(method, run_id=mode, key=mode[0] * 64, compile=mode, epochs=1)
+            final = train(settings, digits_root, tmp_path)
+            assert final["compile"] == mode and final["status"] == "done"
+            losses[mode] = float(table(tmp_path / mode / "metrics.csv")[0]["train_loss"])
+    finally:
+        set_compile(False)
+    assert losses["quantizers"] == pytest.approx(losses["off"], rel=0.02)
+    assert losses["model"] == pytest.approx(losses["off"], rel=0.02)
 
 
 def test_a_diverged_checkpoint_is_named(digits_root, tmp_path):

@@ -38,6 +38,7 @@ ABLATION_FAMILY = (
     "direct_sign",
     "indirect",
 )
+COMPILE_MODES = ("auto", "off", "quantizers", "model")
 NO_POLICY = {"first_last": "fp", "shortcut": "quantized", "exceptions": {}}
 # Modules of lowbit_core that cannot change a number: how data are found and written, and reporting.
 NOT_NUMERIC = (
@@ -103,8 +104,11 @@ class Suite:
         ]
 
 
-def load_suite(name: str) -> Suite:
-    """Read, validate and expand a suite. Raises InputError for anything that is wrong in it."""
+def load_suite(name: str, compile: str = "") -> Suite:
+    """Read, validate and expand a suite; `compile`, unless empty, replaces the suite's own setting.
+
+    Raises InputError for anything that is wrong in it.
+    """
     known = sorted(path.stem for path in SUITES.glob("*.yaml"))
     if name not in known:
         raise InputError(f"unknown suite {name!r}: it must be one of {', '.join(known)}")
@@ -113,19 +117,25 @@ def load_suite(name: str) -> Suite:
         text = (SUITES / f"{name}.yaml").read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{where} is not UTF-8 text: {error}") from error
-    suite = parse_suite(text, where)
+    suite = parse_suite(text, where, compile)
     if suite.name != name:
         raise InputError(f"{where}: suite is {suite.name!r}: it must be the file's name, {name!r}")
     return suite
 
 
-def parse_suite(text: str, where: str) -> Suite:
+def parse_suite(text: str, where: str, compile: str = "") -> Suite:
     """The suite that the YAML `text` describes; `where` names the file in errors."""
     try:
         config = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date or number
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
     _validate(config, where)
+    if compile:
+        if compile not in COMPILE_MODES:
+            raise InputError(
+                f"compile is {compile!r}: it must be one of {', '.join(COMPILE_MODES)}, or empty"
+            )
+        config["compile"] = compile
     runs = list(_runs(config, where))
     return Suite(config["suite"], config, _jobs(runs, config["runs_per_job"]))
 
@@ -404,7 +414,14 @@ def _is_text(node: ast.stmt) -> bool:
 
 # -- the sweep's own configuration -----------------------------------------------------------
 
-CONFIG_KEYS = {"suite": str, "datasets": str, "data": str, "data_source": str, "download": bool}
+CONFIG_KEYS = {
+    "suite": str,
+    "datasets": str,
+    "compile": str,
+    "data": str,
+    "data_source": str,
+    "download": bool,
+}
 
 
 def check_config(config: dict) -> None:
@@ -424,9 +441,10 @@ def main() -> None:
     """Write a suite as expanded: `python -m workflow.suite NAME --out FILE`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("suite")
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    suite = load_suite(arguments.suite)
+    suite = load_suite(arguments.suite, arguments.compile)
     runs = [run for job in suite.jobs.values() for run in job.runs]
     write_json(arguments.out, {"suite": suite.config, "runs": runs})
 

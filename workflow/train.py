@@ -10,7 +10,7 @@ import baselines
 from lowbit_core.data.backend import pick_backend
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_text
-from workflow.suite import ROOT, load_suite
+from workflow.suite import COMPILE_MODES, ROOT, load_suite
 
 
 def main() -> None:
@@ -20,8 +20,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
     arguments = parser.parse_args()
-    suite = load_suite(arguments.suite)
+    suite = load_suite(arguments.suite, arguments.compile)
     if arguments.job not in suite.jobs:
         raise InputError(
             f"suite {suite.name!r} has no job {arguments.job!r}: if the suite or the code changed "

@@ -11,7 +11,7 @@ from workflow.suite import DEFAULT_SUITE, check_config, load_suite
 
 try:
     check_config(config)
-    SUITE = load_suite(config["suite"]).only(config["datasets"])
+    SUITE = load_suite(config["suite"], config["compile"]).only(config["datasets"])
 except InputError as error:
     sys.exit(f"error: {error}")  # one line; a WorkflowError would add a traceback
 

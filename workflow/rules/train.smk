@@ -16,6 +16,7 @@ rule train:
         suite=SUITE.name,
         data=data_folder,
         runs=RUNS,
+        compile=f"--compile {config['compile']}" if config["compile"] else "",
         run_keys=job_keys,
     threads: SUITE.config["threads"]
     resources:
@@ -24,5 +25,6 @@ rule train:
         mem_mb=6000,
     shell:
         "OMP_NUM_THREADS={threads} {params.python:q} -m workflow.train --suite {params.suite}"
+        " {params.compile}"
         " --job {wildcards.job} --data {params.data:q} --runs {params.runs} --out {output:q}"
         " 2>&1 | tee {log:q}"

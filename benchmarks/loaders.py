@@ -1,0 +1,202 @@
+"""Images a second: the FFCV loader against torchvision's DataLoader, same images, same cores.
+
+Each loader runs in a process of its own: the two do not go well together. Both give batches of
+normalised float images, cropped and flipped at random. Times are of the second epoch.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.timing import say
+from lowbit_core.errors import InputError, run_cli
+
+ROOT = Path(__file__).parent.parent
+SETS = ("cifar100", "fashion_mnist")
+BATCH = 128
+REPEATS = 3
+
+
+def measure(cores: int) -> list[dict]:
+    """Rows: data, loader, images/s (median of epochs), ratio to torchvision, and its quartiles."""
+    rows = []
+    for name in SETS:
+        folder = ROOT / "data" / name
+        if not (folder / "train.manifest.json").exists():
+            say(f"loaders: {folder} is not prepared: left out")
+            continue
+        rows += _compare(name, str(folder), ("torchvision", "ffcv", "ffcv + step"), cores)
+    sample = ROOT.parent / "shared" / "data" / "imagenet_sample"
+    if sample.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            rows += _compare("imagenet", str(sample), ("torchvision", "ffcv"), cores, folder)
+    else:
+        say("loaders: no folder of ImageNet JPEGs at hand: left out")
+    return rows
+
+
+def _compare(data: str, source: str, loaders, cores: int, scratch: str = "") -> list[dict]:
+    results = {}
+    for loader in loaders:
+        say(f"loader {loader} on {data}")
+        command = [sys.executable, "-m", "benchmarks.loaders", "--worker", loader, "--data", data]
+        command += ["--source", source, "--cores", str(cores), "--scratch", scratch]
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+        )
+        if done.returncode:
+            raise InputError(f"loader {loader} on {data} failed: {done.stderr.strip()[-300:]}")
+        results[loader] = json.loads(done.stdout.splitlines()[-1])
+    base = results["torchvision"]["images_per_s"]
+    return [
+        {"data": data, "loader": name, "cores": cores, **row, "ratio": row["images_per_s"] / base}
+        for name, row in results.items()
+    ]
+
+
+def _rate(epochs) -> dict:
+    """Images/s of each epoch after the first; `epochs` yields iterators of batches."""
+    rates = []
+    for index, batches in enumerate(epochs):
+        began, count = time.perf_counter(), 0
+        for images, _ in batches:
+            count += len(images)
+        if index:
+            rates.append(count / (time.perf_counter() - began))
+    rates.sort()
+    return {"images_per_s": rates[len(rates) // 2], "slowest": rates[0], "fastest": rates[-1]}
+
+
+def _ffcv(data: str, source: str, cores: int, scratch: str, epochs: int):
+    torch.set_num_threads(cores)
+    if data == "imagenet":
+        return _ffcv_images(Path(source), Path(scratch), cores, epochs)
+    from lowbit_core.data.loader import make_loader
+
+    loader = make_loader(source, "train", batch_size=BATCH, train=True,
+                         augmentation="crop_flip", threads=cores)  # fmt: skip
+    return (loader.epoch(e) for e in range(epochs))
+
+
+def _ffcv_images(source: Path, scratch: Path, cores: int, epochs: int):
+    """The sample JPEGs, ten times over, through the same reader as ImageNet."""
+    import numpy as np
+
+    from lowbit_core.data import augment, dataset
+    from lowbit_core.data.backend import import_ffcv
+    from lowbit_core.data.beton import write_beton
+    from lowbit_core.data.sources import source_module
+
+    import_ffcv()
+    from lowbit_core.data.ffcv_reader import FfcvReader
+
+    files = sorted(source.glob("*.JPEG")) * 10
+    read = source_module("imagenet").read_image
+    samples = ((np.asarray(read(path)[0]), 0) for path in files)
+    write_beton(scratch / "train.beton", dataset("imagenet"), len(files), samples)
+    reader = FfcvReader(scratch / "train.beton", cores, 224, True)
+    order = np.arange(len(files))
+
+    def epoch(e: int):
+        draws = augment.draw("resized_crop_flip", len(files), 224, e)
+        for i, pixels in enumerate(reader.batches(order, 32, e)):
+            batch = slice(i * 32, i * 32 + len(pixels))
+            pixels = augment.apply(pixels, draws, batch)
+            yield pixels.float().mul_(0.017).sub_(2.1), None
+
+    return (epoch(e) for e in range(epochs))
+
+
+def _torchvision(data: str, source: str, cores: int, epochs: int):
+    import numpy as np
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+
+    import lowbit_core.torchvision_ops  # noqa: F401  # before torchvision
+    from torchvision import transforms
+
+    class Images(Dataset):
+        def __len__(self) -> int:
+            return len(items)
+
+        def __getitem__(self, index: int):
+            return transform(read(items[index])), 0
+
+    if data == "imagenet":
+        items = sorted(Path(source).glob("*.JPEG")) * 10
+        first, batch = [transforms.RandomResizedCrop(224)], 32
+
+        def read(item):
+            return Image.open(item).convert("RGB")
+
+    else:
+        items = np.load(Path(source) / "train.npy")  # (N, C, H, W)
+        side, batch = items.shape[-1], BATCH
+        first = [transforms.RandomCrop(side, padding=side // 8)]
+
+        def read(item):
+            return Image.fromarray(item[0] if len(item) == 1 else item.transpose(1, 2, 0))
+
+    channels = 3 if data == "imagenet" else items.shape[1]
+    normal = transforms.Normalize((0.5,) * channels, (0.25,) * channels)
+    transform = transforms.Compose(
+        [*first, transforms.RandomHorizontalFlip(), transforms.ToTensor(), normal]
+    )
+    loader = DataLoader(Images(), batch, shuffle=True, num_workers=cores, drop_last=True,
+                        persistent_workers=True)  # fmt: skip
+    return (loader for _ in range(epochs))
+
+
+def _waiting(source: str, cores: int) -> dict:
+    """Share of a ResNet-20 step (W2A2, direct) spent waiting for the loader, second epoch."""
+    from benchmarks.steps import NETWORKS, training_step
+    from lowbit_core.data.loader import make_loader
+    from lowbit_core.fused import set_compile
+
+    torch.set_num_threads(cores)
+    set_compile(True)
+    step = training_step("resnet20", "direct", 2, "quantizers")
+    batch = NETWORKS["resnet20"][1]
+    import numpy as np
+
+    loader = make_loader(source, "train", batch_size=batch, train=True,
+                         indices=np.arange(30 * batch), augmentation="crop_flip")  # fmt: skip
+    for e in range(2):
+        waited, began = 0.0, time.perf_counter()
+        asked = began
+        for _ in loader.epoch(e):
+            waited += time.perf_counter() - asked
+            step()
+            asked = time.perf_counter()
+        seconds = time.perf_counter() - began
+    rate = loader.images / seconds
+    return {"images_per_s": rate, "slowest": rate, "fastest": rate, "wait_share": waited / seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worker", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--cores", type=int, required=True)
+    parser.add_argument("--scratch", default="")
+    a = parser.parse_args()
+    if a.worker == "ffcv + step":
+        print(json.dumps(_waiting(a.source, a.cores)))
+        return
+    epochs = 1 + REPEATS
+    if a.worker == "ffcv":
+        made = _ffcv(a.data, a.source, a.cores, a.scratch, epochs)
+    else:
+        made = _torchvision(a.data, a.source, a.cores, epochs)
+    print(json.dumps(_rate(made)))
+
+
+if __name__ == "__main__":
+    run_cli(main)
