@@ -1,8 +1,10 @@
 """One quantizer, forward and backward, against ReLU, a copy, Brevitas, torch.ao and itself uncompiled."""
 
 import copy
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -48,6 +50,7 @@ def weight_rows(shape: tuple, bits: int, rounds: int) -> list[dict]:
         quantizer = baselines.method(name).weight(w, bits).to(device()).train()
         calls[label] = _without_input(quantizer)
         calls[f"{label}{EAGER}"] = _without_input(copy.deepcopy(quantizer))
+    calls.update(_peer_weights(w, bits))
     return _rows("weight", calls, w, g, bits, rounds, base="copy")
 
 
@@ -83,13 +86,41 @@ def _peer_activations(bits: int) -> Iterator[tuple[str, Callable]]:
         from torch.ao.quantization import FakeQuantize
 
         yield "torch.ao FakeQuantize", FakeQuantize(quant_min=0, quant_max=2**bits - 1).to(device())
-        try:
+        if brevitas_found():
             from brevitas.nn import QuantReLU
-        except ImportError:
-            say("brevitas is not installed: its rows are left out (make bench installs it)")
-            return
-        if bits > 1:  # it has no 1-bit uniform activations
-            yield "Brevitas QuantReLU", QuantReLU(bit_width=bits).to(device()).train()
+
+            # For its first 300 steps it collects percentiles, by far its slowest part: of a whole
+            # training that is little, so what is timed is the learned scale that follows.
+            peer = QuantReLU(bit_width=bits, collect_stats_steps=1)
+            yield "Brevitas QuantReLU", peer.to(device()).train()
+
+
+def _peer_weights(w: Tensor, bits: int) -> Iterator[tuple[str, Callable]]:
+    if bits == 1 or not brevitas_found():  # at 1 bit its signed grid is empty and gives NaN
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from brevitas.nn import QuantConv2d
+
+        planes, planes_in, side, _ = w.shape
+        layer = QuantConv2d(planes_in, planes, side, bias=False, weight_bit_width=bits)
+        layer = layer.to(device()).train()
+        layer.weight.data.copy_(w)
+
+        def run(_: Tensor) -> Tensor:
+            layer.zero_grad(set_to_none=True)
+            return layer.quant_weight().value
+
+        yield "Brevitas QuantConv2d weight", run
+
+
+@cache
+def brevitas_found() -> bool:
+    """Whether the peer is installed; says once a process that its rows are left out."""
+    found = importlib.util.find_spec("brevitas") is not None
+    if not found:
+        say("brevitas is not installed: its rows are left out (make bench installs it)")
+    return found
 
 
 def measure(rounds: int) -> list[dict]:
@@ -109,8 +140,11 @@ def measure(rounds: int) -> list[dict]:
 
 
 def growth(rounds: int) -> list[dict]:
-    """How time grows with the batch and the channels, at 2 bits."""
+    """How time grows with the bits, and at 2 bits with the batch and the channels."""
     rows = []
+    for bits in BITS:
+        say(f"growth: {bits} bits")
+        rows += activation_rows(SHAPE, bits, rounds, eager=False)
     for batch in (32, 64, 128, 256):
         say(f"growth: batch {batch}")
         rows += activation_rows((batch, 16, 32, 32), 2, rounds, eager=False)

@@ -37,7 +37,11 @@ def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, fl
     rows = {}
     for name, own in seconds.items():
         each = [a / b for a, b in zip(own, seconds[base], strict=True)]
-        low, middle, high = statistics.quantiles(each, n=4) if len(each) > 1 else each * 3
+        # "inclusive": few rounds must not give quartiles beyond what was measured.
+        several = len(each) > 1
+        low, middle, high = (
+            statistics.quantiles(each, n=4, method="inclusive") if several else each * 3
+        )
         rows[name] = {
             "ms": 1000 * statistics.median(own),
             "base": base,

@@ -25,11 +25,6 @@ def set_compile(enabled: bool) -> bool:
     """
     global _compiling
     _compiling = enabled and compiler_found()
-    if _compiling:
-        import torch._inductor.config  # slow: only where it is needed
-
-        # What the processor says that it can do is taken on trust: trying it out takes 1.5 s a process.
-        torch._inductor.config.cpp.vec_isa_ok = True
     if enabled and not _compiling:
         print("warning: no C++ compiler found: quantizers run uncompiled", file=sys.stderr)
     return _compiling
@@ -57,6 +52,10 @@ def fused(function: Callable | None = None, *, options: dict | None = None) -> C
 
     @functools.cache
     def compiled() -> Callable:
+        import torch._inductor.config  # slow: only where it is needed
+
+        # What the processor says that it can do is taken on trust: trying it out takes 1.5 s a process.
+        torch._inductor.config.cpp.vec_isa_ok = True
         torch._dynamo.config.recompile_limit = 64  # one entry per bit-width and layout
         # Otherwise every layer's parameter shape would compile a kernel of its own.
         torch._dynamo.config.force_parameter_static_shapes = False

@@ -23,6 +23,8 @@ def test_ratios_are_taken_round_by_round():
     assert rows["twice"]["ratio"] == rows["twice"]["ratio_q1"] == rows["twice"]["ratio_q3"] == 2
     assert rows["base"]["ratio"] == 1 and rows["twice"]["ms"] == 4000
     assert timing.ratios({"base": [2.0], "half": [1.0]}, "base")["half"]["ratio"] == 0.5
+    two = timing.ratios({"base": [1.0, 1.0], "other": [1.0, 3.0]}, "base")["other"]
+    assert 1 <= two["ratio_q1"] < two["ratio"] == 2 < two["ratio_q3"] <= 3
 
 
 def test_callables_take_turns():
@@ -42,6 +44,19 @@ def test_quantizer_rows_name_every_quantizer_once(monkeypatch):
     for label in quantizers.ACTIVATIONS.values():
         assert {("activation", label), ("activation", f"{label}, eager")} <= set(names)
     assert all(row["ms"] > 0 and row["ratio"] > 0 for row in rows)
+
+
+def test_brevitas_is_timed_with_its_learned_scale_and_its_rows_have_values():
+    pytest.importorskip("brevitas")
+    peer = dict(quantizers._peer_activations(2))["Brevitas QuantReLU"]
+    x = torch.rand(2, 3, 4, 4)
+    for _ in range(2):  # the warm-up of `timed`: its scale no longer follows the data afterwards
+        peer(x)
+    assert peer(10 * x).max() == peer(x).max() > 0
+    weight = torch.randn(8, 4, 3, 3)
+    for bits in (2, 3, 4, 8):
+        ((_, run),) = quantizers._peer_weights(weight, bits)
+        assert run(weight).shape == weight.shape and torch.isfinite(run(weight)).all()
 
 
 def test_peak_memory_is_that_of_the_tensors_held_at_once():
