@@ -357,9 +357,9 @@ class _Run:
         return final
 
     def _first_layer_not_finite(self) -> str | None:
-        """The first layer, in order of computation, whose input or state held NaN or infinity."""
+        """The layer whose input was not finite first: in the most batches, of several the first."""
         seen = observe.nonfinite_batches(self.model)
-        return next(iter(seen), None) or _first_bad_layer(self.model)
+        return max(seen, key=seen.get) if seen else _first_bad_layer(self.model)
 
     def _measure(self, model: nn.Module) -> None:
         end = observe.weight_histograms(model)
