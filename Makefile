@@ -1,7 +1,7 @@
 # make all    set up, then the sweep of config/config.yaml (or SUITE=...): tables, plots, report
 # make test   set up, then the tests
 # make ui     the MLflow UI on http://127.0.0.1:$(PORT), runs in progress included
-# make bench  speed and memory against peers, to results/benchmarks/
+# make bench  speed and memory against peers, to results/benchmarks/ (JPEGS=folder: ImageNet's loader too)
 # make setup  only the set-up; PYTHON=python3.12 names another interpreter
 CORES ?= all
 PORT ?= 5000
@@ -21,7 +21,7 @@ test: setup
 
 bench: setup
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	.venv/bin/python -m benchmarks
+	.venv/bin/python -m benchmarks $(if $(JPEGS),--jpegs $(JPEGS))
 
 ui: setup
 	.venv/bin/python -m workflow.track ui --port $(PORT)

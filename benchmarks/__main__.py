@@ -10,26 +10,37 @@ import torch
 
 from benchmarks import loaders, plot, quantizers, startup, steps
 from benchmarks.timing import say
-from lowbit_core.errors import run_cli
+from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import replace_file
 from lowbit_core.fused import compiler_found
 from lowbit_core.hardware import git_commit, hardware_name
 
 OUT = Path("results/benchmarks")
-PARTS: dict[str, Callable[[int], list[dict]]] = {
-    "quantizers": quantizers.measure,
-    "growth": quantizers.growth,
-    "steps": lambda rounds: steps.measure(steps.NETWORKS, rounds),
-    "loaders": lambda rounds: loaders.measure(len(os.sched_getaffinity(0))),
-    "startup": lambda rounds: startup.measure(3 if rounds > 3 else 1),
+ROUNDS, QUICK_ROUNDS = 15, 3
+
+
+def _loaders(rounds: int, jpegs: Path | None) -> list[dict]:
+    repeats = 3 if rounds > QUICK_ROUNDS else 1
+    return loaders.measure(len(os.sched_getaffinity(0)), jpegs, repeats)
+
+
+PARTS: dict[str, Callable[[int, Path | None], list[dict]]] = {
+    "quantizers": lambda rounds, _: quantizers.measure(rounds),
+    "growth": lambda rounds, _: quantizers.growth(rounds),
+    "steps": lambda rounds, _: steps.measure(steps.NETWORKS, rounds),
+    "loaders": _loaders,
+    "startup": lambda rounds, _: startup.measure(3 if rounds > QUICK_ROUNDS else 1),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=tuple(PARTS), action="append", help="may be repeated")
-    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 15")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, not {ROUNDS}")
+    parser.add_argument("--jpegs", type=Path, help="a folder of JPEG files, for ImageNet's loader")
     arguments = parser.parse_args()
+    if arguments.jpegs and not any(arguments.jpegs.glob("*.JPEG")):
+        raise InputError(f"--jpegs {arguments.jpegs}: it must be a folder that holds *.JPEG files")
     # One cache for all, as in a sweep; set before anything is compiled.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(".cache/inductor").resolve()))
     if not compiler_found():
@@ -41,7 +52,7 @@ def main() -> None:
         "commit": git_commit(),
     }
     for name in arguments.only or PARTS:
-        rows = PARTS[name](3 if arguments.quick else 15)
+        rows = PARTS[name](QUICK_ROUNDS if arguments.quick else ROUNDS, arguments.jpegs)
         if rows:
             table = pd.DataFrame([row | about for row in rows])
             with replace_file(OUT / f"{name}.csv") as temporary:

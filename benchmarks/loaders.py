@@ -1,7 +1,8 @@
 """Images a second: the FFCV loader against torchvision's DataLoader, same images, same cores.
 
 Each loader runs in a process of its own: the two do not go well together. Both give batches of
-normalised float images, cropped and flipped at random. The first epoch, which compiles and starts workers, is left out.
+normalised float images, cropped and flipped at random. The first epoch, which compiles and starts
+workers, is left out.
 """
 
 import argparse
@@ -20,33 +21,37 @@ from lowbit_core.errors import InputError, run_cli
 ROOT = Path(__file__).parent.parent
 SETS = ("cifar100", "fashion_mnist")
 BATCH = 128
-REPEATS = 3
 
 
-def measure(cores: int) -> list[dict]:
-    """Rows: data, loader, images/s (median of epochs), ratio to torchvision, and its quartiles."""
+def measure(cores: int, jpegs: Path | None, repeats: int = 3) -> list[dict]:
+    """Rows: data, loader, images/s (median, slowest, fastest epoch), ratio to torchvision.
+
+    jpegs: a folder of JPEG files, for the pipeline of ImageNet.
+    """
     rows = []
     for name in SETS:
         folder = ROOT / "data" / name
         if not (folder / "train.manifest.json").exists():
             say(f"loaders: {folder} is not prepared: left out")
             continue
-        rows += _compare(name, str(folder), ("torchvision", "ffcv", "ffcv + step"), cores)
-    sample = ROOT.parent / "shared" / "data" / "imagenet_sample"
-    if sample.is_dir():
-        with tempfile.TemporaryDirectory() as folder:
-            rows += _compare("imagenet", str(sample), ("torchvision", "ffcv"), cores, folder)
-    else:
-        say("loaders: no folder of ImageNet JPEGs at hand: left out")
+        rows += _compare(name, folder, ("torchvision", "ffcv", "ffcv + step"), cores, repeats)
+    if jpegs is None:
+        say("loaders: no folder of JPEGs was named (--jpegs): ImageNet's pipeline is left out")
+        return rows
+    with tempfile.TemporaryDirectory() as scratch:
+        rows += _compare("imagenet", jpegs, ("torchvision", "ffcv"), cores, repeats, scratch)
     return rows
 
 
-def _compare(data: str, source: str, loaders, cores: int, scratch: str = "") -> list[dict]:
+def _compare(
+    data: str, source: Path, loaders, cores: int, repeats: int, scratch: str = ""
+) -> list[dict]:
     results = {}
     for loader in loaders:
         say(f"loader {loader} on {data}")
         command = [sys.executable, "-m", "benchmarks.loaders", "--worker", loader, "--data", data]
-        command += ["--source", source, "--cores", str(cores), "--scratch", scratch]
+        command += ["--source", str(source), "--cores", str(cores), "--scratch", scratch]
+        command += ["--repeats", str(repeats)]
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
         )
@@ -190,11 +195,12 @@ def main() -> None:
     parser.add_argument("--source", required=True)
     parser.add_argument("--cores", type=int, required=True)
     parser.add_argument("--scratch", default="")
+    parser.add_argument("--repeats", type=int, required=True)
     a = parser.parse_args()
     if a.worker == "ffcv + step":
         print(json.dumps(_waiting(a.source, a.cores)))
         return
-    epochs = 1 + REPEATS
+    epochs = 1 + a.repeats
     if a.worker == "ffcv":
         made = _ffcv(a.data, a.source, a.cores, a.scratch, epochs)
     else:
