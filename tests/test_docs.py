@@ -19,7 +19,7 @@ from workflow.suite import load_suite
 torch.manual_seed(0)
 runs = [run for job in load_suite("quick").jobs.values() for run in job.runs]
 assert any(run["method"] == "ternary" for run in runs)
-model = build("resnet20", 10, 1, width=4)
+model = build("resnet20", 10, 1, width=8)
 images = torch.randn(8, 1, 16, 16)
 convert(model, Plan(baselines.method("ternary"), 2, 2), images[:1])
 calibrate(model, images)

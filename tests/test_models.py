@@ -13,8 +13,8 @@ from lowbit_core.layers import QuantLayer, calibrate
 from lowbit_core.models.stem import STEMS
 
 SMALL = {
-    "resnet20": {"width": 4},
-    "resnet18": {"width": 4},
+    "resnet20": {"width": 8},
+    "resnet18": {"width": 8},
     "alexnet": {"width": 4},
     "mobilenetv2": {"width": 0.25, "repeats": 2, "last_channels": 32},
 }
@@ -42,7 +42,7 @@ def test_every_stem_gives_scores(arch, stem):
 
 @pytest.mark.parametrize("arch", models.ARCHS)
 def test_width_scales_the_planes(arch):
-    narrow, wide = (0.25, 0.5) if arch == "mobilenetv2" else (4, 8)
+    narrow, wide = (0.25, 0.5) if arch == "mobilenetv2" else (8, 16)
     options = {k: v for k, v in SMALL[arch].items() if k != "width"}
     sizes = [
         parameters(meta(arch, 10, 1, width=w, stem="small", **options)) for w in (narrow, wide)

@@ -36,7 +36,7 @@ BASE = {
         {
             "dataset": "digits",
             "arch": "resnet20",
-            "arch_options": {"width": 4, "stem": "small"},
+            "arch_options": {"width": 8, "stem": "small"},
             "checkpoint_recipe": "first",
             "recipe": "tune",
             "methods": ["fp", "direct", "pact"],
@@ -133,11 +133,12 @@ BAD = {
     "arch stem": ((*E0, "arch_options"), {"stem": "big"}, "'big'", "small_stride2"),
     "arch width -1": ((*E0, "arch_options"), {"width": -1}, "experiments[0]", "-1"),
     "arch width 0": ((*E0, "arch_options"), {"width": 0}, "experiments[0]", "0"),
+    "arch width 7": ((*E0, "arch_options"), {"width": 7}, "experiments[0]", "7", "at least 8"),
     "arch width 1.5": ((*E0, "arch_options"), {"width": 1.5}, "experiments[0]", "1.5"),
     "arch width word": ((*E0, "arch_options"), {"width": "a"}, "experiments[0]"),
     "arch width huge": ((*E0, "arch_options"), {"width": 10**12}, "experiments[0]"),
     "arch classes": ((*E0, "arch_options"), {"classes": 3}, "experiments[0]", "classes"),
-    "arch option key": ((*E0, "arch_options"), {1: 2, "width": 4}, "experiments[0]", "1"),
+    "arch option key": ((*E0, "arch_options"), {1: 2, "width": 8}, "experiments[0]", "1"),
     "dataset": ((*E0, "dataset"), "mnist", "experiments[0].dataset", "'mnist'", "fashion_mnist"),
     "recipe": ((*E0, "recipe"), "tuna", "experiments[0].recipe", "'tuna'", "tune"),
     "checkpoint recipe": ((*E0, "checkpoint_recipe"), "x", "checkpoint_recipe", "'x'", "first"),
@@ -407,7 +408,7 @@ def test_editing_one_recipe_changes_its_own_runs_alone():
 @pytest.mark.parametrize(
     ("path", "value"),
     (
-        ((*E0, "arch_options"), {"width": 8, "stem": "small"}),
+        ((*E0, "arch_options"), {"width": 16, "stem": "small"}),
         ((*E0, "policy"), {"first_last": "8bit"}),
         ((*TUNE, "label_smoothing"), 0.1),
         (("loader",), "torch"),

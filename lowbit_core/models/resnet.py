@@ -5,7 +5,12 @@ from torch import Tensor, nn
 import lowbit_core.torchvision_ops  # noqa: F401  (before torchvision)
 from torchvision.models.resnet import BasicBlock
 
+from lowbit_core.errors import InputError
 from lowbit_core.models.stem import initialise, stem_layers
+
+# Of fewer planes, the gradient of a 1x1 stride-2 convolution writes beyond its memory in oneDNN on
+# processors without AVX-512 (torch 2.13; channels_last): the process dies, or worse, goes on.
+MIN_WIDTH = 8
 
 
 class ResNet(nn.Module):
@@ -15,6 +20,10 @@ class ResNet(nn.Module):
         self, blocks: tuple[int, ...], width: int, stem: str, classes: int, channels: int
     ) -> None:
         super().__init__()
+        if not isinstance(width, int) or width < MIN_WIDTH:
+            raise InputError(
+                f"ResNet width {width!r}: it must be a whole number of at least {MIN_WIDTH}"
+            )
         self.stem = stem_layers(stem, channels, width)
         stages = []
         planes_in = width
