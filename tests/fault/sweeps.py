@@ -12,6 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+
+import lowbit_core.training  # noqa: F401  here, so that no fork has to import it
+from lowbit_core.errors import run_cli
+from workflow import suite, train
 
 ROOT = Path(__file__).parent.parent.parent
 CODE = ("Snakefile", "workflow", "lowbit_core", "baselines", "config", "profiles")
@@ -34,12 +39,15 @@ LONGEST = 300.0  # seconds that any command may take
 class Project:
     """One checkout in a folder of its own; `data` is the prepared data that all of them share."""
 
-    def __init__(self, folder: Path, data: Path, suite: Path = ROOT / "tests/fault/tiny.yaml"):
+    def __init__(self, folder: Path, data: Path, loader: str = "torch"):
         self.folder, self.data = folder, data
+        folder.mkdir(parents=True, exist_ok=True)
         for name in CODE:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, folder / name, **_skip_caches(copy))
-        shutil.copy(suite, folder / "config" / "suites" / "tiny.yaml")
+        text = (ROOT / "tests" / "fault" / "tiny.yaml").read_text()
+        text = text.replace("loader: torch", f"loader: {loader}")
+        (folder / "config" / "suites" / "tiny.yaml").write_text(text)
         self.results = folder / "results" / "tiny"
         self.runs = folder / "results" / "runs"
 
@@ -94,6 +102,15 @@ class Project:
             sys.executable, "-m", "workflow.train", *words, "--runs", "results/runs", **options
         )
 
+    def train_here(self, job: str) -> None:
+        """What `train` starts, in this process (a fork, which need not import everything anew)."""
+        os.chdir(self.folder)
+        suite.SUITES = self.folder / "config" / "suites"
+        out = f"results/tiny/jobs/{job}.jsonl"
+        words = ["--suite", "tiny", "--job", job, "--data", str(self.data), "--out", out]
+        sys.argv = ["train", *words, "--runs", "results/runs"]
+        run_cli(train.main)
+
     def adopt(self, other: "Project", jobs: list[str]) -> None:
         """Copy the finished runs of `jobs` from another project."""
         self._jobs = other.jobs()
@@ -140,7 +157,7 @@ def in_child(work: Callable[[], object]) -> int:
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001  the child must not go on as a second pytest
         traceback.print_exc()
     finally:
         os._exit(code)
@@ -163,8 +180,6 @@ def signal_group(process: subprocess.Popen, number: signal.Signals) -> int:
 
 def assert_same_runs(one: Path, other: Path, names: set[str] | None = None) -> None:
     """Equal files, weights and final records (but for the clock) of all runs below two folders."""
-    import torch
-
     names = names or {path.name for path in one.iterdir()}
     assert names, f"no run in {one}"
     for name in names:

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from contextlib import closing
 
 import pytest
@@ -40,7 +39,7 @@ def config(method: str, epochs: int = 2, **recipe) -> dict:
     groups = {"codes": {}, "levels": {"lr_scale": 0.1}, "clip": {"weight_decay": 1e-4}}
     return {
         "dataset": "digits",
-        "arch": "resnet20",
+        "arch": "alexnet",
         "arch_options": {"width": 2, "stem": "small_stride2"},
         "method": method,
         "w_bits": 2,
