@@ -14,10 +14,18 @@ from pathlib import Path
 import torch
 
 from lowbit_core.errors import InputError
-from lowbit_core.files import write_bytes, write_json, write_text
+from lowbit_core.files import checksum, write_bytes, write_json, write_text
 
 TABLES = ("metrics.csv", "timings.csv", "weight_state.csv")
-SEALED = ("config.json", "layers.json", *TABLES, "weight_histograms.json", "channel_error.csv")
+WEIGHTS = "weights.pt"
+SEALED = (
+    "config.json",
+    "layers.json",
+    *TABLES,
+    "weight_histograms.json",
+    "channel_error.csv",
+    WEIGHTS,
+)
 
 METRICS = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
 TIMINGS = ("epoch", "seconds", "images_per_s", "data_wait_share", "peak_memory_mb")
@@ -102,21 +110,26 @@ class RunFolder:
         """Write final.json: `final` with the checksums of the run's files and its own."""
         files = {name: _sha256(self.path / name) for name in SEALED if (self.path / name).exists()}
         final = {**final, "files": files}
-        final["checksum"] = _checksum(final)
+        final["checksum"] = checksum(final)
         self.write_json("final.json", final)
         return final
 
-    def finished(self) -> dict | None:
-        """final.json, its files checked; None if there is none. InputError names a damaged file."""
+    def finished(self, weights: bool = False) -> dict | None:
+        """final.json, its files checked, with `weights` the network's too; None if there is none.
+
+        Raises InputError that names a damaged file.
+        """
         final = self.read_json("final.json")
         if final is None:
             return None
         path = self.path / "final.json"
         if not isinstance(final, dict) or "checksum" not in final or "files" not in final:
             raise InputError(f"{path} is not a final record of this version")
-        if final["checksum"] != _checksum(final):
+        if final["checksum"] != checksum(final):
             raise InputError(f"{path} is not what was written: its checksum differs")
         for name, expected in final["files"].items():
+            if name == WEIGHTS and not weights:
+                continue
             file = self.path / name
             if not file.exists():
                 raise InputError(f"{file} is missing")
@@ -159,9 +172,3 @@ def load_tensors(path: Path) -> dict:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _checksum(record: dict) -> str:
-    """SHA-256 of a JSON object without its entry `checksum`."""
-    content = {key: value for key, value in record.items() if key != "checksum"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import time
-import zipfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -34,7 +33,6 @@ from lowbit_core.run_folder import (
     TIMINGS,
     WEIGHT_STATE,
     RunFolder,
-    check_tensors,
     load_tensors,
 )
 from lowbit_core.schedule import learning_rate, parameter_groups
@@ -62,14 +60,10 @@ def unfinished(config: dict, runs: Path) -> str | None:
     if not (path / "final.json").exists():
         return ""
     try:
-        if RunFolder(path).finished().get("run_key") != config["run_key"]:
-            return ""
-        check_tensors(path / "weights.pt")
+        final = RunFolder(path).finished(weights=True)
     except (InputError, OSError) as error:
         return str(error)
-    except zipfile.BadZipFile as error:
-        return f"{path / 'weights.pt'} is corrupt ({error})"
-    return None
+    return None if final.get("run_key") == config["run_key"] else ""
 
 
 def is_finished(config: dict, runs: Path) -> bool:

@@ -12,7 +12,8 @@ from baselines import METHODS
 from lowbit_core.bits import FLOAT_BITS, bits_label
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_text
-from workflow.collect import spread, write_table
+from workflow.checked import PUBLISHED_ONLY, check_table
+from workflow.collect import RESULT_COLUMNS, spread, write_table
 
 TABLE_COLUMNS = [
     "suite", "dataset", "arch", "w_bits", "a_bits", "method", "label", "n", "diverged",
@@ -27,8 +28,6 @@ ARCHS = {
     "alexnet": "AlexNet (BN)", "mobilenetv2": "MobileNetV2", "resnet18": "ResNet-18",
     "resnet20": "ResNet-20",
 }
-PUBLISHED_ONLY = {"lsq": "LSQ"}
-"""Methods that are shown as context beside ours and never trained here."""
 PAPER_SUITE = "paper"
 """The one suite whose networks and data are those of the published numbers."""
 TEMPLATES = Path(__file__).with_name("templates")
@@ -36,6 +35,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 def read_results(path: str | Path) -> pd.DataFrame:
     """results.csv; an empty text cell is '' and an empty number is NaN."""
+    check_table(path, RESULT_COLUMNS)
     table = pd.read_csv(path, keep_default_na=False, na_values={
         name: [""] for name in
         ("top1", "top5", "fp_top1", "delta", "checkpoint_top1", "val_top1", "size_bytes", "bitops")

@@ -24,6 +24,7 @@ from pathlib import Path
 from lowbit_core.bits import bits_label
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_text
+from workflow.checked import check_jobs, read_job
 
 ROOT = Path(__file__).parent.parent
 WATCH_EVERY = 5.0  # seconds between looks at the run folders
@@ -147,15 +148,7 @@ def job_runs(jobs: Iterable[Path], runs: Path) -> list[TrackedRun]:
     """The runs that job files list. Raises InputError for a damaged file or a missing folder."""
     found: dict[str, TrackedRun] = {}
     for job in jobs:
-        for number, line in enumerate(job.read_text().splitlines(), 1):
-            try:
-                entry = json.loads(line)
-                run_id, role = entry["run_id"], entry["role"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{job}, line {number}: {line[:80]!r} is not a run; it must be a JSON object "
-                    "with run_id and role; delete the file and rerun"
-                ) from error
+        for run_id, role in read_job(job).items():
             if not (runs / run_id / "config.json").exists():
                 raise InputError(f"{job} lists run {run_id}, but {runs / run_id} has no "
                                  "config.json; delete the job file and rerun")
@@ -464,6 +457,7 @@ def main() -> None:
     arguments = parser.parse_args()
     store = Store(arguments.store)
     if arguments.command == "sync":
+        check_jobs(arguments.jobs, arguments.runs)
         runs = job_runs(arguments.jobs, arguments.runs)
         sync(store, arguments.suite, runs, arguments.data, arguments.extra_artifact)
         text = f"{len(runs)} runs of suite {arguments.suite} are in {arguments.store}/mlflow.db\n"

@@ -1,7 +1,6 @@
 """Train the runs of one job, one after the other: `python -m workflow.train --job NAME ...`."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -15,6 +14,7 @@ def main() -> None:
     signals.listen()  # before the imports that take seconds
     import baselines
     from lowbit_core.data.backend import pick_backend
+    from workflow.checked import job_text
     from workflow.suite import COMPILE_MODES, ROOT, load_suite
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -48,14 +48,12 @@ def main() -> None:
 
     if job.needs:  # trained already, unless a file of it was damaged since
         train(suite.jobs[job.needs].runs[0])
-    lines = []
     for number, run in enumerate(job.runs, 1):
         say(f"{arguments.job}: run {number} of {len(job.runs)}: {run['run_id']}")
         final = train(run)
         top1 = "diverged" if final["top1"] is None else f"test top-1 {final['top1']:.2f} %"
         say(f"{run['run_id']}: {final['status']}, {top1}")
-        lines.append(json.dumps({"run_id": run["run_id"], "role": run["role"]}))
-    write_text(arguments.out, "".join(f"{line}\n" for line in lines))
+    write_text(arguments.out, job_text(job.runs))
 
 
 if __name__ == "__main__":
