@@ -24,6 +24,7 @@ from pathlib import Path
 from lowbit_core.bits import bits_label
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_text
+from lowbit_core.run_folder import RunFolder
 from workflow.checked import check_jobs, read_job
 
 ROOT = Path(__file__).parent.parent
@@ -121,16 +122,27 @@ def read_json(path: Path) -> dict | None:
 
 def read_epochs(folder: Path) -> list[dict]:
     """One {"epoch", metric: value} per epoch whose metrics and timings are both complete."""
-    timings = {row["epoch"]: row for row in read_rows(folder / "timings.csv")}
-    epochs = []
-    for row in read_rows(folder / "metrics.csv"):
-        if row["epoch"] not in timings:
-            continue
-        values = row | timings[row["epoch"]]
-        epochs.append({"epoch": int(row["epoch"])} | {
-            name: float(values[name]) for name in EPOCH_METRICS if values.get(name)
-        })
-    return epochs
+    timings = {row["epoch"]: row for row in _epoch_rows(folder / "timings.csv")}
+    return [
+        {"epoch": int(row["epoch"])} | {
+            name: float(value) for name, value in (row | timings[row["epoch"]]).items()
+            if name in EPOCH_METRICS and value
+        }
+        for row in _epoch_rows(folder / "metrics.csv") if row["epoch"] in timings
+    ]
+
+
+def _epoch_rows(path: Path) -> list[dict[str, str]]:
+    """Rows that have an epoch and numbers. Raises InputError for anything else."""
+    try:
+        rows = read_rows(path)
+        for row in rows:
+            int(row["epoch"])
+            for value in row.values():
+                float(value or 0)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    return rows
 
 
 def flatten(value: dict, prefix: str = "") -> dict[str, str]:
@@ -203,12 +215,12 @@ def _known_runs(client, experiment: str) -> dict:
 def _sync_run(client, experiment, suite, run: TrackedRun, known: dict, data: Path) -> bool:
     """True if there was anything new. Every step can be repeated: a killed sync is continued."""
     config = read_json(run.folder / "config.json")
-    if config is None:
-        raise InputError(f"{run.folder} has no config.json")
+    if not isinstance(config, dict) or config.get("run_id") != run.folder.name:
+        raise InputError(f"{run.folder / 'config.json'} is not this run's configuration")
     tracked = known.get(config["run_key"])
     if tracked is not None and tracked.info.status == "FINISHED":
         return False
-    final = read_json(run.folder / "final.json")
+    final = RunFolder(run.folder).finished()
     if tracked is None:
         tags = _tags(config, suite, run)
         name = " ".join([config["arch"], config["method"], tags["bits"], f"s{config['seed']}"])
