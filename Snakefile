@@ -31,6 +31,11 @@ localrules:
 report: "workflow/report/workflow.rst"
 
 
+# Instead of snakemake's own lock (`nolock` in the profiles), which a kill leaves behind.
+onstart:
+    begin(Path.cwd())
+
+
 rule all:
     default_target: True
     input:

@@ -1,7 +1,11 @@
-"""Atomic file writes: a reader sees the old file or the new one, never half of one."""
+"""Atomic file writes: a reader sees the old file or the new one, never half of one. File locks."""
 
+import errno
+import fcntl
+import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +27,37 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files of killed processes. Only where no other process writes in `folder`."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, waiting: str) -> Iterator[None]:
+    """Hold a lock that the kernel drops with the process, also when it is killed.
+
+    Says `waiting` on stderr, once, when another process holds it, and waits.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting, file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            print(f"warning: {path.parent} is on a file system without locks", file=sys.stderr)
+        yield
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     with replace_file(path) as temporary:
         temporary.write_bytes(data)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut leaves the new name without its content
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -34,3 +66,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def checksum(record: dict) -> str:
+    """SHA-256 of a JSON object without its entry `checksum`."""
+    content = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

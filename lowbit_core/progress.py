@@ -1,10 +1,17 @@
 """Progress of long work: a live line on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 
 _LIVE_EVERY = 0.2  # seconds between updates of the live line
 _PLAIN_EVERY = 30.0  # seconds between plain lines within an epoch
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Write to stderr. A reader that is gone (a closed terminal, a dead `tee`) stops no training."""
+    with contextlib.suppress(BrokenPipeError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -31,24 +38,17 @@ class Progress:
             f"{self.name}: epoch {epoch}/{self.epochs}, {100 * count / self.images:.0f} %, "
             f"{rate:.0f} images/s, ETA {_clock((total - done) / rate)}"
         )
-        print(
-            f"\r\033[K{text}" if self.live else text,
-            end="" if self.live else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"\r\033[K{text}" if self.live else text, end="" if self.live else "\n")
 
     def epoch(self, row: dict, images_per_s: float) -> None:
         """An epoch is done; `row` holds its metrics."""
         now = time.monotonic()
         done = row["epoch"] - (self.first_epoch or row["epoch"]) + 1
         left = (self.epochs - row["epoch"]) * (now - self.began) / done
-        print(
+        say(
             ("\r\033[K" if self.live else "")
             + f"{self.name}: epoch {row['epoch']}/{self.epochs}, loss {row['train_loss']:.3f}, "
-            f"val top-1 {row['val_top1']:.2f} %, {images_per_s:.0f} images/s, ETA {_clock(left)}",
-            file=sys.stderr,
-            flush=True,
+            f"val top-1 {row['val_top1']:.2f} %, {images_per_s:.0f} images/s, ETA {_clock(left)}"
         )
 
 

@@ -1,10 +1,11 @@
-"""Train one run: from scratch or from a checkpoint, resumable at every epoch."""
+"""Train one run: from scratch or from a checkpoint, resumable at every epoch and stopped step."""
 
 import contextlib
 import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lowbit_core import hardware, models, observe
+from lowbit_core import hardware, models, observe, signals
 from lowbit_core.channel_aware import BasisActivation
 from lowbit_core.convert import Plan, convert, size_and_bitops
 from lowbit_core.data import dataset as dataset_named
@@ -20,13 +21,15 @@ from lowbit_core.data.loader import make_loader
 from lowbit_core.data.manifest import read_labels
 from lowbit_core.data.splits import split_indices
 from lowbit_core.errors import InputError
+from lowbit_core.files import locked, remove_leftovers
 from lowbit_core.fused import set_compile
 from lowbit_core.layers import calibrate
-from lowbit_core.progress import Progress
+from lowbit_core.progress import Progress, say
 from lowbit_core.quantizer import Method
 from lowbit_core.run_folder import (
     CHANNEL_ERROR,
     METRICS,
+    TABLES,
     TIMINGS,
     WEIGHT_STATE,
     RunFolder,
@@ -37,7 +40,8 @@ from lowbit_core.schedule import learning_rate, parameter_groups
 CALIBRATION_IMAGES = 256
 MIN_STEPS_TO_COMPILE = 50
 MIN_STEPS_TO_COMPILE_MODEL = 2000  # and a GPU: a minute or more goes into it
-TABLES = ("metrics.csv", "timings.csv", "weight_state.csv")
+CHECKPOINT = "checkpoint.pt"
+MEASURED = ("weight_histograms.json", "channel_error.csv")
 
 
 @dataclass(frozen=True)
@@ -50,30 +54,41 @@ class Place:
     threads: int = 1
 
 
+def unfinished(config: dict, runs: Path) -> str | None:
+    """None if the run folder holds this very run, whole; else the damage in one sentence, or ""."""
+    path = runs / config["run_id"]
+    if not (path / "final.json").exists():
+        return ""
+    try:
+        final = RunFolder(path).finished(weights=True)
+    except (InputError, OSError) as error:
+        return str(error)
+    return None if final.get("run_key") == config["run_key"] else ""
+
+
 def is_finished(config: dict, runs: Path) -> bool:
-    """True if the run folder holds the final record of exactly this configuration."""
-    folder = runs / config["run_id"]
-    if not (folder / "final.json").exists():
-        return False
-    run = RunFolder(folder)
-    stored = run.read_json("config.json")
-    return (
-        stored is not None
-        and stored["run_key"] == config["run_key"]
-        and run.read_json("final.json") is not None
-        and (folder / "weights.pt").exists()
-    )
+    """True if the run folder holds the final record of exactly this configuration, undamaged."""
+    return unfinished(config, runs) is None
 
 
 def train_run(config: dict, method: Method, place: Place) -> dict:
     """Train the run that `config` describes; returns its final record (final.json).
 
-    Does nothing if it is finished; goes on from the last epoch if it was stopped.
-    Raises InputError for a bad configuration, missing data or a damaged file.
+    Does nothing if it is finished; goes on from where it was stopped, at worst from the last epoch.
+    Of two processes with the same run one waits for the other.
+    Raises InputError for a bad configuration, missing data or damaged input.
     """
-    if is_finished(config, place.runs):
-        return RunFolder(place.runs / config["run_id"]).read_json("final.json")
-    return _Run(config, method, place).train()
+    path = place.runs / config["run_id"]
+    if not is_finished(config, place.runs):
+        with locked(path / "lock", f"{path}: another process trains this run: waiting for it"):
+            damage = unfinished(config, place.runs)
+            if damage is not None:
+                if damage:
+                    say(f"warning: {damage}: the run is made again")
+                remove_leftovers(path)
+                return _Run(config, method, place).train()
+    (path / CHECKPOINT).unlink(missing_ok=True)  # a kill came between final.json and this
+    return RunFolder(path).finished()
 
 
 class _Run:
@@ -174,12 +189,18 @@ class _Run:
 
     # -- state ------------------------------------------------------------------------------
 
-    def _save(self, epoch: int) -> None:
+    def _save(self, epoch: int, step: int = 0, sums: dict | None = None) -> None:
+        """Save what a rerun needs after `epoch` whole epochs and `step` steps of the next."""
         self.folder.save_tensors(
-            "checkpoint.pt",
+            CHECKPOINT,
             {
                 "run_key": self.config["run_key"],
+                "versions": hardware.versions(),
                 "epoch": epoch,
+                "step": step,
+                "sums": sums,
+                "random": _random_state(self.place.device),
+                "tables": self.folder.tables(),
                 "model": self.model.state_dict(),
                 "ema": None if self.ema is None else self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -189,24 +210,45 @@ class _Run:
             },
         )
 
+    def _saved(self) -> dict | None:
+        """The checkpoint to go on from; one that is damaged or of another run is said aloud."""
+        try:
+            state = self.folder.load_tensors(CHECKPOINT)
+        except InputError as error:
+            reason = str(error)
+        else:
+            if state is None:
+                return None
+            path = self.folder.path / CHECKPOINT
+            if not isinstance(state, dict) or state.get("run_key") != self.config["run_key"]:
+                reason = f"checkpoint {path} is of another run"
+            elif "random" not in state or state["versions"] != hardware.versions():
+                reason = f"checkpoint {path} was made by other versions"
+            else:
+                return state
+        say(f"warning: {reason}: the run begins again")
+        return None
+
     def _start(self) -> int:
-        """Resume from the last epoch, or calibrate and begin; returns the epochs already done."""
-        stored = self.folder.read_json("config.json")
-        state = self.folder.load_tensors("checkpoint.pt")
-        same = stored is not None and stored["run_key"] == self.config["run_key"]
-        if state is not None and same and state["run_key"] == self.config["run_key"]:
+        """Resume where the run was stopped, or calibrate and begin; returns the epochs already done."""
+        state = self._saved()
+        self.resumed = (0, None)  # steps done of the next epoch, and its sums
+        if state is not None:
             self.model.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.codes, self.start_histograms = state["codes"], state["start"]
-            for table in TABLES:
-                self.folder.keep_until(table, state["epoch"])
-            return state["epoch"]
-        for name in ("final.json", "weights.pt", *TABLES):  # of another configuration
-            (self.folder.path / name).unlink(missing_ok=True)
+            self.resumed = (state["step"], state["sums"])
+            self.folder.restore_tables(state["tables"])
+            _set_random_state(state["random"], self.place.device)
+        else:
+            for name in ("final.json", "weights.pt", CHECKPOINT, *MEASURED, *TABLES):
+                (self.folder.path / name).unlink(missing_ok=True)  # of another configuration
         self.folder.write_json("config.json", self.config)
         self.folder.write_json("layers.json", self.report)
+        if state is not None:
+            return state["epoch"]
         if any(row["activation_quantizer"] for row in self.report):
             calibrate(self.model, self._fit_images())
         self.start_histograms = observe.weight_histograms(self.model)
@@ -231,7 +273,8 @@ class _Run:
         progress = Progress(self.config["run_id"], epochs, self.train_data.images)
         row = None  # stays so for 0 epochs, and where all of them were done before
         for epoch in range(done + 1, epochs + 1):
-            row = self._train_epoch(epoch, progress)
+            with signals.held(f"{self.config['run_id']} is saved up to epoch {epoch}"):
+                row = self._train_epoch(epoch, progress)
             if not math.isfinite(row["train_loss"] + row["val_loss"]):
                 return self._finish("diverged", row)
         return self._finish("done", row)
@@ -243,9 +286,15 @@ class _Run:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         model.train()
+        first, sums = self.resumed
+        self.resumed = (0, None)
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
         began, waited, count, asked = time.perf_counter(), 0.0, 0, time.perf_counter()
-        for index, (images, labels) in enumerate(self.train_data.epoch(epoch)):
+        if sums is not None:
+            loss_sum, correct = sums["loss"].to(device), sums["correct"].to(device)
+            began, waited, count = began - sums["seconds"], sums["waited"], sums["count"]
+        batches = islice(self.train_data.epoch(epoch), first, None)
+        for index, (images, labels) in enumerate(batches, first):
             waited += time.perf_counter() - asked
             rate = learning_rate((epoch - 1) * steps + index, total, warmup, recipe["lr"])
             for group in self.optimizer.param_groups:
@@ -265,6 +314,12 @@ class _Run:
             correct += (scores.detach().argmax(1) == labels).sum()
             count += len(labels)
             progress.step(epoch, count)
+            if signals.asked() and index + 1 < steps:
+                seconds = time.perf_counter() - began
+                sums = {"loss": loss_sum.cpu(), "correct": correct.cpu(), "count": count}
+                self._save(epoch - 1, index + 1, sums | {"seconds": seconds, "waited": waited})
+                done = f"epoch {epoch} after step {index + 1} of {steps}"
+                signals.leave(f"{self.config['run_id']} is saved in {done}")
             asked = time.perf_counter()
         row = {
             "epoch": epoch,
@@ -323,6 +378,7 @@ class _Run:
         size, fp_size, bitops = size_and_bitops(model, self.report)
         nonfinite = observe.nonfinite_batches(self.model)
         final = {
+            "run_key": self.config["run_key"],
             "status": status,
             "top1": None,
             "top5": None,
@@ -352,8 +408,8 @@ class _Run:
             final["val_top1"] = last["val_top1"] if last else self.evaluate(self.val_data)["top1"]
             self._measure(model)
         self.folder.save_tensors("weights.pt", model.state_dict())
-        self.folder.write_json("final.json", final)
-        (self.folder.path / "checkpoint.pt").unlink(missing_ok=True)
+        final = self.folder.finish(final)
+        (self.folder.path / CHECKPOINT).unlink(missing_ok=True)
         return final
 
     def _first_layer_not_finite(self) -> str | None:
@@ -381,6 +437,17 @@ def _first_bad_layer(model: nn.Module) -> str | None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return name.rpartition(".")[0]
     return None
+
+
+def _random_state(device: torch.device) -> dict:
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_random_state(state: dict, device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _peak_memory_mb(device: torch.device) -> float:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lowbit_core.run_folder import RunFolder
+from workflow.checked import job_text
+
 BITS = ((1, 2), (2, 2), (3, 3))
 METHODS = ("direct", "direct_plain", "lq_channel_aware", "lq_nets", "dorefa", "pact")
 ABLATION = ("direct_median", "direct_sign", "indirect")
@@ -106,9 +109,11 @@ def write_run(
         "compile": "auto",
         "code_version": "0123456789ab",
         "run_key": key,
+        "run_id": run_id,
     }
     size = weights * (4 if not quantized else w_bits / 8 + 0.4)
     final = {
+        "run_key": key,
         "status": "diverged" if diverged else "done",
         "top1": None if diverged else top1,
         "top5": None if diverged else 99.5,
@@ -165,7 +170,7 @@ def write_run(
         }
         for layer, channels in LAYERS.items()
     ]
-    for file, value in (("config", config), ("final", final), ("layers", layers)):
+    for file, value in (("config", config), ("layers", layers)):
         (folder / f"{file}.json").write_text(json.dumps(value, indent=1))
 
     epochs = final["epochs_done"]
@@ -192,6 +197,7 @@ def write_run(
         folder / "timings.csv", "epoch,seconds,images_per_s,data_wait_share,peak_memory_mb", timings
     )
     if not quantized:
+        RunFolder(folder).finish(final)
         return run_id
 
     base = {"direct": 0.06, "direct_plain": 0.06}.get(method, 0.12)
@@ -245,7 +251,13 @@ def write_run(
             "layer,channel,variance,error_equal,error_inverse_variance,error_median",
             rows,
         )
+    RunFolder(folder).finish(final)
     return run_id
+
+
+def write_job(path: Path, lines: list[tuple[str, str]]) -> None:
+    """A job file of (run_id, role) pairs."""
+    path.write_text(job_text({"run_id": run, "role": role} for run, role in lines))
 
 
 def write_suite(results: Path, *, dataset: str = "fashion_mnist") -> None:
@@ -267,8 +279,7 @@ def write_suite(results: Path, *, dataset: str = "fashion_mnist") -> None:
                     for method in ABLATION:
                         run = write_run(runs, arch, method, bits, seed, **common)
                         lines.append((run, "ablation"))
-            text = "".join(json.dumps({"run_id": run, "role": role}) + "\n" for run, role in lines)
-            (jobs / f"{dataset}-{arch}-s{seed}.jsonl").write_text(text)
+            write_job(jobs / f"{dataset}-{arch}-s{seed}.jsonl", lines)
     settings = {
         "suite": "quick",
         "datasets": [dataset],

@@ -296,7 +296,8 @@ def test_channel_ablation_alone_and_its_summary(quick: Path, tmp_path: Path):
             str(out),
         ]
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["channel.csv"]
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"channel.csv", ".channel.csv.sha256"}
     assert out.read_bytes() == (quick / "ablation_channel_error.csv").read_bytes()
     channels = rows(out)
     dead = [row for row in channels if not row["error_equal"]]
@@ -356,7 +357,7 @@ def test_incomplete_run_is_one_sentence(tmp_path: Path, file: str, text: str | N
 
 def test_bad_job_line(tmp_path: Path):
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"run_id": "x", "role": "walk"}) + "\n")
+    path.write_text(json.dumps({"run_id": "x", "role": "walk", "runs": 1}) + "\n")
     with pytest.raises(InputError, match="'walk' must be one of run, ablation, checkpoint"):
         collect.read_jobs([str(path)])
     path.write_text("{nonsense\n")
@@ -496,9 +497,7 @@ def test_report_of_a_bare_suite(tmp_path: Path):
         run = fake_runs.write_run(runs, "resnet20", method, bits, 0, pretrained=checkpoint)
         lines.append((run, "run"))
     (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "a.jsonl").write_text(
-        "".join(json.dumps({"run_id": run, "role": role}) + "\n" for run, role in lines)
-    )
+    fake_runs.write_job(tmp_path / "jobs" / "a.jsonl", lines)
     (tmp_path / "config.json").write_text("{}")
     run_collect(tmp_path, "smoke")
     run_tables(tmp_path)

@@ -39,8 +39,6 @@ def store(made_store, tmp_path):
 
 def write_run(runs: Path, method="direct", seed=0, **options) -> TrackedRun:
     run_id = fake_runs.write_run(runs, "resnet20", method, (2, 2), seed, **options)
-    path = runs / run_id / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"run_id": run_id}))
     return TrackedRun(runs / run_id, "run")
 
 
@@ -203,9 +201,7 @@ def test_parallel_syncs_of_a_fresh_store_lose_and_repeat_nothing(tmp_path):
     for seed in range(3):
         runs = [write_run(tmp_path / "runs", method, seed) for method in ("direct", "pact")]
         jobs.append(tmp_path / f"{seed}.jsonl")
-        jobs[-1].write_text(
-            "".join(json.dumps({"run_id": r.folder.name, "role": "run"}) + "\n" for r in runs)
-        )
+        fake_runs.write_job(jobs[-1], [(run.folder.name, "run") for run in runs])
     command = [
         sys.executable,
         "-m",
@@ -264,7 +260,7 @@ def test_a_damaged_job_file_is_named(tmp_path, text):
 
 
 def test_a_missing_run_folder_is_named(tmp_path):
-    (tmp_path / "job.jsonl").write_text('{"run_id": "gone", "role": "run"}\n')
+    fake_runs.write_job(tmp_path / "job.jsonl", [("gone", "run")])
     with pytest.raises(InputError, match="lists run gone"):
         track.job_runs([tmp_path / "job.jsonl"], tmp_path)
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -14,7 +15,7 @@ from lowbit_core.errors import InputError
 from lowbit_core.fused import compiler_found, set_compile
 from lowbit_core.layers import QuantLayer
 from lowbit_core.run_folder import METRICS, RunFolder, load_tensors
-from lowbit_core.training import Place, is_finished, train_run
+from lowbit_core.training import Place, is_finished, train_run, unfinished
 
 RECIPE = {
     "name": "short",
@@ -39,7 +40,7 @@ RECIPE = {
         "clip": {"lr_scale": 1, "weight_decay": 1e-4},
     },
 }
-CLOCK = {"created", "seconds"}  # of final.json
+CLOCK = {"created", "seconds", "files", "checksum"}  # of final.json
 
 
 def config(method="direct", run_id="run", key="a" * 64, w=2, a=2, **changes):
@@ -383,21 +384,49 @@ def one_sentence(caught, *words):
     assert "\n" not in text and all(word in text for word in words), text
 
 
-@pytest.mark.parametrize("damage", (b"", b"not a checkpoint", None), ids=("empty", "junk", "cut"))
-def test_a_damaged_checkpoint_is_named(damage, digits_root, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ("empty", "junk", "cut", "flip", "other run", "other version"))
+def test_a_damaged_checkpoint_is_named_and_the_run_begins_again(
+    damage, digits_root, tmp_path, monkeypatch, capsys
+):
+    settings = config("pact", epochs=2)
+    train(settings, digits_root, tmp_path / "whole")
     with monkeypatch.context() as patch:
         kill_after(patch, 1)
         with pytest.raises(Killed):
-            train(config("pact", epochs=2), digits_root, tmp_path)
+            train(settings, digits_root, tmp_path)
     path = tmp_path / "run" / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
-    metrics = (tmp_path / "run" / "metrics.csv").read_bytes()
-    with pytest.raises(InputError) as caught:
-        train(config("pact", epochs=2), digits_root, tmp_path)
-    one_sentence(caught, str(path), "corrupt", "delete")
-    assert (tmp_path / "run" / "metrics.csv").read_bytes() == metrics  # nothing computed is lost
-    path.unlink()  # what the message advises works
-    assert train(config("pact", epochs=2), digits_root, tmp_path)["status"] == "done"
+    whole = path.read_bytes()
+    if damage.startswith("other"):
+        changes = {"run_key": "b" * 64} if damage == "other run" else {"versions": {"torch": "1.0"}}
+        torch.save(torch.load(path, weights_only=True) | changes, path)
+    else:
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        half = whole[: len(whole) // 2]
+        path.write_bytes({"empty": b"", "junk": b"x" * 99, "cut": half, "flip": flipped}[damage])
+    train(settings, digits_root, tmp_path)
+    said = [line for line in capsys.readouterr().err.splitlines() if str(path) in line]
+    assert len(said) == 1 and "begins again" in said[0]
+    assert_same_run(tmp_path / "run", tmp_path / "whole" / "run")
+
+
+def test_tables_of_an_unfinished_run_are_restored_from_its_checkpoint(
+    digits_root, tmp_path, monkeypatch, whole
+):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            train(config(), digits_root, tmp_path)
+    folder = tmp_path / "run"
+    (folder / "metrics.csv").write_text("epoch,lr\n1,9\n")
+    (folder / "weight_state.csv").unlink()
+    (folder / "timings.csv").write_bytes(b"\xff\x00")
+    (folder / "config.json").write_text("{")
+    (folder / "layers.json").unlink()
+    (folder / ".weights.pt.77.tmp").write_bytes(b"left by a killed process")
+    train(config(), digits_root, tmp_path)
+    assert_same_run(folder, whole("direct"))
+    assert len(table(folder / "timings.csv")) == 4 and not list(folder.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("damage", (b"", b"x" * 100, None), ids=("empty", "junk", "missing"))
@@ -421,15 +450,39 @@ def test_pretrained_weights_of_another_network_are_named(digits_root, tmp_path):
     one_sentence(caught, "base", "alexnet", "3")
 
 
-@pytest.mark.parametrize("name", ("final.json", "config.json"))
-@pytest.mark.parametrize("text", ("", '{"status": "do', "\x00\x01"), ids=("empty", "cut", "junk"))
-def test_a_damaged_record_is_named(name, text, digits_root, tmp_path):
-    settings = config("pact", epochs=0)
-    train(settings, digits_root, tmp_path)
-    (tmp_path / "run" / name).write_text(text)
-    with pytest.raises(InputError) as caught:
-        train(settings, digits_root, tmp_path)
-    one_sentence(caught, str(tmp_path / "run" / name), "delete")
+FINISHED = (
+    "final.json", "config.json", "layers.json", "metrics.csv", "timings.csv", "weight_state.csv",
+    "weight_histograms.json", "weights.pt",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FINISHED)
+@pytest.mark.parametrize("damage", ("empty", "cut", "junk", "flip", "missing"))
+def test_a_damaged_file_of_a_finished_run_is_named(name, damage, whole, tmp_path):
+    shutil.copytree(whole("direct"), tmp_path / "damaged" / "run")
+    settings = config()
+    path = tmp_path / "damaged" / "run" / name
+    data = path.read_bytes()
+    if damage == "flip":
+        place = data.rindex(b"1") if name != "weights.pt" else len(data) // 2
+        data = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+    elif damage != "missing":
+        data = {"empty": b"", "cut": data[: len(data) // 2], "junk": b"\x00\xff"}[damage]
+    path.unlink() if damage == "missing" else path.write_bytes(data)
+    assert not is_finished(settings, tmp_path / "damaged")
+    said = unfinished(settings, tmp_path / "damaged")
+    if (name, damage) == ("final.json", "missing"):  # what an unfinished run looks like
+        assert said == ""
+    else:
+        assert "\n" not in said and str(path) in said
+
+
+def test_a_damaged_run_is_made_again(whole, digits_root, tmp_path, capsys):
+    shutil.copytree(whole("direct"), tmp_path / "run")
+    (tmp_path / "run" / "metrics.csv").write_text("epoch\n")
+    train(config(), digits_root, tmp_path)
+    assert_same_run(tmp_path / "run", whole("direct"))
+    assert capsys.readouterr().err.count("made again") == 1
 
 
 def test_a_batch_larger_than_the_data_is_refused(digits_root, tmp_path):
@@ -463,21 +516,6 @@ def test_a_full_disk_is_an_error_that_the_command_line_can_report(tmp_path):
 
 
 # -- tables ----------------------------------------------------------------------------------
-
-
-def test_half_a_line_is_dropped_and_half_a_header_too(tmp_path):
-    folder = RunFolder(tmp_path)
-    row = dict.fromkeys(METRICS, 0.5)
-    folder.append("metrics.csv", METRICS, [row | {"epoch": e} for e in (1, 2, 3)])
-    whole = (tmp_path / "metrics.csv").read_text()
-    for cut in range(len(whole) + 1):
-        (tmp_path / "metrics.csv").write_text(whole[:cut])
-        folder.keep_until("metrics.csv", 2)
-        text = (tmp_path / "metrics.csv").read_text()
-        assert whole.startswith(text) and text.count("\n") <= 3
-        assert text == "" or text.endswith("\n")
-    folder.append("metrics.csv", METRICS, [row | {"epoch": 3}])
-    assert (tmp_path / "metrics.csv").read_text() == whole
 
 
 def test_tables_have_fixed_formats(tmp_path):

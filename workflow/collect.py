@@ -11,7 +11,7 @@ from statistics import mean, median, stdev
 from baselines import method as find_method
 from lowbit_core.bits import FLOAT_BITS
 from lowbit_core.errors import InputError, run_cli
-from lowbit_core.files import write_text
+from workflow.checked import ROLES, check_jobs, read_jobs, write_table_text
 
 RESULT_COLUMNS = [
     "suite", "dataset", "arch", "width", "method", "w_bits", "a_bits", "seed", "role", "status",
@@ -44,8 +44,6 @@ DIRECT_SUMMARY_COLUMNS = [
     "flip_rate_end", "other_flip_rate_end",
 ]
 
-ROLES = ("run", "ablation", "checkpoint")
-"""Legal roles; a run declared twice keeps the first of them."""
 VARIANTS = ("equal", "inverse_variance", "median")
 TRAINED_WITH = {
     ("direct", "equal"): "direct_plain",
@@ -80,7 +78,7 @@ def write_table(path: str | Path, columns: list[str], rows: list[dict]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([as_text(column, row.get(column)) for column in columns] for row in rows)
-    write_text(path, text.getvalue())
+    write_table_text(path, text.getvalue())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -103,27 +101,6 @@ def read_json(path: Path) -> dict:
 
 def number(text: str) -> float | None:
     return float(text) if text else None
-
-
-def read_jobs(paths: list[str]) -> dict[str, str]:
-    """{run_id: role} of all job files."""
-    roles: dict[str, str] = {}
-    for path in paths:
-        for index, line in enumerate(Path(path).read_text().splitlines(), 1):
-            try:
-                job = json.loads(line)
-                run_id, role = job["run_id"], job["role"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{path}, line {index}: {line!r} is not a job line: "
-                    'write {"run_id": ..., "role": ...}'
-                ) from error
-            if role not in ROLES:
-                raise InputError(
-                    f"{path}, line {index}: role {role!r} must be one of {', '.join(ROLES)}"
-                )
-            roles[run_id] = min(role, roles.get(run_id, role), key=ROLES.index)
-    return roles
 
 
 def quantizer_facts(name: str) -> dict[str, str]:
@@ -383,6 +360,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", help=f"write this CSV file ({name})")
     args = parser.parse_args(argv)
 
+    check_jobs(args.jobs, args.runs)
     results = collect_results(args.suite, args.runs, read_jobs(args.jobs))
     if args.results:
         write_table(args.results, RESULT_COLUMNS, results)

@@ -22,7 +22,8 @@ from baselines import METHODS
 from lowbit_core.bits import FLOAT_BITS, bits_label
 from lowbit_core.errors import run_cli
 from lowbit_core.files import replace_file
-from workflow.collect import DIRECT_FAMILY
+from workflow.checked import check_run, check_table
+from workflow.collect import CHANNEL_COLUMNS, DIRECT_COLUMNS, DIRECT_FAMILY
 from workflow.tables import ARCHS, DATASETS, PAPER_SUITE, column_order, method_order, read_results
 
 INK, MUTED, GRID = "#1f2933", "#66717e", "#dde2e8"
@@ -460,6 +461,10 @@ def main(argv: list[str] | None = None) -> None:
     sns.set_theme(style="ticks")
     plt.rcParams.update(STYLE)
     results = read_results(args.results)
+    check_table(args.channel_error, CHANNEL_COLUMNS)
+    check_table(args.direct_weights, DIRECT_COLUMNS)
+    for run_id in results["run_id"]:
+        check_run(args.runs / run_id)
     suite = results["suite"].iloc[0]
     accuracy_vs_bits(results, suite, args.out)
     accuracy_vs_cost(

@@ -16,11 +16,14 @@ from lowbit_core.bits import bits_label
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_text
 from lowbit_core.quantizer import Method
+from workflow.checked import check_table
+from workflow.collect import CHANNEL_SUMMARY_COLUMNS, DIRECT_SUMMARY_COLUMNS, TIMING_COLUMNS
 from workflow.plots import GRID, INK, MUTED, si
 from workflow.tables import (
     ARCHS,
     DATASETS,
     PAPER_SUITE,
+    TABLE_COLUMNS,
     TEMPLATES,
     blocks,
     method_label,
@@ -123,8 +126,9 @@ def number_cell(value: float | None, text: str | None = None, digits: int = 2) -
     return {"text": text if text is not None else f"{value:.{digits}f}", "sort": f"{value:.10g}"}
 
 
-def read_rows(path: str) -> list[dict]:
+def read_rows(path: str, columns: list[str]) -> list[dict]:
     """A table as dicts; empty cells are None."""
+    check_table(path, columns)
     table = pd.read_csv(path).astype(object)
     return table.where(table.notna(), None).to_dict("records")
 
@@ -473,12 +477,13 @@ def config_sections(path: str) -> list[tuple[str, str]]:
 
 def render(args: argparse.Namespace) -> str:
     """The page as text."""
+    check_table(args.timings, TIMING_COLUMNS)
     results, timings = read_results(args.results), pd.read_csv(args.timings)
     if set(results["suite"]) != {args.suite}:
         raise InputError(f"{args.results} holds suite {results['suite'].iloc[0]!r}, "
                          f"not {args.suite!r}: give the results of the suite")
     table = [
-        {**row, "best": row["best"] or ""} for row in read_rows(args.tables)
+        {**row, "best": row["best"] or ""} for row in read_rows(args.tables, TABLE_COLUMNS)
     ]
     main = results[results["role"] == "run"]
     found = blocks(table)
@@ -515,8 +520,8 @@ def render(args: argparse.Namespace) -> str:
              "svg": inline_svg(Path(args.plots) / f"{name}.svg", title)}
             for name, (title, text) in PLOTS.items()
         ],
-        claims=[channel_claim(read_rows(args.channel_summary)),
-                direct_claim(read_rows(args.direct_summary))],
+        claims=[channel_claim(read_rows(args.channel_summary, CHANNEL_SUMMARY_COLUMNS)),
+                direct_claim(read_rows(args.direct_summary, DIRECT_SUMMARY_COLUMNS))],
         runs=run_rows(results), policies=distinct(main, policies),
         machine=distinct(results, machine), config=config_sections(args.config),
         timings=timing_table(results, timings), commands=COMMANDS,

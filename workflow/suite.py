@@ -55,6 +55,7 @@ NOT_NUMERIC = (
     "progress.py",
     "hardware.py",
     "run_folder.py",
+    "signals.py",
 )
 
 

@@ -12,7 +12,8 @@ from baselines import METHODS
 from lowbit_core.bits import FLOAT_BITS, bits_label
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_text
-from workflow.collect import spread, write_table
+from workflow.checked import PUBLISHED_ONLY, check_table
+from workflow.collect import RESULT_COLUMNS, spread, write_table
 
 TABLE_COLUMNS = [
     "suite", "dataset", "arch", "w_bits", "a_bits", "method", "label", "n", "diverged",
@@ -27,15 +28,17 @@ ARCHS = {
     "alexnet": "AlexNet (BN)", "mobilenetv2": "MobileNetV2", "resnet18": "ResNet-18",
     "resnet20": "ResNet-20",
 }
-PUBLISHED_ONLY = {"lsq": "LSQ"}
-"""Methods that are shown as context beside ours and never trained here."""
 PAPER_SUITE = "paper"
 """The one suite whose networks and data are those of the published numbers."""
+PUBLISHED_COLUMNS = (
+    "dataset", "arch", "method", "w_bits", "a_bits", "top1", "first_last_layer", "source_url", "note",
+)
 TEMPLATES = Path(__file__).with_name("templates")
 
 
 def read_results(path: str | Path) -> pd.DataFrame:
     """results.csv; an empty text cell is '' and an empty number is NaN."""
+    check_table(path, RESULT_COLUMNS)
     table = pd.read_csv(path, keep_default_na=False, na_values={
         name: [""] for name in
         ("top1", "top5", "fp_top1", "delta", "checkpoint_top1", "val_top1", "size_bytes", "bitops")
@@ -82,8 +85,14 @@ def read_published(path: str | Path, suite: str) -> list[dict]:
     """The published rows of the paper suite; no other suite is comparable and gets none."""
     if suite != PAPER_SUITE:
         return []
-    with Path(path).open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            header, *cells = csv.reader(file, strict=True)
+        rows = [dict(zip(header, line, strict=True)) for line in cells]
+    except (ValueError, csv.Error) as error:  # ValueError: no header, a short row, not UTF-8
+        raise InputError(f"{path} is not a CSV table with cells for all its columns: {error}") from None
+    if missing := [name for name in PUBLISHED_COLUMNS if name not in header]:
+        raise InputError(f"{path} lacks the columns {', '.join(missing)}")
     seen = set()
     for row in rows:
         key = tuple(row[name] for name in ("dataset", "arch", "method", "w_bits", "a_bits"))
@@ -92,6 +101,12 @@ def read_published(path: str | Path, suite: str) -> list[dict]:
         if key in seen:
             raise InputError(f"{path}: the row {', '.join(key)} stands twice: keep one")
         seen.add(key)
+        if not (row["w_bits"].isdecimal() and row["a_bits"].isdecimal()):
+            raise InputError(f"{path}: the row {', '.join(key)}: bits must be whole numbers")
+        try:
+            float(row["top1"])
+        except ValueError:
+            raise InputError(f"{path}: the row {', '.join(key)}: top1 must be a number") from None
         row["w_bits"], row["a_bits"] = int(row["w_bits"]), int(row["a_bits"])
     return rows
 

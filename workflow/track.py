@@ -24,6 +24,8 @@ from pathlib import Path
 from lowbit_core.bits import bits_label
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_text
+from lowbit_core.run_folder import RunFolder
+from workflow.checked import check_jobs, read_job
 
 ROOT = Path(__file__).parent.parent
 WATCH_EVERY = 5.0  # seconds between looks at the run folders
@@ -120,16 +122,27 @@ def read_json(path: Path) -> dict | None:
 
 def read_epochs(folder: Path) -> list[dict]:
     """One {"epoch", metric: value} per epoch whose metrics and timings are both complete."""
-    timings = {row["epoch"]: row for row in read_rows(folder / "timings.csv")}
-    epochs = []
-    for row in read_rows(folder / "metrics.csv"):
-        if row["epoch"] not in timings:
-            continue
-        values = row | timings[row["epoch"]]
-        epochs.append({"epoch": int(row["epoch"])} | {
-            name: float(values[name]) for name in EPOCH_METRICS if values.get(name)
-        })
-    return epochs
+    timings = {row["epoch"]: row for row in _epoch_rows(folder / "timings.csv")}
+    return [
+        {"epoch": int(row["epoch"])} | {
+            name: float(value) for name, value in (row | timings[row["epoch"]]).items()
+            if name in EPOCH_METRICS and value
+        }
+        for row in _epoch_rows(folder / "metrics.csv") if row["epoch"] in timings
+    ]
+
+
+def _epoch_rows(path: Path) -> list[dict[str, str]]:
+    """Rows that have an epoch and numbers. Raises InputError for anything else."""
+    try:
+        rows = read_rows(path)
+        for row in rows:
+            int(row["epoch"])
+            for value in row.values():
+                float(value or 0)
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    return rows
 
 
 def flatten(value: dict, prefix: str = "") -> dict[str, str]:
@@ -147,15 +160,7 @@ def job_runs(jobs: Iterable[Path], runs: Path) -> list[TrackedRun]:
     """The runs that job files list. Raises InputError for a damaged file or a missing folder."""
     found: dict[str, TrackedRun] = {}
     for job in jobs:
-        for number, line in enumerate(job.read_text().splitlines(), 1):
-            try:
-                entry = json.loads(line)
-                run_id, role = entry["run_id"], entry["role"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{job}, line {number}: {line[:80]!r} is not a run; it must be a JSON object "
-                    "with run_id and role; delete the file and rerun"
-                ) from error
+        for run_id, role in read_job(job).items():
             if not (runs / run_id / "config.json").exists():
                 raise InputError(f"{job} lists run {run_id}, but {runs / run_id} has no "
                                  "config.json; delete the job file and rerun")
@@ -210,12 +215,12 @@ def _known_runs(client, experiment: str) -> dict:
 def _sync_run(client, experiment, suite, run: TrackedRun, known: dict, data: Path) -> bool:
     """True if there was anything new. Every step can be repeated: a killed sync is continued."""
     config = read_json(run.folder / "config.json")
-    if config is None:
-        raise InputError(f"{run.folder} has no config.json")
+    if not isinstance(config, dict) or config.get("run_id") != run.folder.name:
+        raise InputError(f"{run.folder / 'config.json'} is not this run's configuration")
     tracked = known.get(config["run_key"])
     if tracked is not None and tracked.info.status == "FINISHED":
         return False
-    final = read_json(run.folder / "final.json")
+    final = RunFolder(run.folder).finished()
     if tracked is None:
         tags = _tags(config, suite, run)
         name = " ".join([config["arch"], config["method"], tags["bits"], f"s{config['seed']}"])
@@ -464,6 +469,7 @@ def main() -> None:
     arguments = parser.parse_args()
     store = Store(arguments.store)
     if arguments.command == "sync":
+        check_jobs(arguments.jobs, arguments.runs)
         runs = job_runs(arguments.jobs, arguments.runs)
         sync(store, arguments.suite, runs, arguments.data, arguments.extra_artifact)
         text = f"{len(runs)} runs of suite {arguments.suite} are in {arguments.store}/mlflow.db\n"

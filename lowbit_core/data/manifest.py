@@ -15,6 +15,7 @@ import numpy as np
 
 from lowbit_core.data import DATASETS, check_split
 from lowbit_core.errors import InputError
+from lowbit_core.files import checksum
 
 FULL_HASH_BELOW = 256 * 2**20  # bytes; larger files are checked by size and header at load
 _KEYS = {
@@ -73,6 +74,8 @@ def read_manifest(data_dir: str | Path, split: str) -> dict:
             f"{path}: describes {manifest['split']!r} of {manifest['dataset']!r}, "
             f"not {split!r} of one of {', '.join(DATASETS)}; {again}"
         )
+    if "checksum" in manifest and manifest["checksum"] != checksum(manifest):
+        raise InputError(f"{path}: its checksum differs, it is not what was written; {again}")
     return manifest
 
 

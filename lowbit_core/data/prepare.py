@@ -18,7 +18,7 @@ from lowbit_core.data.backend import pick_backend
 from lowbit_core.data.manifest import check, describe, manifest_path
 from lowbit_core.data.sources import find, source_module
 from lowbit_core.errors import InputError, run_cli
-from lowbit_core.files import replace_file, write_json, write_text
+from lowbit_core.files import checksum, remove_leftovers, replace_file, write_json, write_text
 
 
 def prepare(data: Dataset, out: Path, source: Path | None = None, download: bool = False) -> None:
@@ -26,12 +26,14 @@ def prepare(data: Dataset, out: Path, source: Path | None = None, download: bool
 
     Without ffcv only the reference loader's files are written, and the manifest says so.
     """
+    if out.is_dir():
+        remove_leftovers(out)
     folder = find(data.name, source, download)
     backend, _ = pick_backend("ffcv")
     for split in SPLITS:
         write = _write_raw if data.stored_raw else _write_images
         manifest = write(data, folder, split, out, backend)
-        write_json(manifest_path(out, split), manifest)
+        write_json(manifest_path(out, split), {**manifest, "checksum": checksum(manifest)})
         print(f"{out}/{split}: {manifest['images']} images of {data.name}, {backend}")
 
 

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(workflow.basedir)))
 
 from lowbit_core.errors import InputError
 from workflow.suite import DEFAULT_SUITE, check_config, load_suite
+from workflow.sweep import begin
 
 try:
     check_config(config)

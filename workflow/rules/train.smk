@@ -16,15 +16,16 @@ rule train:
         suite=SUITE.name,
         data=data_folder,
         runs=RUNS,
-        compile=f"--compile {config['compile']}" if config["compile"] else "",
+        compile=["--compile", config["compile"]] if config["compile"] else [],
         run_keys=job_keys,
     threads: SUITE.config["threads"]
     resources:
         gpu=SUITE.config["gpus"],
         runtime=SUITE.config["runtime_minutes"],
         mem_mb=6000,
+    # A signal is training's own affair: the shell and tee wait until it has saved.
     shell:
-        "OMP_NUM_THREADS={threads} {params.python:q} -m workflow.train --suite {params.suite}"
-        " {params.compile}"
-        " --job {wildcards.job} --data {params.data:q} --runs {params.runs} --out {output:q}"
-        " 2>&1 | tee {log:q}"
+        "trap : INT TERM; OMP_NUM_THREADS={threads}"
+        " {params.python:q} -m workflow.train --suite {params.suite:q} {params.compile:q}"
+        " --job {wildcards.job:q} --data {params.data:q} --runs {params.runs:q} --out {output:q}"
+        " 2>&1 | (trap '' INT TERM; tee {log:q})"
