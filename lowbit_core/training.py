@@ -1,9 +1,11 @@
 """Train one run: from scratch or from a checkpoint, resumable at every epoch and stopped step."""
 
 import contextlib
+import io
 import math
+import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -32,6 +34,7 @@ from lowbit_core.run_folder import (
     TABLES,
     TIMINGS,
     WEIGHT_STATE,
+    WEIGHTS,
     RunFolder,
     load_tensors,
 )
@@ -60,7 +63,9 @@ def unfinished(config: dict, runs: Path) -> str | None:
     if not (path / "final.json").exists():
         return ""
     try:
-        final = RunFolder(path).finished(weights=True)
+        # Others start from a checkpoint; another run's weights may have stayed on its machine.
+        weights = config["pretrained"] is None or (path / WEIGHTS).exists()
+        final = RunFolder(path).finished(weights)
     except (InputError, OSError) as error:
         return str(error)
     return None if final.get("run_key") == config["run_key"] else ""
@@ -89,6 +94,23 @@ def train_run(config: dict, method: Method, place: Place) -> dict:
                 return _Run(config, method, place).train()
     (path / CHECKPOINT).unlink(missing_ok=True)  # a kill came between final.json and this
     return RunFolder(path).finished()
+
+
+def seconds_per_step(config: dict, method: Method, place: Place, steps: int = 6) -> float:
+    """Seconds of an uncompiled training step of this run, from the second of two short epochs.
+
+    Leaves nothing behind and needs no checkpoint.
+    """
+    batch = config["recipe"]["batch_size"]
+    recipe = config["recipe"] | {"epochs": 2, "train_images": steps * batch, "val_images": batch}
+    short = config | {"recipe": recipe, "pretrained": None, "compile": "off", "run_id": "timing"}
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stderr(io.StringIO()):
+        run = _Run(short, method, replace(place, runs=Path(scratch)))
+        run._start()
+        for epoch in (1, 2):
+            run._train_epoch(epoch, Progress("timing", 2, run.train_data.images))
+        seconds = (Path(scratch) / "timing" / "timings.csv").read_text().splitlines()[-1].split(",")[1]
+    return float(seconds) / steps
 
 
 class _Run:

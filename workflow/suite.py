@@ -50,6 +50,7 @@ NOT_NUMERIC = (
     "data/imagenet.py",
     "data/digits.py",
     "data/beton.py",
+    "data/shards.py",
     "errors.py",
     "files.py",
     "progress.py",
