@@ -1,11 +1,14 @@
 """What a run was made with: processor, versions, code."""
 
+import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import torch
+
+COMMIT = "LOWBIT_COMMIT"
 
 
 def hardware_name(device: torch.device) -> str:
@@ -32,7 +35,12 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of this checkout, `-dirty` where files differ from it; empty outside git."""
+    """The commit of this checkout, `-dirty` where files differ from it; empty outside git.
+
+    A copy of the code that was carried elsewhere names its commit by $LOWBIT_COMMIT.
+    """
+    if os.environ.get(COMMIT):
+        return os.environ[COMMIT]
     root = Path(__file__).parent
     try:
         return subprocess.run(

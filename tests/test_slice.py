@@ -20,7 +20,7 @@ from lowbit_core.files import write_json
 from workflow import bundle
 from workflow.cost import Costs, kind, network, steps_an_epoch
 from workflow.merge import merge, suites_of
-from workflow.plan import Plan, describe, is_done, ordered, read_plan, source_digests, suite_plan
+from workflow.plan import Plan, describe, is_done, ordered, read_plan, suite_plan, write_plan
 from workflow.slice import Sweep
 
 ROOT = Path(__file__).parent.parent
@@ -61,8 +61,7 @@ def machine(tmp_path, digits_root, plan):
     for name in ("lowbit_core", "baselines", "workflow"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     write_shards(digits_root / "digits", home / "slice")
-    record = {"suite": plan.suite, "runs": plan.runs, "sources": source_digests()}
-    write_json(home / "slice" / "plan.json", record)
+    write_plan(Plan(plan.suite, plan.runs, "0123456789ab"), home / "slice")
     hook = tmp_path / "hook"
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(HOOK)
@@ -92,6 +91,7 @@ def test_a_slice_trains_with_torch_alone_and_comes_home(machine, plan, tmp_path)
     assert merge([home], runs) == ["ckpt", "direct", "fp"]
     assert suites_of([home]) == {"tiny": plan.roles}
     assert all(is_done(run, runs) for run in plan.runs)
+    assert json.loads((runs / "fp" / "final.json").read_text())["git_commit"] == "0123456789ab"
     assert merge([home], runs) == []
     again = machine()  # nothing left: no process is started
     assert "0 left" in again.communicate(timeout=120)[1] and again.returncode == 0
@@ -301,7 +301,7 @@ def test_merged_runs_are_tracked(tmp_path, plan):
     write_json(path, stored)
     one = Plan("tiny", (stored | {"role": "run"},))
     bundle.pack(one, tmp_path / "runs", home)
-    write_json(home / "plan.json", {"suite": "tiny", "runs": one.runs, "sources": {}})
+    write_plan(one, home)
     out = tmp_path / "results"
     done = subprocess.run(
         [sys.executable, "-m", "workflow.merge", str(home), "--runs", str(out / "runs"), "--store",

@@ -232,7 +232,7 @@ def test_an_unknown_recipe_is_named_even_beside_odd_names():
 
 
 def test_an_unknown_suite_and_configuration_are_refused():
-    with pytest.raises(InputError, match="'fast'.*paper, quick, smoke"):
+    with pytest.raises(InputError, match="'fast'.*cpu_short, paper, quick, smoke"):
         load_suite("fast")
     with pytest.raises(InputError, match="'siute'.*suite"):
         check_config({"siute": "quick"})

@@ -27,6 +27,8 @@ class Plan:
 
     suite: str
     runs: tuple[dict, ...]
+    commit: str = ""
+    """Of the code, where the plan came from elsewhere."""
 
     @property
     def roles(self) -> dict[str, str]:
@@ -123,6 +125,7 @@ def write_slice(plan: Plan, runs: Path, data: Path, out: Path) -> list[Path]:
     Finished runs are left out, but for the checkpoints that others start from.
     """
     from lowbit_core.data.shards import write_shards
+    from lowbit_core.hardware import git_commit  # imports torch
 
     left = [run for run in plan.runs if not is_done(run, runs)]
     needed = {run["pretrained"] for run in left}
@@ -136,10 +139,21 @@ def write_slice(plan: Plan, runs: Path, data: Path, out: Path) -> list[Path]:
     for dataset in sorted({run["dataset"] for run in left}):
         if not list(out.glob(f"{dataset}.*of*.tar")):
             write_shards(data / dataset, out)
-    write_json(
-        out / PLAN, {"suite": plan.suite, "runs": kept, "sources": source_digests()}
-    )
+    write_plan(Plan(plan.suite, tuple(kept), git_commit()), out)
     return sorted(path for path in out.rglob("*") if path.is_file())
+
+
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Write the plan to `folder`, with what tells whether code elsewhere is the same."""
+    write_json(
+        folder / PLAN,
+        {
+            "suite": plan.suite,
+            "runs": plan.runs,
+            "commit": plan.commit,
+            "sources": source_digests(),
+        },
+    )
 
 
 def read_plan(folder: Path) -> Plan:
@@ -147,14 +161,15 @@ def read_plan(folder: Path) -> Plan:
     path = folder / PLAN
     try:
         found = json.loads(path.read_text())
-        plan = Plan(found["suite"], tuple(found["runs"]))
+        plan = Plan(found["suite"], tuple(found["runs"]), found["commit"])
         planned = found["sources"]
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: write it with `python -m workflow.plan`") from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a plan ({error}): write it again") from error
     here = source_digests()
-    other = sorted(name for name in planned.keys() | here.keys() if planned.get(name) != here.get(name))
+    names = sorted(planned.keys() | here.keys())
+    other = [name for name in names if planned.get(name) != here.get(name)]
     if other:
         raise InputError(f"{path} was made with another {other[0]}: bring the code of the plan")
     return plan

@@ -25,9 +25,10 @@ from lowbit_core.data.manifest import manifest_path
 from lowbit_core.data.shards import read_shards
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_json
+from lowbit_core.hardware import COMMIT
 from workflow.bundle import pack
 from workflow.cost import Costs, epochs_done, kind
-from workflow.plan import PLAN, Plan, describe, is_done, read_plan, source_digests, suite_plan
+from workflow.plan import Plan, describe, is_done, read_plan, suite_plan, write_plan
 
 LAST_SECONDS = 20.0  # kept for stopping and packing, at most a tenth of the budget
 STOP_SECONDS = 15.0  # that a worker has for saving once it is told to stop
@@ -328,6 +329,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _stop)
     if arguments.plan:
         plan = read_plan(arguments.plan)
+        os.environ[COMMIT] = plan.commit
         take_in(arguments.plan, plan, arguments.data, arguments.runs)
     else:
         plan = suite_plan(arguments.suite, arguments.datasets, arguments.compile)
@@ -355,7 +357,7 @@ def send_home(plan: Plan, runs: Path, home: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in pack(plan, runs, home):
         say(f"no room for {name}: it stays on this machine")
-    write_json(home / PLAN, {"suite": plan.suite, "runs": plan.runs, "sources": source_digests()})
+    write_plan(plan, home)
 
 
 if __name__ == "__main__":
