@@ -1,5 +1,6 @@
 """Loaders: both backends give the same batches, in an order that the seed and epoch determine."""
 
+import shutil
 import threading
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from lowbit_core.data import augment, dataset, ffcv_reader
+from lowbit_core.data import augment, dataset, ffcv_reader, resident_reader
 from lowbit_core.data.loader import make_loader
 from lowbit_core.data.prepare import prepare
 from lowbit_core.data.splits import split_indices
@@ -231,3 +234,65 @@ def test_splits_are_disjoint_stratified_and_fixed(class_sizes, data):
 def test_illegal_splits_are_named(options, said):
     with pytest.raises(InputError, match=said):
         split_indices(np.arange(100) % 10, **options)
+
+
+@pytest.mark.parametrize("augmentation", augment.RAW_AUGMENTATIONS)
+def test_resident_pixels_are_the_same_to_the_bit(digits, augmentation):
+    for options in (
+        {"augmentation": augmentation, "seed": 5, "e": 2, "indices": np.arange(7, 900)},
+        {"split": "test", "train": False},
+    ):
+        assert same(epoch(digits, resident=True, **options), epoch(digits, **options))
+
+
+def test_a_gpu_with_room_keeps_the_pixels(digits, monkeypatch):
+    size = (digits / "train.npy").stat().st_size
+    free = [8 * size]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 10 * size))
+    device = torch.device("cuda")
+    assert resident_reader.fits(digits, "train", device)
+    assert not resident_reader.fits(digits, "train", torch.device("cpu"))
+    free[0] = 2 * size
+    assert not resident_reader.fits(digits, "train", device)
+    with pytest.raises(InputError, match="resident pixels"):
+        folder = digits.parent / "jpeg"
+        shutil.copytree(digits, folder)
+        path = folder / "train.manifest.json"
+        path.write_text(path.read_text().replace('"digits"', '"imagenet"'))
+        make_loader(folder, "train", batch_size=4, train=True, resident=True)
+
+
+class CrossDevice(TorchDispatchMode):
+    """Notes every operation that takes or gives a CPU tensor: on a GPU the processor waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        flat = tree_leaves((args, kwargs, result))
+        if any(isinstance(x, torch.Tensor) and x.device.type == "cpu" for x in flat):
+            self.seen.append(str(function))
+        return result
+
+
+def test_between_batches_of_resident_pixels_nothing_crosses_to_the_device(digits):
+    # "meta" stands for the GPU: a copy from the processor's memory shows the same way.
+    loader = make_loader(
+        digits, "train", batch_size=100, train=True, augmentation="crop_flip", device="meta",
+        resident=True,
+    )
+    batches = loader.epoch(0)
+    next(batches)
+    with CrossDevice() as crossings:
+        rest = list(batches)
+    assert len(rest) == len(loader) - 1
+    assert crossings.seen == []
+    without = make_loader(
+        digits, "train", batch_size=100, train=True, device="meta", backend="torch"
+    ).epoch(0)
+    next(without)
+    with CrossDevice() as crossings:
+        next(without)
+    assert crossings.seen  # the check can fail

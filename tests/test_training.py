@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import baselines
 from lowbit_core import files, observe, training
@@ -530,6 +531,33 @@ def test_observing_does_not_change_a_run(digits_root, tmp_path, monkeypatch, who
     states = [load_tensors(f / "weights.pt") for f in (tmp_path / "run", whole("lq_nets"))]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
     assert observe.weight_state is training.observe.weight_state
+
+
+class Reads(TorchDispatchMode):
+    """Counts the reads of a number from a tensor: each makes the processor wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.ops.aten._local_scalar_dense.default,
+                                   torch.ops.aten.nonzero.default, torch.ops.aten.equal.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["direct", "lq_nets", "dorefa", "pact", "fp"])
+def test_no_step_waits_for_the_device(method, digits_root, tmp_path):
+    counts = []
+    for images in (128, 512):
+        run = training._Run(
+            config(method, train_images=images, augmentation="crop_flip"), baselines.method(method),
+            Place(digits_root, tmp_path / str(images), torch.device("cpu")),
+        )
+        run._start()
+        progress = training.Progress("run", 1, images)
+        with Reads() as reads:
+            run._train_epoch(1, progress)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):

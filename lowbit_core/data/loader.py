@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lowbit_core.data import augment, dataset
 from lowbit_core.data.backend import BACKENDS, import_ffcv
-from lowbit_core.data.manifest import check
+from lowbit_core.data.manifest import check, read_manifest
+from lowbit_core.data.resident_reader import ResidentReader, fits
 from lowbit_core.errors import InputError
 
 
@@ -65,14 +66,22 @@ class BatchLoader:
         batches = self._reader.batches(
             self._indices[positions], self.batch_size, _hash("crop", self._seed, e)
         )
-        labels = self._labels[torch.from_numpy(positions)]
+        # Copied once an epoch: a copy in each step would make the processor wait for the device.
+        draws = augment.Draws(*(d if d is None else d.to(self._device) for d in draws))
+        labels = self._labels[torch.from_numpy(positions)].to(self._device)
         with closing(batches):
             for i, pixels in enumerate(batches):
                 batch = slice(i * self.batch_size, i * self.batch_size + len(pixels))
-                pixels = augment.apply(pixels.to(self._device), draws, batch)
+                pixels = augment.apply(self._moved(pixels), draws, batch)
                 # A conversion, not a view: FFCV reuses the memory of `pixels`.
                 images = pixels.to(torch.float32).mul_(self._scale).add_(self._shift)
-                yield images, labels[batch].to(self._device)
+                yield images, labels[batch]
+
+    def _moved(self, pixels: Tensor) -> Tensor:
+        """`pixels` on the device; through pinned memory, so that the copy need not be waited for."""
+        if pixels.device.type == "cpu" and self._device.type == "cuda":
+            return pixels.pin_memory().to(self._device, non_blocking=True)
+        return pixels.to(self._device)
 
 
 def make_loader(
@@ -88,6 +97,7 @@ def make_loader(
     backend: str = "ffcv",
     threads: int = 1,
     resolution: int | None = None,
+    resident: bool | None = None,
 ) -> BatchLoader:
     """A loader of `split` ("train" or "test") from the folder that `prepare` wrote.
 
@@ -97,14 +107,21 @@ def make_loader(
         "none" (centre crop) or "resized_crop_flip" for ImageNet, whose crops are not the same for
         both backends, and repeat under FFCV only with one thread.
     resolution: side of ImageNet's crops in pixels, by default 224; not for raw sets.
-    Order, augmentation and pixels of raw sets are the same to the bit for both backends.
+    resident: keep the pixels of a raw set on the device; None does so on a GPU that has the room.
+    Order, augmentation and pixels of raw sets are the same to the bit for both backends and for
+    resident pixels.
     Raises `InputError` for an illegal argument and for files that are not what was written.
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown loader {backend!r}: choose one of {', '.join(BACKENDS)}")
     data_dir = Path(data_dir)
-    manifest = check(data_dir, split, backend)
-    data = dataset(manifest["dataset"])
+    device = torch.device(device)
+    data = dataset(read_manifest(data_dir, split)["dataset"])
+    if resident and not data.stored_raw:
+        raise InputError(f"resident pixels: not for {data.name}, whose images vary in size")
+    if resident is None:
+        resident = data.stored_raw and fits(data_dir, split, device)
+    manifest = check(data_dir, split, "torch" if resident else backend)
     augment.check_augmentation(augmentation, data.stored_raw)
     if data.stored_raw and resolution is not None:
         raise InputError(f"resolution {resolution}: {data.name} is always loaded at {data.side}")
@@ -118,7 +135,9 @@ def make_loader(
         raise InputError(f"threads {threads}: must be at least 1")
     side = data.side if resolution is None else resolution
     random_crop = augmentation == "resized_crop_flip"
-    if backend == "ffcv":
+    if resident:
+        reader = ResidentReader(data_dir, split, device)
+    elif backend == "ffcv":
         import_ffcv()
         from lowbit_core.data.ffcv_reader import FfcvReader
 
@@ -141,7 +160,7 @@ def make_loader(
         train=train,
         seed=seed,
         augmentation=augmentation,
-        device=torch.device(device),
+        device=device,
         side=side,
     )
 
