@@ -34,15 +34,11 @@ report: "workflow/report/workflow.rst"
 # Instead of snakemake's own lock (`nolock` in the profiles), which a kill leaves behind.
 onstart:
     begin(Path.cwd())
+    print(plan_text(), file=sys.stderr, flush=True)
 
 
 rule all:
     default_target: True
     input:
-        f"{RESULTS}/results.csv",
-        f"{RESULTS}/timings.csv",
-        expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
-        ABLATIONS,
-        PLOT_FILES,
-        f"{REPORTS}/index.html",
-        f"{RESULTS}/tracking.txt",
+        f"{RESULTS}/slice.json" if config["budget_minutes"] else [],
+        [] if config["budget_minutes"] else EVERYTHING,

@@ -185,6 +185,20 @@ def test_costs_come_from_timing_until_runs_tell_better(tmp_path):
     assert whole - rest == pytest.approx(3 * steps_an_epoch(direct) * 0.1)
 
 
+def test_what_was_timed_is_kept_by_hardware(tmp_path):
+    run, path = planned("a"), tmp_path / "costs.json"
+    for hardware, seconds in (("H", 0.1), ("J", 0.2)):
+        costs = Costs(hardware=hardware)
+        costs.remember(path)
+        assert costs.step(run) is None
+        costs.add_timed(run, seconds)
+        costs.store()
+    for hardware, seconds in (("H", 0.1), ("J", 0.2), ("K", None)):
+        costs = Costs(hardware=hardware)
+        costs.remember(path)
+        assert costs.step(run) == seconds
+
+
 def test_runs_of_other_hardware_do_not_count(tmp_path):
     run = planned("a")
     folder = write_epochs(tmp_path, run, [1.0])

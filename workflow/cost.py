@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from lowbit_core import data
+from lowbit_core.files import write_json
 
 START_SECONDS = 10.0  # of one run: data, calibration, the test at the end
 EVALUATION = 1 / 3  # cost of evaluating an image, as a share of training on it
@@ -64,6 +65,7 @@ class Costs:
     """The network of each kind."""
     hardware: str | None = None
     """Runs that finished on other hardware are left out; None takes all."""
+    stored: Path | None = None
 
     def look(self, runs: Path) -> None:
         """Learn the real pace from the runs in `runs`, also unfinished ones."""
@@ -80,6 +82,18 @@ class Costs:
             found.setdefault(kind(config), []).append(median(seconds[1:] or seconds) / steps)
             self.networks[kind(config)] = network(config)
         self.real |= {name: median(paces) for name, paces in found.items()}
+
+    def remember(self, path: Path) -> None:
+        """Take in what was timed on this hardware before, and stored at `path`."""
+        self.stored = path
+        for name, (seconds, of) in (_read(path) or {}).get(str(self.hardware), {}).items():
+            self.timed[name], self.networks[name] = seconds, of
+
+    def store(self) -> None:
+        """Keep what was timed where `remember` looked; other hardware's times stay."""
+        own = {name: (seconds, self.networks[name]) for name, seconds in self.timed.items()}
+        if self.stored is not None:
+            write_json(self.stored, (_read(self.stored) or {}) | {str(self.hardware): own})
 
     def add_timed(self, config: dict, seconds_a_step: float) -> None:
         self.timed[kind(config)] = seconds_a_step

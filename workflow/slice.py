@@ -220,6 +220,7 @@ def sweep(plan: Plan, settings: Settings, budget_seconds: float, costs: Costs) -
     pool, timing, reported = Pool(settings), 0, began
     try:
         costs.hardware = pool.hardware()
+        costs.remember(settings.runs.parent / "costs.json")
         costs.look(settings.runs)
         say(describe(plan, settings.runs, costs))
         to_time = state.untimed()
@@ -265,6 +266,7 @@ def _take(got: tuple[str, Worker, object], state: Sweep) -> int:
     if task == "time":
         if word == "time":
             state.costs.add_timed(run, value)
+            state.costs.store()
         else:
             say(f"could not time {kind(run)}: {value}")
         return 1

@@ -420,10 +420,14 @@ CONFIG_KEYS = {
     "suite": str,
     "datasets": str,
     "compile": str,
+    "budget_minutes": int,
+    "per_gpu": int,
     "data": str,
     "data_source": str,
     "download": bool,
 }
+
+LEAST = {"budget_minutes": 0, "per_gpu": 1}
 
 
 def check_config(config: dict) -> None:
@@ -437,6 +441,8 @@ def check_config(config: dict) -> None:
             raise InputError(
                 f"configuration {key} is {value!r}: it must be a {CONFIG_KEYS[key].__name__}"
             )
+        if key in LEAST and value < LEAST[key]:
+            raise InputError(f"configuration {key} is {value}: it must be at least {LEAST[key]}")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from lowbit_core import signals
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_text
 from lowbit_core.progress import say
+from workflow.device_slots import gpu_names, lock_folder, take_slot
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--per-gpu", type=int, default=1, help="training processes on one GPU")
     parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
     arguments = parser.parse_args()
     suite = load_suite(arguments.suite, arguments.compile)
@@ -37,7 +39,11 @@ def main() -> None:
 
     from lowbit_core.training import Place, train_run
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        slot = take_slot(gpu_names(), arguments.per_gpu, lock_folder())  # held until the end
+        device = torch.device("cuda", slot.device)
+        torch.cuda.set_device(device)
     place = Place(arguments.data, arguments.runs, device, suite.config["threads"])
     job = suite.jobs[arguments.job]
 

@@ -1,5 +1,6 @@
 # Loads and checks the configuration; holds no rules.
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -7,6 +8,8 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir)))
 
 from lowbit_core.errors import InputError
+from workflow.cost import Costs
+from workflow.plan import describe, suite_plan
 from workflow.suite import DEFAULT_SUITE, check_config, load_suite
 from workflow.sweep import begin
 
@@ -42,6 +45,16 @@ PLOTS = [
     "mismatch",
 ]
 PLOT_FILES = expand(f"{RESULTS}/plots/{{plot}}.{{ext}}", plot=PLOTS, ext=["svg", "png"])
+
+EVERYTHING = [
+    f"{RESULTS}/results.csv",
+    f"{RESULTS}/timings.csv",
+    *expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
+    *ABLATIONS,
+    *PLOT_FILES,
+    f"{REPORTS}/index.html",
+    f"{RESULTS}/tracking.txt",
+]
 
 
 wildcard_constraints:
@@ -94,3 +107,18 @@ def output_stem(wildcards, output):
 
 def plots_folder(wildcards, input):
     return Path(input.plots[0]).parent
+
+
+# How many training processes a slice may use: those that `--resources gpu=` allows, or the cores.
+SLICE_GPUS = max(1, workflow.global_resources.get("gpu", 1)) if SUITE.config["gpus"] else 0
+
+
+def slice_workers(wildcards, threads):
+    return SLICE_GPUS or max(1, threads // SUITE.config["threads"])
+
+
+def plan_text():
+    """What the sweep is about to do: runs, what is done, predicted hours."""
+    costs = Costs()
+    costs.look(Path(RUNS))
+    return describe(suite_plan(SUITE.name, config["datasets"], config["compile"]), Path(RUNS), costs)

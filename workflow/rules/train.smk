@@ -18,6 +18,7 @@ rule train:
         runs=RUNS,
         compile=["--compile", config["compile"]] if config["compile"] else [],
         run_keys=job_keys,
+        per_gpu=config["per_gpu"],
     threads: SUITE.config["threads"]
     resources:
         gpu=SUITE.config["gpus"],
@@ -27,5 +28,38 @@ rule train:
     shell:
         "trap : INT TERM; OMP_NUM_THREADS={threads}"
         " {params.python:q} -m workflow.train --suite {params.suite:q} {params.compile:q}"
+        " --per-gpu {params.per_gpu}"
         " --job {wildcards.job:q} --data {params.data:q} --runs {params.runs:q} --out {output:q}"
+        " 2>&1 | (trap '' INT TERM; tee {log:q})"
+
+
+# With a budget: the same runs through one command that picks what fits, stops in time and goes on
+# the next time. It has no end of its own, so it runs at every call.
+rule slice:
+    input:
+        data=MANIFESTS,
+    output:
+        f"{RESULTS}/slice.json",
+    log:
+        f"{RESULTS}/logs/slice.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        datasets=["--datasets", config["datasets"]] if config["datasets"] else [],
+        data=data_folder,
+        runs=RUNS,
+        compile=["--compile", config["compile"]] if config["compile"] else [],
+        minutes=config["budget_minutes"],
+        workers=slice_workers,
+        now=time.time(),
+    threads: workflow.cores
+    resources:
+        gpu=SLICE_GPUS,
+    shell:
+        "trap : INT TERM; OMP_NUM_THREADS={SUITE.config[threads]}"
+        " {params.python:q} -m workflow.slice --suite {params.suite:q} {params.datasets:q}"
+        " {params.compile:q} --workers {params.workers} --budget-minutes {params.minutes}"
+        " --data {params.data:q} --runs {params.runs:q} --summary {output:q}"
         " 2>&1 | (trap '' INT TERM; tee {log:q})"
