@@ -17,6 +17,7 @@ from test_training import config
 from lowbit_core.data.shards import write_shards
 from lowbit_core.errors import InputError
 from lowbit_core.files import write_json
+from lowbit_core.run_folder import RunFolder
 from workflow import bundle
 from workflow.cost import Costs, kind, network, steps_an_epoch
 from workflow.merge import merge, suites_of
@@ -214,7 +215,7 @@ def test_what_fits_is_chosen_and_what_was_begun_goes_on(tmp_path, plan):
     assert state.choose(60)["run_id"] == "ckpt"  # the others wait for it, whatever they cost
     folder = write_epochs(tmp_path, plan.runs[0], [1.0])
     (folder / "weights.pt").touch()
-    (folder / "final.json").write_text("{}")
+    write_json(folder / "final.json", {"run_key": plan.runs[0]["run_key"]})
     costs.add_timed(plan.runs[1], 1000.0)
     costs.add_timed(plan.runs[2], 0.1)
     assert state.choose(60)["run_id"] == "direct"
@@ -238,11 +239,11 @@ def test_nothing_is_started_from_a_checkpoint_that_failed(tmp_path, plan):
 
 def finished(runs, run, top1=60.0, weights=b"w" * 100, epochs=2):
     folder = write_epochs(runs, run, [1.0] * epochs)
-    final = {"status": "done", "top1": top1, "top5": 80.0, "test_loss": 1.0, "val_top1": 61.0,
-             "epochs_done": epochs, "hardware": "H", "created": "today"}
-    write_json(folder / "final.json", final)
-    if weights:
-        (folder / "weights.pt").write_bytes(weights)
+    (folder / "weights.pt").write_bytes(weights)
+    RunFolder(folder).finish({
+        "run_key": run["run_key"], "status": "done", "top1": top1, "top5": 80.0, "test_loss": 1.0,
+        "val_top1": 61.0, "epochs_done": epochs, "hardware": "H", "created": "today",
+    })
     return folder
 
 
@@ -283,7 +284,7 @@ def test_merging_takes_the_more_complete_of_each_run(tmp_path, plan):
     write_epochs(tmp_path / "a" / "runs", fp, [1.0, 2.0])
     write_epochs(tmp_path / "b" / "runs", fp, [1.0])
     finished(tmp_path / "b" / "runs", direct)
-    finished(tmp_path / "out", direct, weights=None)  # here, but its weights were left behind
+    (finished(tmp_path / "out", direct) / "weights.pt").unlink()  # left on its machine
     assert merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out") == ["ckpt", "direct", "fp"]
     assert (tmp_path / "out" / "direct" / "weights.pt").exists()
     with (tmp_path / "out" / "fp" / "timings.csv").open() as file:
@@ -298,6 +299,12 @@ def test_a_conflict_is_refused_in_one_sentence_and_nothing_is_copied(tmp_path, p
     with pytest.raises(InputError, match="run fp was trained twice .* 60.0 on H .* 61.0 on H") as error:
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    path = tmp_path / "b" / "runs" / "fp" / "metrics.csv"
+    path.write_text("other")
+    RunFolder(path.parent).finish({"run_key": plan.runs[1]["run_key"], "top1": 1.0})
+    path.write_text("damaged")
+    with pytest.raises(InputError, match="metrics.csv is not what was written"):
+        merge([tmp_path / "b"], tmp_path / "out")
     other = plan.runs[0] | {"run_key": "f" * 64}
     write_epochs(tmp_path / "c" / "runs", other, [1.0])
     with pytest.raises(InputError, match="ckpt has 2 different run keys"):
@@ -310,9 +317,7 @@ def test_merged_runs_are_tracked(tmp_path, plan):
     home = tmp_path / "home"
     (tmp_path / "runs").mkdir()
     run_id = write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
-    path = tmp_path / "runs" / run_id / "config.json"
-    stored = json.loads(path.read_text()) | {"run_id": run_id}
-    write_json(path, stored)
+    stored = json.loads((tmp_path / "runs" / run_id / "config.json").read_text())
     one = Plan("tiny", (stored | {"role": "run"},))
     bundle.pack(one, tmp_path / "runs", home)
     write_plan(one, home)

@@ -1,7 +1,9 @@
 """Run folders packed into a few files that come home from another machine."""
 
+import gzip
 import io
 import tarfile
+import zlib
 from pathlib import Path
 
 from lowbit_core.errors import InputError
@@ -27,7 +29,7 @@ def pack(plan: Plan, runs: Path, folder: Path, total: int = TOTAL_BYTES) -> list
     for one in folders:
         for path in sorted(one.iterdir()):
             if path.name not in HEAVY:
-                if not path.name.startswith("."):  # a temporary file
+                if path.name != "lock" and not path.name.startswith("."):  # a temporary file
                     records.append(path)
             elif one.name in starts or one.name in begun:
                 needed.append(path)
@@ -64,9 +66,10 @@ def unpack(folder: Path, out: Path) -> None:
         raise InputError(f"{folder}: {count} parts of {NAME} are needed, but here are {found}")
     data = b"".join(path.read_bytes() for path in parts)
     try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        whole = gzip.decompress(data)  # at once, so that its checksum is compared
+        with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
             tar.extractall(out, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{folder}: {NAME} is damaged ({error}): bring it again") from error
 
 

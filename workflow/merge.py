@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from lowbit_core.errors import InputError, run_cli
+from lowbit_core.run_folder import WEIGHTS, RunFolder
 from workflow.bundle import NAME, unpack
 from workflow.cost import epochs_done
 from workflow.plan import PLAN
@@ -22,7 +23,7 @@ NUMBERS = ("status", "top1", "top5", "test_loss", "val_top1", "epochs_done")
 def merge(sources: list[Path], runs: Path) -> list[str]:
     """Copy the run folders of `sources` to `runs`; returns the ids of those that are new or longer.
 
-    Nothing is copied if any two disagree: InputError names the run and the places.
+    Nothing is copied if any two disagree, or a finished run is damaged: InputError says which.
     """
     with tempfile.TemporaryDirectory() as scratch:
         found: dict[str, list[Path]] = {}
@@ -70,7 +71,11 @@ def _check_alike(run_id: str, folders: list[Path]) -> None:
     keys = {_read(folder / "config.json")["run_key"] for folder in folders}
     if len(keys) > 1:
         raise InputError(f"run {run_id} has {len(keys)} different run keys: remove the wrong ones")
-    finals = [_read(f / "final.json") for f in folders if (f / "final.json").exists()]
+    finals = [
+        RunFolder(f).finished(weights=(f / WEIGHTS).exists())
+        for f in folders
+        if (f / "final.json").exists()
+    ]
     for final in finals[1:]:
         if any(final[name] != finals[0][name] for name in NUMBERS):
             told = " and ".join(

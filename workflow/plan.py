@@ -42,11 +42,11 @@ class Plan:
 def is_done(run: dict, runs: Path) -> bool:
     """True where `runs` holds the final record of exactly this run (a checkpoint's weights too)."""
     folder = runs / run["run_id"]
-    if not (folder / "final.json").exists() or not (folder / "config.json").exists():
+    if not (folder / "final.json").exists():
         return False
     if run["role"] == "checkpoint" and not (folder / "weights.pt").exists():
         return False
-    return json.loads((folder / "config.json").read_text())["run_key"] == run["run_key"]
+    return json.loads((folder / "final.json").read_text()).get("run_key") == run["run_key"]
 
 
 def suite_plan(name: str, datasets: str = "", compile: str = "") -> Plan:

@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import baselines
+from lowbit_core import signals
 from lowbit_core.data.backend import pick_backend
 from lowbit_core.data.manifest import manifest_path
 from lowbit_core.data.shards import read_shards
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_json
 from lowbit_core.hardware import COMMIT
+from lowbit_core.progress import say
 from workflow.bundle import pack
 from workflow.cost import Costs, epochs_done, kind
 from workflow.plan import Plan, describe, is_done, read_plan, suite_plan, write_plan
@@ -53,7 +55,8 @@ class Settings:
 def work(number: int, settings: Settings, tasks, answers) -> None:
     """Do tasks until None comes: ("time" or "train", run); answer each with a tuple."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.runs.parent / ".inductor"))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signals.listen()  # a stop comes from the parent as SIGTERM
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     from lowbit_core.hardware import hardware_name
@@ -200,7 +203,10 @@ class Pool:
     def stop(self) -> None:
         """Ask all workers to stop, and end those that do not within the time."""
         for worker in self.workers:
-            worker.process.terminate()
+            if worker.doing is None:
+                worker.tasks.put(None)
+            else:
+                worker.process.terminate()
         deadline = time.monotonic() + STOP_SECONDS
         for worker in self.workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
@@ -283,10 +289,6 @@ def _take(got: tuple[str, Worker, object], state: Sweep) -> int:
 def _predicted(state: Sweep, run: dict) -> str:
     seconds = state.costs.seconds(run, epochs_done(state.runs / run["run_id"]))
     return "cost unknown" if seconds is None else f"{seconds:.0f} s predicted"
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _stop(_signal, _frame) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, features
 from lowbit_core.data import SPLITS, dataset
 from lowbit_core.data.manifest import check, describe, manifest_path
 from lowbit_core.errors import InputError
-from lowbit_core.files import replace_file, write_json
+from lowbit_core.files import checksum, replace_file, write_json
 
 SHARD_BYTES = 50 * 2**20  # of one shard, at most: CIFAR-100 makes two
 STRIP = 500  # images in a strip: WebP takes 16383 pixels
@@ -87,7 +87,8 @@ def read_shards(folder: Path, name: str, data_dir: Path) -> None:
             with replace_file(data_dir / file) as temporary, open(temporary, "wb") as stream:
                 np.save(stream, array)
         files = {file: describe(data_dir / file) for file in names}
-        write_json(manifest_path(data_dir, split), manifest | {"backend": "torch", "files": files})
+        manifest |= {"backend": "torch", "files": files}
+        write_json(manifest_path(data_dir, split), manifest | {"checksum": checksum(manifest)})
 
 
 def _members(data_dir: Path, split: str) -> Iterator[tuple[str, bytes]]:
