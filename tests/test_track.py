@@ -15,6 +15,7 @@ import fake_runs
 import pytest
 
 from lowbit_core.errors import InputError
+from lowbit_core.run_folder import RunFolder
 from workflow import track
 from workflow.track import Store, TrackedRun, Watcher
 
@@ -191,6 +192,8 @@ def test_more_values_than_one_call_takes(store, tmp_path):
         header, row = text.splitlines()[:2]
         rows = [f"{epoch},{row.partition(',')[2]}" for epoch in range(1, 301)]
         (run.folder / name).write_text("\n".join([header, *rows]) + "\n")
+    folder = RunFolder(run.folder)
+    folder.finish(folder.read_json("final.json"))
     track.sync(store, "smoke", [run], tmp_path)
     assert steps(store) == list(range(1, 301))
 
