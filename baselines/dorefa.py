@@ -1,19 +1,18 @@
 """DoReFa-Net (Zhou et al. 2016, arXiv:1606.06160), weights and activations."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
+from lowbit_core import kernels
 from lowbit_core.fused import fused
+from lowbit_core.gate import rectified
 from lowbit_core.quantizer import ActivationQuantizer, Method, WeightQuantizer
 from lowbit_core.uniform import ClipRound, clip_round
 
 _SMALLEST = 1e-12  # of max|tanh(w)|: a layer of zeros stays finite
 
 
-@fused
+@fused(cpu=kernels.dorefa_weight)
 def dorefa_weight(w: Tensor, steps: Tensor) -> Tensor:
     """2 q(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1 over the whole layer (eq. 9)."""
     u = torch.tanh(w)
@@ -21,7 +20,7 @@ def dorefa_weight(w: Tensor, steps: Tensor) -> Tensor:
     return 2 * torch.round((u / (2 * top) + 0.5) * steps) / steps - 1
 
 
-@fused
+@fused(cpu=kernels.dorefa_gradient)
 def dorefa_gradient(g: Tensor, w: Tensor) -> Tensor:
     """Straight through the rounding; exact through tanh and through the maximum (shared by ties)."""
     u = torch.tanh(w)
@@ -91,6 +90,7 @@ class DoReFaActivation(ActivationQuantizer):
     """Clip to [0, 1] ([-1, 1] when signed: our extension) and round to 2^bits levels (eq. 5)."""
 
     INIT = "fixed range"
+    DOES_RELU = True
 
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__(bits, signed)
@@ -103,14 +103,14 @@ class DoReFaActivation(ActivationQuantizer):
     def levels(self) -> Tensor:
         return torch.linspace(float(self.bottom), 1.0, 2**self.bits)
 
-    def rounding(self) -> Callable[[Tensor], Tensor]:
-        return partial(clip_round, top=self.top, bottom=self.bottom, step=self.step)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, bad = ClipRound.apply(x, self.top, self.bottom, self.step)
-        if self.training:
-            self.nonfinite += bad
-        return y
+    def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        grid = (self.top, self.bottom, self.step, self.signed, self.ceiling)
+        if not self.training:
+            y = clip_round(x, *grid)
+            return (rectified(x, self.signed, self.ceiling), y) if fork else y
+        y, *relu, bad = ClipRound.apply(x, *grid, fork)
+        self.nonfinite += bad
+        return (*relu, y) if fork else y
 
 
 METHODS = (Method("dorefa", "DoReFa", "#E69F00", "s", DoReFaWeight, DoReFaActivation),)

@@ -21,8 +21,9 @@ class _Refit(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, w, v):
-        # Uncompiled for 8 bits: 44 sums take the compiler a minute and weights are few.
-        y, fit = (refit_rows if v.shape[1] <= FEW_BITS else refit_rows.eager)(w, v)
+        # Uncompiled for 8 bits on a GPU: 44 sums take the compiler a minute and weights are few.
+        small = v.shape[1] <= FEW_BITS or w.device.type == "cpu"
+        y, fit = (refit_rows if small else refit_rows.eager)(w, v)
         ctx.mark_non_differentiable(fit)
         return y, fit
 

@@ -1,12 +1,10 @@
 """PACT (Choi et al. 2018, arXiv:1805.06085): a learned clipping level; DoReFa's weights."""
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from baselines.dorefa import DoReFaWeight
+from lowbit_core.gate import rectified
 from lowbit_core.quantizer import ActivationQuantizer, Method
 from lowbit_core.uniform import ClipRound, clip_round
 
@@ -22,6 +20,7 @@ class PACTActivation(ActivationQuantizer):
     """
 
     GROUPS = {"alpha": "clip"}
+    DOES_RELU = True
 
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__(bits, signed)
@@ -36,31 +35,30 @@ class PACTActivation(ActivationQuantizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        x = x.float()
+        x = rectified(x.float(), self.signed, self.ceiling)
         tops = x.abs().max().clamp_min(1e-3) * torch.linspace(
             1 / _CANDIDATES, 1, _CANDIDATES, device=x.device
         )
         share = (2 if self.signed else 1) / (2**self.bits - 1)
-        errors = [
-            (clip_round.eager(x, top, -top if self.signed else self.zero, top * share) - x)
-            .square()
-            .mean()
-            for top in tops
-        ]
+        errors = [(self._rounded(x, top, top * share) - x).square().mean() for top in tops]
         self.alpha.copy_(tops[torch.stack(errors).argmin()])
+
+    def _rounded(self, x: Tensor, top: Tensor, step: Tensor) -> Tensor:
+        bottom = -top if self.signed else self.zero
+        return clip_round(x, top, bottom, step, self.signed, self.ceiling)
 
     def levels(self) -> Tensor:
         unit = torch.linspace(0, 1, 2**self.bits, device=self.alpha.device)
         return self._bottom() + unit * (self.alpha - self._bottom())
 
-    def rounding(self) -> Callable[[Tensor], Tensor]:
-        return partial(clip_round, top=self.alpha, bottom=self._bottom(), step=self._step())
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, bad = ClipRound.apply(x, self.alpha, self._bottom(), self._step())
-        if self.training:
-            self.nonfinite += bad
-        return y
+    def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        grid = (self.alpha, self._bottom(), self._step(), self.signed, self.ceiling)
+        if not self.training:
+            y = clip_round(x, *grid)
+            return (rectified(x, self.signed, self.ceiling), y) if fork else y
+        y, *relu, bad = ClipRound.apply(x, *grid, fork)
+        self.nonfinite += bad
+        return (*relu, y) if fork else y
 
 
 METHODS = (Method("pact", "PACT", "#009E73", "^", DoReFaWeight, PACTActivation),)

@@ -10,9 +10,11 @@ Bases are (..., K), one row per output channel or one for a layer, least signifi
 import torch
 from torch import Tensor
 
+from lowbit_core import kernels
 from lowbit_core.fused import fused
 
-RIDGE = 1e-4  # of the element count, towards the present basis (docs/method.md: LQ-Nets)
+RIDGE = 1e-4  # of the element count, towards the present basis (docs/method.md: LQ-Nets);
+# also in kernels.cpp
 MOMENTUM = 0.9  # of the moving average with which a new fit enters the basis
 # Up to here every pair of bits is counted by a sum of its own; the compiler's work grows as 3^K.
 FEW_BITS = 4
@@ -137,13 +139,13 @@ def solve_basis(
     return torch.stack(fit[::-1], -1).to(v.dtype)
 
 
-@fused
+@fused(cpu=kernels.quantize_rows)
 def quantize_rows(x: Tensor, v: Tensor) -> Tensor:
     """Rows of x (R, N) to the nearest levels of their ordered bases v (R, K), signed."""
     return successive(x, list(v.split(1, dim=1)), signed=True)[0]
 
 
-@fused
+@fused(cpu=kernels.refit_rows)
 def refit_rows(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """One LQ-Nets step: x (R, N) quantized with the present basis v (R, K), and the refitted basis."""
     y, bits = successive(x, list(v.split(1, dim=1)), signed=True)

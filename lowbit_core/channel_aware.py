@@ -6,12 +6,12 @@ of high variance; so each channel's quantization error is weighted here. `equal`
 channels' own fits. See docs/method.md for what the paper states and what is our reading.
 """
 
-import functools
-from collections.abc import Callable
+import math
 
 import torch
 from torch import Tensor
 
+from lowbit_core import kernels
 from lowbit_core.basis import (
     FEW_BITS,
     MOMENTUM,
@@ -24,6 +24,7 @@ from lowbit_core.basis import (
 from lowbit_core.blocks import as_blocks, from_blocks
 from lowbit_core.errors import InputError
 from lowbit_core.fused import IN_REGISTERS, fused
+from lowbit_core.gate import gate_of, rectified, through_gate
 from lowbit_core.quantizer import ActivationQuantizer, update_buffer
 
 WEIGHTINGS = ("equal", "inverse_variance", "median")
@@ -31,42 +32,51 @@ MAX_FITS = 10  # alternations of a fit to one batch
 VARIANCE_FLOOR = 1e-3  # eps, as a share of the mean channel variance
 
 
-@fused(options=IN_REGISTERS)
-def quantize_and_sum(x: Tensor, v: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """x (P, B, M) to the levels of v (K,), and sums over B: (S, P, M), in float32.
+@fused(cpu=kernels.quantize_and_sum, options=IN_REGISTERS)
+def quantize_and_sum(
+    x: Tensor, v: Tensor, signed: bool, ceiling: float = math.inf, fork: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """x (P, B, M) to the levels of v (K,), its ReLU if `fork`, its gates, and sums over B (S, P, M).
 
-    The sums: x, x^2, then those of `code_sums`. All in one pass over x. NaN and infinity in x give
-    NaN in the result, so that a diverged run shows.
+    The sums, float32: x, x^2, then those of `code_sums`, of the ReLU of x when unsigned. All in one
+    pass over x. NaN and infinity in x give NaN in the result, so that a diverged run shows.
     """
     full = x.to(v.dtype)  # counts and sums need more than bf16
-    y, bits = successive(full, list(v.unbind()), signed)
-    sums = code_sums(full, bits, 1, packed=len(bits) > FEW_BITS)
-    return y.to(x.dtype), torch.stack([full.sum(1), (full * full).sum(1), *sums])
-
-
-@fused
-def quantize(x: Tensor, v: Tensor, signed: bool) -> Tensor:
-    """x of any shape to the nearest level of v (K,)."""
-    return successive(x.to(v.dtype), list(v.unbind()), signed)[0].to(x.dtype)
-
-
-@fused
-def clip_gradient(g: Tensor, x: Tensor, v: Tensor, signed: bool) -> Tensor:
-    """g where x lies between the lowest and the highest level of v (K,), else 0."""
-    top = v.sum()
-    return torch.where((x > top) | (x < (-top if signed else 0.0)), 0.0, g)
-
-
-def channel_weights(variance: Tensor) -> Tensor:
-    """w_c = 1 / (var(x_c) + eps), mean 1 over the channels; 0 for a dead channel."""
-    weights = torch.where(
-        variance > 0, 1 / (variance + VARIANCE_FLOOR * variance.mean() + 1e-30), 0.0
+    c = rectified(full, signed, ceiling)
+    columns = list(v.unbind())
+    y, bits = successive(c, columns, signed)
+    top = sum(reversed(columns))
+    gate = gate_of(full, (c <= top) & (c >= (-top if signed else 0.0)), signed, ceiling)
+    sums = code_sums(c, bits, 1, packed=len(bits) > FEW_BITS)
+    return (
+        y.to(x.dtype),
+        c.to(x.dtype) if fork else None,
+        gate,
+        torch.stack([c.sum(1), (c * c).sum(1), *sums]),
     )
+
+
+@fused(cpu=kernels.quantize)
+def quantize(x: Tensor, v: Tensor, signed: bool, ceiling: float = math.inf) -> Tensor:
+    """x of any shape to the nearest level of v (K,); its ReLU when unsigned."""
+    c = rectified(x.to(v.dtype), signed, ceiling)
+    return successive(c, list(v.unbind()), signed)[0].to(x.dtype)
+
+
+def channel_weights(variance: Tensor, floor: float = VARIANCE_FLOOR) -> Tensor:
+    """w_c = 1 / (var(x_c) + eps), mean 1 over the channels; 0 for a dead channel."""
+    weights = torch.where(variance > 0, 1 / (variance + floor * variance.mean() + 1e-30), 0.0)
     return weights / weights.mean().clamp_min(1e-30)
 
 
 def fit_basis(
-    sums: Tensor, v: Tensor, channels: int, size: int, weighting: str, signed: bool
+    sums: Tensor,
+    v: Tensor,
+    channels: int,
+    size: int,
+    weighting: str,
+    signed: bool,
+    floor: float = VARIANCE_FLOOR,
 ) -> Tensor:
     """Ordered basis (K,) that minimises sum_c w_c ||x_c - B_c v||^2, from `quantize_and_sum`.
 
@@ -78,35 +88,42 @@ def fit_basis(
     count = torch.full_like(total, size)
     v = v[None]
     if weighting == "median":
-        fits = solve_basis(total, count, rest, v.expand(channels, -1), signed)
+        fits = ordered(solve_basis(total, count, rest, v.expand(channels, -1), signed))
         return ordered(fits.median(0).values)
     if weighting == "inverse_variance":
         variance = (square / size - (total / size) ** 2).clamp_min(0)
-        weights = channel_weights(variance)
+        weights = channel_weights(variance, floor)
         total, count, *rest = (s * weights for s in (total, count, *rest))
     total, count, *rest = (s.sum(0, keepdim=True) for s in (total, count, *rest))
     return ordered(solve_basis(total, count, rest, v, signed)[0])
 
 
-@fused
+@fused(cpu=kernels.update_basis)
 def update_basis(
-    sums: Tensor, v: Tensor, channels: int, size: int, weighting: str, signed: bool
+    sums: Tensor,
+    v: Tensor,
+    channels: int,
+    size: int,
+    weighting: str,
+    signed: bool,
+    momentum: float,
+    floor: float,
 ) -> tuple[Tensor, Tensor]:
     """The basis (K,) after a training step, 0.9 v + 0.1 fit, and whether the batch was not finite.
 
     A batch with NaN must not poison the levels: the run stops as diverged by its loss.
     """
-    fit = fit_basis(sums, v, channels, size, weighting, signed)
+    fit = fit_basis(sums, v, channels, size, weighting, signed, floor)
     sound = torch.isfinite(fit).all() & torch.isfinite(sums[0]).all()  # sums[0]: of x
     # In order without projection: ordered bases are a convex cone.
-    return torch.where(sound, MOMENTUM * v + (1 - MOMENTUM) * fit, v), ~sound
+    return torch.where(sound, momentum * v + (1 - momentum) * fit, v), ~sound
 
 
 def refit_to_convergence(x: Tensor, v: Tensor, signed: bool, weighting: str) -> Tensor:
     """Basis (K,) after alternating quantization and weighted fit on x, from v, to convergence."""
     channels = x.shape[1]
     for _ in range(MAX_FITS):
-        sums = quantize_and_sum(as_blocks(x), v, signed)[1]
+        sums = quantize_and_sum(as_blocks(x), v, signed)[3]
         fit = fit_basis(sums, v, channels, x.numel() // channels, weighting, signed)
         if torch.allclose(fit, v, rtol=1e-3, atol=1e-6):
             return fit
@@ -124,24 +141,29 @@ def initial_basis(x: Tensor, bits: int, signed: bool) -> Tensor:
 
 
 class _QuantizeAndRefit(torch.autograd.Function):
-    """One training step: x quantized, the new basis, and whether x was not finite.
+    """One training step: x quantized, the new basis, whether x was not finite; relu(x) if `fork`.
 
-    Backward passes the gradient inside the levels' range.
+    Backward passes the gradient inside the levels' range, times that of the ReLU when unsigned.
     """
 
     @staticmethod
-    def forward(ctx, x, v, signed, weighting):
-        y, sums = quantize_and_sum(as_blocks(x), v, signed)
+    def forward(ctx, x, v, signed, weighting, ceiling, fork):
         channels = x.shape[1]
-        new, bad = update_basis(sums, v, channels, x.numel() // channels, weighting, signed)
-        ctx.save_for_backward(x, v)
-        ctx.signed = signed
+        y, relu, gate, sums = quantize_and_sum(as_blocks(x), v, signed, ceiling, fork)
+        new, bad = update_basis(
+            sums, v, channels, x.numel() // channels, weighting, signed, MOMENTUM, VARIANCE_FLOOR
+        )
+        ctx.save_for_backward(gate)
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(new, bad)
-        return from_blocks(y, x), new, bad
+        y = from_blocks(y, x)
+        return (y, new, bad, from_blocks(relu, x)) if fork else (y, new, bad)
 
     @staticmethod
-    def backward(ctx, g, *_):
-        return clip_gradient(g, *ctx.saved_tensors, ctx.signed), None, None, None
+    def backward(ctx, g, _new, _bad, g_relu=None):
+        (gate,) = ctx.saved_tensors
+        relu = None if g_relu is None else as_blocks(g_relu)
+        return from_blocks(through_gate(as_blocks(g), relu, gate), g), *[None] * 5
 
 
 class BasisActivation(ActivationQuantizer):
@@ -149,6 +171,8 @@ class BasisActivation(ActivationQuantizer):
 
     The forward pass uses the basis from before this step's update; v = 0.9 v + 0.1 fit.
     """
+
+    DOES_RELU = True
 
     def __init__(self, bits: int, signed: bool, weighting: str) -> None:
         super().__init__(bits, signed)
@@ -159,20 +183,20 @@ class BasisActivation(ActivationQuantizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        x = x.float()
+        x = rectified(x.float(), self.signed, self.ceiling)
         start = initial_basis(x, self.bits, self.signed)
         self.v.copy_(refit_to_convergence(x, start, self.signed, self.weighting))
 
     def levels(self) -> Tensor:
         return all_levels(self.v, self.signed)
 
-    def rounding(self) -> Callable[[Tensor], Tensor]:
-        return functools.partial(quantize, v=self.v, signed=self.signed)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if not self.training:
-            return self.rounding()(x)
-        y, new, bad = _QuantizeAndRefit.apply(x, self.v, self.signed, self.weighting)
+            y = quantize(x, self.v, self.signed, self.ceiling)
+            return (rectified(x, self.signed, self.ceiling), y) if fork else y
+        y, new, bad, *relu = _QuantizeAndRefit.apply(
+            x, self.v, self.signed, self.weighting, self.ceiling, fork
+        )
         update_buffer(self, "v", new)
         self.nonfinite += bad
-        return y
+        return (*relu, y) if fork else y

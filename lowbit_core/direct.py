@@ -8,6 +8,7 @@ states and what is our reading is listed in docs/method.md.
 import torch
 from torch import Tensor, nn
 
+from lowbit_core import kernels
 from lowbit_core.basis import all_levels, fit_rows, ordered, successive
 from lowbit_core.fused import fused
 from lowbit_core.quantizer import WeightQuantizer
@@ -15,9 +16,9 @@ from lowbit_core.quantizer import WeightQuantizer
 MIN_STEP = 1e-4  # smallest mean level distance used to precondition, in weight units
 
 
-def level_step(v: Tensor) -> Tensor:
+def level_step(v: Tensor, smallest: float = MIN_STEP) -> Tensor:
     """d_o = (top - bottom) / (L - 1): mean distance of neighbouring levels (O, 1), for v (O, K)."""
-    return (2 * v.abs().sum(1, keepdim=True) / (2 ** v.shape[1] - 1)).clamp_min(MIN_STEP)
+    return (2 * v.abs().sum(1, keepdim=True) / (2 ** v.shape[1] - 1)).clamp_min(smallest)
 
 
 def code_bits(z: Tensor, bits: int) -> list[Tensor]:
@@ -39,15 +40,15 @@ def basis_gradient(g: Tensor, bits: list[Tensor]) -> Tensor:
     return torch.stack([torch.where(bit, g, -g).sum(1) for bit in bits], 1)
 
 
-@fused
+@fused(cpu=kernels.direct_weight)
 def direct_weight(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """w (O, N) from codes z (O, N), and the basis v (O, K) in order, with which it was made."""
     v = ordered(v)
     return signed_sum(code_bits(z, v.shape[1]), v) + 0.0 * z, v  # NaN goes through
 
 
-@fused
-def direct_gradient(g: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+@fused(cpu=kernels.direct_gradient)
+def direct_gradient(g: Tensor, z: Tensor, v: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
     """Preconditioned straight-through gradient of z, exact gradient of v.
 
     The gradient of z is g d_o times 1 / d_o^2, so that a step moves the weight by lr g; it is zero
@@ -55,7 +56,9 @@ def direct_gradient(g: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """
     bits = v.shape[1]
     outside = (z < -1) | (z > 2**bits)
-    return torch.where(outside, 0.0, g / level_step(v)), basis_gradient(g, code_bits(z, bits))
+    return torch.where(outside, 0.0, g / level_step(v, smallest)), basis_gradient(
+        g, code_bits(z, bits)
+    )
 
 
 class _Direct(torch.autograd.Function):
@@ -68,7 +71,7 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g, _):
-        return direct_gradient(g.contiguous(), *ctx.saved_tensors)
+        return direct_gradient(g.contiguous(), *ctx.saved_tensors, MIN_STEP)
 
 
 def code_position(x: Tensor, levels: Tensor) -> Tensor:
@@ -157,14 +160,14 @@ class IndirectWeight(_BasisWeight):
         return self.weight
 
 
-@fused
+@fused(cpu=kernels.indirect_weight)
 def indirect_weight(w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """w (O, N) to the nearest level of its channel, and the basis v (O, K) in order."""
     v = ordered(v)
     return successive(w, list(v.split(1, dim=1)), signed=True)[0], v
 
 
-@fused
+@fused(cpu=kernels.indirect_gradient)
 def indirect_gradient(g: Tensor, w: Tensor, v: Tensor) -> Tensor:
     """Exact gradient of v (O, K), in order."""
     return basis_gradient(g, successive(w, list(v.split(1, dim=1)), signed=True)[1])

@@ -1,15 +1,17 @@
-"""Run a pure tensor function as one fused kernel, or as written (eager) when asked to.
+"""Run a pure tensor function in one pass, or as written (eager) when asked to.
 
-The eager function is the readable reference; `torch.compile` makes one pass of it. Functions are
-compiled with dynamic shapes, so one kernel serves all layers; small integers (levels) specialise.
+The eager function is the readable reference. On a GPU, and inside a model that is compiled as a
+whole, `torch.compile` makes one pass of it; functions are compiled with dynamic shapes, so one kernel
+serves all layers. On the processor a function may name a kernel of our own that stands in for it.
 """
 
 import functools
-import shutil
 import sys
 from collections.abc import Callable
 
 import torch
+
+from lowbit_core import kernels
 
 # Everything between the input and its last sum stays in registers: by default the compiler writes
 # long expressions to memory, ten times slower than computing them in each sum that needs them.
@@ -19,7 +21,7 @@ _compiling = False
 
 
 def set_compile(enabled: bool) -> bool:
-    """Switch compilation of all fused functions on or off; returns what is in force.
+    """Switch one-pass kernels of all fused functions on or off; returns what is in force.
 
     Falls back to eager, and says so on stderr, where no C++ compiler is found.
     """
@@ -30,10 +32,11 @@ def set_compile(enabled: bool) -> bool:
     return _compiling
 
 
-@functools.cache
 def compiler_found() -> bool:
-    """True where `torch.compile` can make kernels: a C++ compiler, or a GPU (Triton)."""
-    return torch.cuda.is_available() or any(map(shutil.which, ("g++", "clang++", "c++")))
+    """True where kernels can be made: by a C++ compiler, or for a GPU (Triton)."""
+    return torch.cuda.is_available() or (
+        kernels.compiler() is not None and kernels.library() is not None
+    )
 
 
 def _detached(value: object) -> object:
@@ -41,14 +44,17 @@ def _detached(value: object) -> object:
     return value.detach() if isinstance(value, torch.Tensor) else value
 
 
-def fused(function: Callable | None = None, *, options: dict | None = None) -> Callable:
-    """Decorator: compile `function` on its first call after `set_compile(True)`.
+def fused(
+    function: Callable | None = None, *, cpu: Callable | None = None, options: dict | None = None
+) -> Callable:
+    """Decorator: run `function` as one kernel after `set_compile(True)`.
 
-    `options` are the compiler's. Inside a model that is compiled as a whole the function is traced
-    with the rest.
+    `cpu` takes its place for float32 tensors on the processor: same arguments, same results, and
+    other tensors there run it as written. Without `cpu`, and on a GPU, it is compiled on its first
+    call; `options` are the compiler's.
     """
     if function is None:
-        return functools.partial(fused, options=options)
+        return functools.partial(fused, cpu=cpu, options=options)
 
     @functools.cache
     def compiled() -> Callable:
@@ -62,11 +68,12 @@ def fused(function: Callable | None = None, *, options: dict | None = None) -> C
         return torch.compile(function, dynamic=True, fullgraph=True, options=options)
 
     @functools.wraps(function)
-    def call(*arguments, **named):
-        if _compiling and not torch.compiler.is_compiling():
-            named = {key: _detached(value) for key, value in named.items()}
-            return compiled()(*map(_detached, arguments), **named)
-        return function(*arguments, **named)
+    def call(*arguments):
+        if not _compiling or torch.compiler.is_compiling():
+            return function(*arguments)
+        if cpu is None or arguments[0].device.type != "cpu":
+            return compiled()(*map(_detached, arguments))
+        return (cpu if kernels.usable(*arguments) else function)(*arguments)
 
     call.eager = function
     return call

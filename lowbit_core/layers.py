@@ -1,10 +1,7 @@
 """Convolution and linear layers whose weight and input pass through quantizers."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 
 from lowbit_core.quantizer import ActivationQuantizer, WeightQuantizer
@@ -36,18 +33,23 @@ class QuantLayer(nn.Module):
         """The weight of this forward pass, in the layer's shape."""
         return self.weight if self.weight_quantizer is None else self.weight_quantizer()
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def does_relu(self) -> bool:
+        """Whether this layer takes its input from before the ReLU."""
+        quantizer = self.activation_quantizer
+        return quantizer is not None and quantizer.DOES_RELU and not quantizer.signed
+
+    def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """The layer's output; (relu(x), output) if `fork`, where `does_relu`."""
         quantizer = self.activation_quantizer
         if quantizer is None:
             return self._compute(x)
         if quantizer.calibrating:
             quantizer.calibrate(x)
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._compute(quantizer(x))
-        rounding = quantizer.rounding()  # before the step that may move it
-        y = quantizer(x)
-        with _kept_as_input(x.detach(), y, rounding):
-            return self._compute(y)
+        if fork:
+            relu, y = quantizer(x, fork=True)
+            return relu, self._compute(y)
+        return self._compute(quantizer(x))
 
     def _compute(self, x: Tensor) -> Tensor:
         if self.convolution is None:
@@ -55,22 +57,19 @@ class QuantLayer(nn.Module):
         return functional.conv2d(x, self.used_weight(), self.bias, *self.convolution)
 
 
-def _kept_as_input(
-    x: Tensor, y: Tensor, rounding: Callable[[Tensor], Tensor]
-) -> saved_tensors_hooks:
-    """Where autograd would keep y = Q(x), it computes Q(x) again in the backward pass.
+def after_relu(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(relu(x)), in one pass over x where the layer's quantizer does the ReLU. May change x."""
+    if isinstance(layer, QuantLayer) and layer.does_relu:
+        return layer(x)
+    return layer(functional.relu(x, inplace=True))
 
-    The layer before keeps x anyway (a ReLU its output), so quantization takes no memory of its own.
-    """
-    place, shape = y.data_ptr(), y.shape
 
-    def pack(tensor: Tensor) -> Tensor | None:
-        return None if tensor.data_ptr() == place and tensor.shape == shape else tensor
-
-    def unpack(kept: Tensor | None) -> Tensor:
-        return rounding(x) if kept is None else kept
-
-    return saved_tensors_hooks(pack, unpack)
+def with_relu(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(relu(x), layer(relu(x))), for a layer beside which others read the same ReLU. May change x."""
+    if isinstance(layer, QuantLayer) and layer.does_relu:
+        return layer(x, fork=True)
+    x = functional.relu(x, inplace=True)
+    return x, layer(x)
 
 
 @torch.no_grad()

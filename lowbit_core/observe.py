@@ -9,6 +9,7 @@ from lowbit_core.channel_aware import (
     quantize,
     refit_to_convergence,
 )
+from lowbit_core.gate import rectified
 from lowbit_core.layers import QuantLayer
 
 HISTOGRAM_BINS = 61
@@ -143,14 +144,16 @@ def _but_channel(x: Tensor) -> list[int]:
 
 
 def _layer_inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What each activation quantizer sees, in evaluation mode."""
+    """What each activation quantizer quantizes, its ReLU done, in evaluation mode."""
     seen: dict[str, Tensor] = {}
     handles = []
     for name, layer in model.named_modules():
         if isinstance(layer, QuantLayer) and layer.activation_quantizer is not None:
             handles.append(
                 layer.activation_quantizer.register_forward_pre_hook(
-                    lambda _module, inputs, name=name: seen.__setitem__(name, inputs[0].detach())
+                    lambda own, inputs, name=name: seen.__setitem__(
+                        name, rectified(inputs[0].detach(), own.signed, own.ceiling)
+                    )
                 )
             )
     was_training = model.training

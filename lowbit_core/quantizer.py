@@ -1,5 +1,6 @@
 """What a weight quantizer, an activation quantizer and a method are."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -58,22 +59,19 @@ class ActivationQuantizer(nn.Module):
     GROUPS: ClassVar[dict[str, str]] = {}
     GRANULARITY: ClassVar[str] = "per_layer"
     INIT: ClassVar[str] = "first batch"
+    DOES_RELU: ClassVar[bool] = False
+    """True if, unsigned, it takes x from before its ReLU (Q(x) = Q(relu(x)), gradient included) and
+    gives (relu(x), Q(x)) for `fork=True`: then the network leaves that ReLU to it."""
 
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__()
         self.bits, self.signed = bits, signed
+        self.ceiling = math.inf  # of the ReLU that it does: 6 for a ReLU6
         self.calibrating = False
         self.register_buffer("nonfinite", torch.zeros((), dtype=torch.int64))
 
     def calibrate(self, x: Tensor) -> None:
         """Set the initial range from x, (N, C, ...)."""
-
-    def rounding(self) -> Callable[[Tensor], Tensor]:
-        """The present map x -> Q(x) alone, no gradient and no update: what evaluation applies.
-
-        The backward pass applies it again instead of keeping Q(x), so it must give the same bits.
-        """
-        raise TypeError(f"{type(self).__name__} does not define rounding()")
 
     def levels(self) -> Tensor:
         """All representable activations in rising order, (L,)."""

@@ -42,7 +42,7 @@ from lowbit_core.schedule import learning_rate, parameter_groups
 
 CALIBRATION_IMAGES = 256
 MIN_STEPS_TO_COMPILE = 50
-MIN_STEPS_TO_COMPILE_MODEL = 2000  # and a GPU: a minute or more goes into it
+MIN_STEPS_TO_COMPILE_MODEL = 2000  # a minute or more goes into it
 CHECKPOINT = "checkpoint.pt"
 MEASURED = ("weight_histograms.json", "channel_error.csv")
 
@@ -109,7 +109,9 @@ def seconds_per_step(config: dict, method: Method, place: Place, steps: int = 6)
         run._start()
         for epoch in (1, 2):
             run._train_epoch(epoch, Progress("timing", 2, run.train_data.images))
-        seconds = (Path(scratch) / "timing" / "timings.csv").read_text().splitlines()[-1].split(",")[1]
+        seconds = (
+            (Path(scratch) / "timing" / "timings.csv").read_text().splitlines()[-1].split(",")[1]
+        )
     return float(seconds) / steps
 
 
@@ -135,9 +137,10 @@ class _Run:
         quantized = any(row["status"] == "quantized" for row in self.report)
         steps = len(self.train_data) * self.recipe["epochs"]
         if asked == "auto":
-            asked = "quantizers" if steps >= MIN_STEPS_TO_COMPILE else "off"
-            if self.place.device.type == "cuda" and steps >= MIN_STEPS_TO_COMPILE_MODEL:
-                asked = "model"
+            asked = "quantizers"
+            if self.place.device.type == "cuda":  # where the compiler makes the kernels
+                asked = "off" if steps < MIN_STEPS_TO_COMPILE else "quantizers"
+                asked = "model" if steps >= MIN_STEPS_TO_COMPILE_MODEL else asked
         wanted = asked == "model" or (asked == "quantizers" and quantized)
         return asked if set_compile(wanted) else "off"
 

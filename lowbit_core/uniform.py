@@ -3,65 +3,71 @@
 import torch
 from torch import Tensor
 
+from lowbit_core import kernels
+from lowbit_core.blocks import as_blocks, from_blocks
 from lowbit_core.fused import fused
+from lowbit_core.gate import ABOVE, BELOW, gate_of, rectified, through_gate, through_gate_summed
 
 
-@fused
-def clip_round(x: Tensor, top: Tensor, bottom: Tensor, step: Tensor) -> Tensor:
+@fused(cpu=kernels.clip_round)
+def clip_round(
+    x: Tensor, top: Tensor, bottom: Tensor, step: Tensor, signed: bool, ceiling: float
+) -> Tensor:
     """round((clip(x) - bottom) / d) d + bottom, d = `step`, (top - bottom) / (2^bits - 1).
 
-    x has any shape. `step` is an argument, not computed here, so that it is divided out once.
+    x has any shape; unsigned, its ReLU is taken first (`gate.rectified`). `step` is an argument, not
+    computed here, so that it is divided out once.
     """
-    return _clip_round(x, top, bottom, step)
+    return _clip_round(rectified(x.to(top.dtype), signed, ceiling), top, bottom, step).to(x.dtype)
 
 
-@fused
-def clip_round_checked(
-    x: Tensor, top: Tensor, bottom: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`clip_round`, and whether x holds a NaN or infinity (bool)."""
-    return _clip_round(x, top, bottom, step), ~torch.isfinite(x.to(top.dtype).sum())
+@fused(cpu=kernels.clip_round_gated)
+def clip_round_gated(
+    x: Tensor, top: Tensor, bottom: Tensor, step: Tensor, signed: bool, ceiling: float, fork: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """`clip_round` of x, its ReLU if `fork`, the gates, and whether x holds a NaN or infinity."""
+    full = x.to(top.dtype)
+    inside = rectified(full, signed, ceiling)
+    y = _clip_round(inside, top, bottom, step).to(x.dtype)
+    above = inside >= top
+    gate = gate_of(full, (inside < top) & (inside >= bottom), signed, ceiling)
+    gate = gate + above.to(torch.uint8) * ABOVE
+    if signed:
+        gate = gate + (inside <= bottom).to(torch.uint8) * BELOW
+    return y, inside.to(x.dtype) if fork else None, gate, ~torch.isfinite(inside.sum())
 
 
 def _clip_round(x: Tensor, top: Tensor, bottom: Tensor, step: Tensor) -> Tensor:
     # Not torch.clamp with tensors: minimum and maximum let a NaN through, and vectorise.
-    inside = torch.minimum(torch.maximum(x.to(top.dtype), bottom), top)
-    return (torch.round((inside - bottom) / step) * step + bottom).to(x.dtype)
-
-
-@fused
-def clip_gradient(g: Tensor, x: Tensor, top: Tensor, bottom: Tensor) -> Tensor:
-    """g straight through where bottom <= x < top, else 0."""
-    return torch.where((x >= top) | (x < bottom), 0.0, g)
-
-
-@fused
-def clip_gradients(
-    g: Tensor, x: Tensor, top: Tensor, bottom: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (straight through inside the clip), top and bottom (1 where x is beyond)."""
-    above, below = x >= top, x <= bottom
-    inside = torch.where(above | (x < bottom), 0.0, g)
-    wide = g.to(top.dtype)
-    return inside, torch.where(above, wide, 0.0).sum(), torch.where(below, wide, 0.0).sum()
+    inside = torch.minimum(torch.maximum(x, bottom), top)
+    return torch.round((inside - bottom) / step) * step + bottom
 
 
 class ClipRound(torch.autograd.Function):
-    """(clip_round(x), x not finite); straight-through estimator inside [bottom, top].
+    """(clip_round(x), x not finite), and relu(x) between them if `fork`.
 
-    dy/dx = 1 for bottom <= x < top, else 0; dy/dtop = [x >= top]; dy/dbottom = [x <= bottom]
-    (PACT, eq. 3).
+    Straight-through estimator inside [bottom, top): dy/dx = 1 there, else 0, times that of the ReLU
+    when unsigned; dy/dtop = [x >= top]; dy/dbottom = [x <= bottom] when signed (PACT, eq. 3).
     """
 
     @staticmethod
-    def forward(ctx, x, top, bottom, step):
-        ctx.save_for_backward(x, top, bottom)
-        y, bad = clip_round_checked(x, top, bottom, step)
+    def forward(ctx, x, top, bottom, step, signed, ceiling, fork):
+        y, relu, gate, bad = clip_round_gated(
+            as_blocks(x), top, bottom, step, signed, ceiling, fork
+        )
+        ctx.save_for_backward(gate)
+        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(bad)
-        return y, bad
+        y = from_blocks(y, x)
+        return (y, from_blocks(relu, x), bad) if fork else (y, bad)
 
     @staticmethod
-    def backward(ctx, g, _):
+    def backward(ctx, g, *others):
+        (gate,) = ctx.saved_tensors
+        g_relu = others[0]  # of `bad`, and so None, without `fork`
+        blocks, relu = as_blocks(g), None if g_relu is None else as_blocks(g_relu)
         if ctx.needs_input_grad[1]:
-            return *clip_gradients(g, *ctx.saved_tensors), None
-        return clip_gradient(g, *ctx.saved_tensors), None, None, None
+            to, top, bottom = through_gate_summed(blocks, relu, gate)
+        else:
+            to, top, bottom = through_gate(blocks, relu, gate), None, None
+        return from_blocks(to, g), top, bottom, None, None, None, None

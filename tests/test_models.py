@@ -9,7 +9,7 @@ import lowbit_core.torchvision_ops  # noqa: F401  (before torchvision)
 from lowbit_core import models
 from lowbit_core.convert import Plan, convert, quantizable
 from lowbit_core.errors import InputError
-from lowbit_core.layers import QuantLayer, calibrate
+from lowbit_core.layers import calibrate
 from lowbit_core.models.stem import STEMS
 
 SMALL = {
@@ -131,24 +131,28 @@ def test_signed_inputs_are_exactly_those_that_can_be_negative(arch, training):
 
 @pytest.mark.parametrize("arch", models.ARCHS)
 @pytest.mark.parametrize("name", ("direct", "pact"))
-def test_unsigned_quantizers_never_see_a_negative_value(arch, name):
-    torch.manual_seed(0)
-    model = models.build(arch, 5, 1, stem="small", **SMALL[arch])
-    convert(model, Plan(baselines.method(name), 2, 2, "8bit"), torch.zeros(1, 1, 32, 32))
-    images = torch.randn(8, 1, 32, 32)
-    calibrate(model, images)
-    lowest = {}
-    for layer_name, layer in model.named_modules():
-        if isinstance(layer, QuantLayer):
-            layer.register_forward_pre_hook(
-                lambda m, x, n=layer_name: lowest.__setitem__(
-                    n, (m.activation_quantizer.signed, x[0].min().item())
-                )
-            )
-    for training in (True, False):
-        model.train(training)(images)
-        for layer_name, (signed, low) in lowest.items():
-            assert (low < 0) == signed, layer_name
+def test_networks_that_leave_relus_to_quantizers_compute_the_same(arch, name, monkeypatch):
+    """Against the same network with every ReLU where its paper has it."""
+    images = torch.randn(8, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    method, results = baselines.method(name), []
+    for does_relu in (True, False):
+        activation = method.activation(2, False)
+        monkeypatch.setattr(type(activation), "DOES_RELU", does_relu)
+        torch.manual_seed(0)
+        model = models.build(arch, 5, 1, stem="small", **SMALL[arch])
+        convert(model, Plan(method, 2, 2, "8bit"), images[:1])
+        calibrate(model, images)
+        loss = torch.nn.functional.cross_entropy(model(images), torch.arange(8) % 5)
+        loss.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters()}
+        relus = sum(isinstance(m, nn.ReLU | nn.ReLU6) for m in model.modules())
+        results.append((loss.detach(), gradients, relus, model.eval()(images).detach()))
+    (loss, gradients, relus, scores), (expected, reference, all_relus, same) = results
+    assert relus < all_relus or arch.startswith("resnet")
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(scores, same, rtol=1e-4, atol=1e-4)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(gradient, reference[key], rtol=1e-3, atol=1e-5)
 
 
 def test_bad_names_and_options_are_refused():

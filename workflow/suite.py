@@ -370,7 +370,8 @@ def code_version(method: str) -> str:
     comments and docstrings do not count.
     """
     core = ROOT / "lowbit_core"
-    files = [p for p in core.rglob("*.py") if str(p.relative_to(core)) not in NOT_NUMERIC]
+    files = [*core.rglob("*.py"), *core.glob("*.cpp")]
+    files = [p for p in files if str(p.relative_to(core)) not in NOT_NUMERIC]
     if method in baselines.SOURCES:
         files += _with_imports(baselines.SOURCES[method])
     digest = hashlib.sha256()
@@ -397,7 +398,9 @@ def _with_imports(module: str) -> list[Path]:
 
 @cache
 def _code(path: Path) -> str:
-    """Source without comments and docstrings."""
+    """Source; of Python without comments and docstrings."""
+    if path.suffix != ".py":
+        return path.read_text()
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

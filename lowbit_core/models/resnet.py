@@ -1,16 +1,42 @@
-"""ResNet-20 (He et al. 2016, section 4.2) and ResNet-18 (section 4.1), from torchvision's block."""
+"""ResNet-20 (He et al. 2016, section 4.2) and ResNet-18 (section 4.1).
+
+A block is torchvision's, but for where its ReLU stands: a block hands on the sum before the ReLU, and
+the next one takes it, so that a quantizer that reads it can do it in its own pass.
+"""
 
 from torch import Tensor, nn
-
-import lowbit_core.torchvision_ops  # noqa: F401  (before torchvision)
-from torchvision.models.resnet import BasicBlock
+from torch.nn import functional
 
 from lowbit_core.errors import InputError
+from lowbit_core.layers import after_relu, with_relu
 from lowbit_core.models.stem import initialise, stem_layers
 
 # Of fewer planes, the gradient of a 1x1 stride-2 convolution writes beyond its memory in oneDNN on
 # processors without AVX-512 (torch 2.13; channels_last): the process dies, or worse, goes on.
 MIN_WIDTH = 8
+
+
+class Block(nn.Module):
+    """relu(x) -> conv, batch norm, ReLU, conv, batch norm, plus relu(x) itself or projected."""
+
+    def __init__(self, planes_in: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(planes_in, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = None
+        if stride != 1 or planes_in != planes:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(planes_in, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, out = with_relu(self.conv1, x)
+        out = after_relu(self.conv2, self.bn1(out))
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return self.bn2(out).add_(x)
 
 
 class ResNet(nn.Module):
@@ -31,7 +57,7 @@ class ResNet(nn.Module):
             planes = width * 2**stage
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                stages.append(_block(planes_in, planes, stride))
+                stages.append(Block(planes_in, planes, stride))
                 planes_in = planes
         self.blocks = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -43,16 +69,8 @@ class ResNet(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool(self.blocks(self.stem(x))).flatten(1))
-
-
-def _block(planes_in: int, planes: int, stride: int) -> BasicBlock:
-    downsample = None
-    if stride != 1 or planes_in != planes:
-        downsample = nn.Sequential(
-            nn.Conv2d(planes_in, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
-        )
-    return BasicBlock(planes_in, planes, stride, downsample)
+        x = functional.relu(self.blocks(self.stem(x)), inplace=True)
+        return self.fc(self.pool(x).flatten(1))
 
 
 def resnet20(*, classes: int, channels: int, width: int = 16, stem: str = "small") -> ResNet:

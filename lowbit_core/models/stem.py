@@ -13,7 +13,10 @@ def check_stem(stem: str) -> None:
 
 
 def stem_layers(stem: str, channels: int, width: int) -> nn.Sequential:
-    """`imagenet`: 7x7 stride 2 and a max pool; `small`: 3x3; `small_stride2`: 3x3 stride 2."""
+    """`imagenet`: 7x7 stride 2 and a max pool; `small`: 3x3; `small_stride2`: 3x3 stride 2.
+
+    Up to, and without, the ReLU (a max pool gives the same before it as after it).
+    """
     check_stem(stem)
     if stem == "imagenet":
         conv = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
@@ -21,7 +24,7 @@ def stem_layers(stem: str, channels: int, width: int) -> nn.Sequential:
     else:
         conv = nn.Conv2d(channels, width, 3, 2 if stem == "small_stride2" else 1, 1, bias=False)
         pool = []
-    return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True), *pool)
+    return nn.Sequential(conv, nn.BatchNorm2d(width), *pool)
 
 
 def initialise(model: nn.Module) -> None:
