@@ -57,6 +57,7 @@ class ClipRound(torch.autograd.Function):
         )
         ctx.save_for_backward(gate)
         ctx.set_materialize_grads(False)
+        ctx.fork = fork
         ctx.mark_non_differentiable(bad)
         y = from_blocks(y, x)
         return (y, from_blocks(relu, x), bad) if fork else (y, bad)
@@ -64,7 +65,7 @@ class ClipRound(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g, *others):
         (gate,) = ctx.saved_tensors
-        g_relu = others[0]  # of `bad`, and so None, without `fork`
+        g_relu = others[0] if ctx.fork else None
         blocks, relu = as_blocks(g), None if g_relu is None else as_blocks(g_relu)
         if ctx.needs_input_grad[1]:
             to, top, bottom = through_gate_summed(blocks, relu, gate)
