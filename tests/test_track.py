@@ -297,8 +297,7 @@ def test_a_taken_port_is_refused(store, tmp_path):
 
 
 def test_the_ui_answers_and_stops_with_its_server(store, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",
@@ -320,9 +319,21 @@ def test_the_ui_answers_and_stops_with_its_server(store, tmp_path):
             time.sleep(0.3)
     finally:
         ui.send_signal(signal.SIGTERM)
-        ui.wait(20)
+        ui.wait(120)
     assert ui.returncode == 0
     assert not answers(port)
+
+
+def free_port() -> int:
+    """One that no process is given by chance, as it would be from 32768 on."""
+    for port in range(20000 + os.getpid() % 10000, 32768):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise AssertionError("no free port")
 
 
 def answers(port: int) -> bool:

@@ -34,6 +34,23 @@ SAME = (
 )
 RUN_FILES = ("metrics.csv", "weight_state.csv", "layers.json", "weight_histograms.json")
 LONGEST = 300.0  # seconds that any command may take
+# Added to a project's copy of progress.py (which is no part of a run's identity): while there is a
+# folder `hold`, training waits in the first step of epoch 2, and does not end before it is stopped.
+HOLD = """
+
+def _held_step(self, epoch, count, step=Progress.step):
+    from os import getpid
+    from pathlib import Path
+    from lowbit_core import signals
+
+    step(self, epoch, count)
+    while epoch == 2 and Path("hold").exists() and not signals.asked():
+        Path("hold", str(getpid())).touch()
+        time.sleep(0.01)
+
+
+Progress.step = _held_step
+"""
 
 
 class Project:
@@ -122,22 +139,35 @@ class Project:
                 run = json.loads(line)["run_id"]
                 shutil.copytree(other.runs / run, self.runs / run)
 
+    def hold(self) -> None:
+        """From now on training waits within epoch 2, until a signal or `release`."""
+        with (self.folder / "lowbit_core" / "progress.py").open("a") as file:
+            file.write(HOLD)
+        (self.folder / "hold").mkdir()
+
+    def wait_until_held(self, processes: int, started: subprocess.Popen) -> None:
+        """Wait until so many training processes are within epoch 2."""
+        self._wait(
+            lambda: len(list((self.folder / "hold").iterdir())) >= processes,
+            started,
+            f"{processes} processes in epoch 2",
+        )
+
+    def release(self) -> None:
+        shutil.rmtree(self.folder / "hold")
+
     def said(self, log: str = "log") -> str:
         return (self.folder / log).read_text(errors="replace")
 
     def tables(self) -> dict[str, bytes]:
         return {name: (self.results / name).read_bytes() for name in SAME}
 
-    def wait_for(self, pattern: str, process: subprocess.Popen, text: str = "") -> Path:
-        """Wait until a file that matches `pattern` is there and holds `text`."""
+    def _wait(self, done: Callable[[], bool], started: subprocess.Popen, what: str) -> None:
         end = time.monotonic() + LONGEST
-        while time.monotonic() < end:
-            for path in self.folder.glob(pattern):
-                if text in path.read_text(errors="replace"):
-                    return path
-            assert process.poll() is None, f"it ended before {pattern} was there: {self.said()}"
+        while not done():
+            assert started.poll() is None, f"it ended before {what}: {self.said()}"
+            assert time.monotonic() < end, f"no {what}: {self.said()}"
             time.sleep(0.01)
-        raise AssertionError(f"{pattern} never came: {self.said()}")
 
 
 def soak(*values: object):
