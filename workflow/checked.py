@@ -21,7 +21,7 @@ ROLES = ("run", "ablation", "checkpoint")
 STATUSES = ("done", "diverged")
 PUBLISHED_ONLY = {"lsq": "LSQ"}
 """Methods that are shown as context beside ours and never trained here."""
-WHOLE = {"w_bits", "a_bits", "seed", "channel", "n", "seeds", "channels"}
+WHOLE = {"w_bits", "a_bits", "seed", "channel", "n", "seeds", "channels", "restarts"}
 TEXT = {
     "suite", "dataset", "arch", "method", "role", "status", "first_last", "shortcut", "exceptions",
     "weight_granularity", "activation_granularity", "init", "pretrained", "diverged_layer",

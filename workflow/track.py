@@ -277,6 +277,8 @@ def _log_values(client, tracked, config: dict, folder: Path, final: dict | None)
         new_tags |= {"status": final["status"], "git_commit": str(final["git_commit"])}
         if final["diverged_layer"]:
             new_tags["diverged_layer"] = final["diverged_layer"]
+        if final["diverged_before"]:
+            new_tags["restarts"] = str(len(final["diverged_before"]))
     params = [] if tracked.data.params else [
         Param(key, value[:MAX_VALUE]) for key, value in flatten(config).items()
     ]
