@@ -3,8 +3,10 @@
 import contextlib
 import io
 import math
+import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -22,7 +24,7 @@ from lowbit_core.data import dataset as dataset_named
 from lowbit_core.data.loader import make_loader
 from lowbit_core.data.manifest import read_labels
 from lowbit_core.data.splits import split_indices
-from lowbit_core.errors import InputError
+from lowbit_core.errors import DeviceLost, InputError
 from lowbit_core.files import locked, remove_leftovers
 from lowbit_core.fused import set_compile
 from lowbit_core.layers import calibrate
@@ -91,9 +93,24 @@ def train_run(config: dict, method: Method, place: Place) -> dict:
                 if damage:
                     say(f"warning: {damage}: the run is made again")
                 remove_leftovers(path)
-                return _with_restarts(config, method, place)
+                with _device_errors(config["run_id"]):
+                    return _with_restarts(config, method, place)
     (path / CHECKPOINT).unlink(missing_ok=True)  # a kill came between final.json and this
     return RunFolder(path).finished()
+
+
+@contextlib.contextmanager
+def _device_errors(run_id: str) -> Iterator[None]:
+    """A GPU that fails or has no memory left, in one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if not reason.startswith(("CUDA", "cuDNN")):
+            raise
+        raise DeviceLost(
+            f"run {run_id}: the GPU failed ({reason}); what was saved is kept, {signals.AGAIN}"
+        ) from error
 
 
 def _with_restarts(config: dict, method: Method, place: Place) -> dict:
@@ -136,7 +153,8 @@ class _Run:
         self.config, self.recipe, self.place = config, config["recipe"], place
         self.before, self.diverged = list(before), None
         self.folder = RunFolder(place.runs / config["run_id"])
-        self.started = time.time()
+        self.started = time.monotonic()  # the clock of the day may be set back
+        _switch_exactness(config.get("deterministic", False))
         torch.set_num_threads(place.threads)
         torch.manual_seed(config["seed"])
         self._load_data()
@@ -472,7 +490,7 @@ class _Run:
             "lr": self.lr,
             "nonfinite_batches": nonfinite,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": time.time() - self.started,
+            "seconds": time.monotonic() - self.started,
         }
         if self.diverged is None:
             test = self.evaluate(self.test_data)
@@ -501,6 +519,14 @@ class _Run:
             held_out = held_out[:CALIBRATION_IMAGES]
             rows = observe.channel_errors(model, self._fit_images(), held_out)
             self.folder.write_table("channel_error.csv", CHANNEL_ERROR, rows)
+
+
+def _switch_exactness(exact: bool) -> None:
+    """Only CUDA kernels that add in a fixed order, or an error where there is none."""
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(exact)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and hides nothing here
 
 
 def _first_bad_layer(model: nn.Module) -> str | None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import fake_runs
+import psutil
 import pytest
 
 from lowbit_core.errors import InputError
@@ -317,6 +318,14 @@ def test_the_ui_answers_and_stops_with_its_server(store, tmp_path):
         while not answers(port):
             assert ui.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.3)
+        own = [psutil.Process(ui.pid), *psutil.Process(ui.pid).children(recursive=True)]
+        bound = {
+            (c.laddr.ip, c.laddr.port)
+            for process in own
+            for c in process.net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        }
+        assert bound == {("127.0.0.1", port)}
     finally:
         ui.send_signal(signal.SIGTERM)
         ui.wait(120)

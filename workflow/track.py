@@ -73,9 +73,12 @@ class Store:
         """An MlflowClient under the lock. MLflow's and the database's errors become InputError."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        from mlflow.exceptions import MlflowException  # slow import
-        from mlflow.tracking import MlflowClient
-        from sqlalchemy.exc import SQLAlchemyError
+        try:
+            from mlflow.exceptions import MlflowException  # slow import
+            from mlflow.tracking import MlflowClient
+            from sqlalchemy.exc import SQLAlchemyError
+        except ImportError as error:
+            raise InputError(f"MLflow cannot be imported ({error}); results are not touched") from error
 
         for name in ("mlflow", "alembic"):  # they tell of every migration
             logging.getLogger(name).setLevel(logging.WARNING)

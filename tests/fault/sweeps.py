@@ -56,7 +56,7 @@ Progress.step = _held_step
 class Project:
     """One checkout in a folder of its own; `data` is the prepared data that all of them share."""
 
-    def __init__(self, folder: Path, data: Path, loader: str = "torch"):
+    def __init__(self, folder: Path, data: Path, loader: str = "torch", runs_per_job: int = 2):
         self.folder, self.data = folder, data
         folder.mkdir(parents=True, exist_ok=True)
         for name in CODE:
@@ -64,6 +64,7 @@ class Project:
             copy(ROOT / name, folder / name, **_skip_caches(copy))
         text = (ROOT / "tests" / "fault" / "tiny.yaml").read_text()
         text = text.replace("loader: torch", f"loader: {loader}")
+        text = text.replace("runs_per_job: 2", f"runs_per_job: {runs_per_job}")
         (folder / "config" / "suites" / "tiny.yaml").write_text(text)
         self.results = folder / "results" / "tiny"
         self.runs = folder / "results" / "runs"
@@ -83,10 +84,13 @@ class Project:
                 start_new_session=True,
             )
 
-    def snakemake(self, *targets: str, config: tuple = (), **options) -> subprocess.Popen:
+    def snakemake(
+        self, *targets: str, config: tuple = (), cores: int = 2, **options
+    ) -> subprocess.Popen:
         targets = targets or tuple(f"results/tiny/{name}" for name in SAME)
         settings = ("suite=tiny", f"data={self.data}", *config)
-        command = (str(BIN / "snakemake"), "--cores", "2", "--config", *settings, "--", *targets)
+        command = (str(BIN / "snakemake"), "--cores", str(cores), "--config", *settings)
+        command += ("--", *targets)
         return self.start(*command, **options)
 
     def sweep(self, *targets: str, **options) -> str:
