@@ -44,8 +44,8 @@ def fill(disk: Path, free: int) -> Path:
     """Leave `free` KiB of the disk."""
     file = disk / "filler"
     file.unlink(missing_ok=True)
-    left = shutil.disk_usage(disk).free - 1024 * free
-    os.posix_fallocate(os.open(file, os.O_CREAT | os.O_WRONLY), 0, left)
+    with file.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, shutil.disk_usage(disk).free - 1024 * free)
     return file
 
 

@@ -4,12 +4,16 @@ import ast
 import json
 import os
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 from sweeps import ROOT, Project
 from test_signals import config
 
@@ -193,6 +197,24 @@ def test_every_run_of_every_suite_has_a_legal_name():
 
 
 # -- the code itself -------------------------------------------------------------------------
+
+
+def test_every_package_that_is_installed_for_us_is_pinned():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split()
+                if "==" in line)  # fmt: skip
+    pins = {canonicalize_name(name): pin for name, pin in pins.items()}
+    todo, seen = ["lowbit-bench"], set()
+    while todo:
+        extra = {"extra": "" if seen else "test"}
+        for text in metadata.requires(todo.pop()) or []:
+            needed = Requirement(text)
+            name = canonicalize_name(needed.name)
+            if name in seen or (needed.marker and not needed.marker.evaluate(extra)):
+                continue
+            seen.add(name)
+            todo.append(name)
+            assert Version(metadata.version(name)).public == pins.get(name), name
+    assert len(seen) > 100
 
 
 def test_nothing_is_loaded_in_a_way_that_runs_code():
