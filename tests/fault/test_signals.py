@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: the step is finished, its state saved, and a rerun ends in the same bytes."""
 
+import fcntl
 import os
 import re
 import signal
@@ -15,7 +16,6 @@ from sweeps import LONGEST, assert_same_runs, in_child, signal_group, soak, stat
 import baselines
 from lowbit_core import signals, training
 from lowbit_core.errors import StopTraining
-from lowbit_core.files import locked
 from lowbit_core.progress import Progress
 from lowbit_core.training import Place, train_run
 
@@ -226,12 +226,15 @@ def test_of_two_processes_with_one_run_the_second_waits(digits_root, tmp_path, c
     settings = config("direct")
     place = Place(digits_root, tmp_path, torch.device("cpu"))
     method = baselines.method("direct")
-    with locked(tmp_path / "run" / "lock", ""):  # or the first could end before the second begins
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # or the first could end before the second begins
         children = [in_child(lambda: train_run(settings, method, place)) for _ in range(2)]
         said = ""
         while said.count("another process trains this run: waiting") < 2:
             assert all(os.waitpid(child, os.WNOHANG) == (0, 0) for child in children)
             said += capfd.readouterr().err
             time.sleep(0.01)
+        fcntl.flock(lock, fcntl.LOCK_UN)  # closing would not do: the children have it open too
     assert [status_of(child) for child in children] == [0, 0]
     assert (said + capfd.readouterr().err).count("epoch 1/2") == 1
