@@ -40,7 +40,7 @@ def nonfinite_batches(model: nn.Module) -> dict[str, int]:
 
 @torch.no_grad()
 def collapsed_activations(model: nn.Module) -> set[str]:
-    """Layers whose activation quantizer has levels that fell together: every input becomes one value."""
+    """Layers whose activation levels fell together: every input becomes one value."""
     spans = {
         name: levels[-1] - levels[0]
         for name, layer in model.named_modules()

@@ -53,8 +53,8 @@ def check_run_id(name: object) -> str:
     """The name, if it is that of a folder; InputError for one that leads elsewhere."""
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise InputError(
-            f"run {name!r}: a run's name holds letters, digits, `_`, `-` and `.`, and begins with none "
-            "of the last two"
+            f"run {name!r}: a run's name is made of letters, digits, `_`, `-` and `.`, and does not "
+            "begin with `-` or `.`"
         )
     return name
 

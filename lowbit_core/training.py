@@ -114,7 +114,7 @@ def _device_errors(run_id: str) -> Iterator[None]:
 
 
 def _with_restarts(config: dict, method: Method, place: Place) -> dict:
-    """Train; a run that diverges begins again as often as its recipe allows, each time at half the lr."""
+    """Train; a run that diverges begins again, each time at half the lr, if its recipe allows it."""
     allowed, before = config["recipe"].get("restarts", 0), []
     while True:
         run = _Run(config, method, place, before)
@@ -126,6 +126,7 @@ def _with_restarts(config: dict, method: Method, place: Place) -> dict:
             f"restart {len(run.before) + 1} of {allowed} with lr {run.lr / 2:g}"
         )
         before = [*run.before, {"epoch": row["epoch"], "lr": run.lr, **run.diverged}]
+        del run  # two networks may not fit
 
 
 def seconds_per_step(config: dict, method: Method, place: Place, steps: int = 6) -> float:
@@ -526,7 +527,7 @@ def _switch_exactness(exact: bool) -> None:
     if exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(exact)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and hides nothing here
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time
 
 
 def _first_bad_layer(model: nn.Module) -> str | None:

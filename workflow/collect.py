@@ -15,8 +15,8 @@ from workflow.checked import ROLES, check_jobs, read_jobs, write_table_text
 
 RESULT_COLUMNS = [
     "suite", "dataset", "arch", "width", "method", "w_bits", "a_bits", "seed", "role", "status",
-    "restarts", "diverged_layer", "top1", "top5", "fp_top1", "delta", "checkpoint_top1", "val_top1", "epochs", "size_bytes",
-    "bitops", "first_last", "shortcut", "exceptions", "signed_layers", "weight_granularity",
+    "restarts", "diverged_layer", "top1", "top5", "fp_top1", "delta", "checkpoint_top1",
+    "val_top1", "epochs", "size_bytes", "bitops", "first_last", "shortcut", "exceptions", "signed_layers", "weight_granularity",
     "activation_granularity", "init", "pretrained", "quantizer_weight_decay",
     "quantizer_lr_scale", "schedule", "epoch_reported", "batch_size", "lr", "weight_decay",
     "augmentation", "train_images", "val_images", "loader", "compile", "precision",

@@ -78,7 +78,9 @@ class Store:
             from mlflow.tracking import MlflowClient
             from sqlalchemy.exc import SQLAlchemyError
         except ImportError as error:
-            raise InputError(f"MLflow cannot be imported ({error}); results are not touched") from error
+            raise InputError(
+                f"MLflow cannot be imported ({error}); results are not touched"
+            ) from error
 
         for name in ("mlflow", "alembic"):  # they tell of every migration
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -92,7 +92,8 @@ def check_beton(path: Path, dataset: Dataset, count: int) -> None:
         images = np.fromfile(path, rows, count, offset=place + found.nbytes)["f0"]
         table = np.fromfile(path, ALLOC_TABLE_TYPE, offset=int(header["alloc_table_ptr"]))
         ends = table["ptr"] + table["size"]
-        if len(images) != count or (ends < table["ptr"]).any() or (ends > path.stat().st_size).any():
+        outside = (ends < table["ptr"]) | (ends > path.stat().st_size)
+        if len(images) != count or outside.any():
             raise ValueError("samples lie outside of it")
         if dataset.stored_raw:
             places, sides = images, 0
