@@ -14,6 +14,8 @@ from lowbit_core.layers import QuantLayer
 
 HISTOGRAM_BINS = 61
 HISTOGRAM_LAYERS = 3
+COLLAPSED = 1e-6  # of a channel's largest weight: a smaller spread is one value
+SMALLEST_SPAN = 1e-12  # of an activation's levels
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:
@@ -37,11 +39,25 @@ def nonfinite_batches(model: nn.Module) -> dict[str, int]:
 
 
 @torch.no_grad()
+def collapsed_activations(model: nn.Module) -> set[str]:
+    """Layers whose activation levels fell together: every input becomes one value."""
+    spans = {
+        name: levels[-1] - levels[0]
+        for name, layer in model.named_modules()
+        if isinstance(layer, QuantLayer) and layer.activation_quantizer is not None
+        for levels in [layer.activation_quantizer.levels()]
+    }
+    found = torch.stack(list(spans.values())).tolist() if spans else []
+    return {name for name, span in zip(spans, found, strict=True) if span <= SMALLEST_SPAN}
+
+
+@torch.no_grad()
 def weight_state(model: nn.Module, previous: dict[str, Tensor]) -> tuple[list[dict], dict]:
     """One row a layer (see docs/results.md, weight_state.csv) and the present codes, uint8.
 
     mismatch: ||latent - used||^2 / ||used||^2; flip_rate: share of codes unlike `previous`;
-    used_levels: share of levels that at least one weight of the channel uses.
+    used_levels: share of levels that at least one weight of the channel uses. Besides, `dead`: in
+    every channel all weights are one value, by their codes or because the levels fell together.
     """
     rows, codes = [], {}
     was_training = model.training
@@ -69,10 +85,16 @@ def weight_state(model: nn.Module, previous: dict[str, Tensor]) -> tuple[list[di
                 "level_min": levels.min().item(),
                 "level_max": levels.max().item(),
                 "used_levels": present.mean().item(),
+                "dead": used.shape[1] > 1 and _one_value(used),
             }
         )
     model.train(was_training)
     return rows, codes
+
+
+def _one_value(rows: Tensor) -> bool:
+    spread = rows.amax(1) - rows.amin(1)
+    return bool((spread <= COLLAPSED * rows.abs().amax(1)).all())
 
 
 @torch.no_grad()

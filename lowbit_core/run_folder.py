@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -48,6 +49,16 @@ CHANNEL_ERROR = (
 )
 
 
+def check_run_id(name: object) -> str:
+    """The name, if it is that of a folder; InputError for one that leads elsewhere."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise InputError(
+            f"run {name!r}: a run's name is made of letters, digits, `_`, `-` and `.`, and does not "
+            "begin with `-` or `.`"
+        )
+    return name
+
+
 def _cell(value: object) -> object:
     if value is None:
         return ""
@@ -74,8 +85,12 @@ class RunFolder:
     def append(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
         """Add rows to the table `name`; the header comes with the first."""
         path = self.path / name
-        with path.open("a") as file:
-            file.write(table_text(columns, rows, header=path.stat().st_size == 0))
+        try:
+            with path.open("a") as file:
+                file.write(table_text(columns, rows, header=path.stat().st_size == 0))
+        except OSError as error:
+            error.filename = str(path)  # a full disk does not say where
+            raise
 
     def tables(self) -> dict[str, str]:
         """The text of every table that there is, by name: what a checkpoint keeps."""

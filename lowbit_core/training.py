@@ -3,8 +3,10 @@
 import contextlib
 import io
 import math
+import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -22,7 +24,7 @@ from lowbit_core.data import dataset as dataset_named
 from lowbit_core.data.loader import make_loader
 from lowbit_core.data.manifest import read_labels
 from lowbit_core.data.splits import split_indices
-from lowbit_core.errors import InputError
+from lowbit_core.errors import DeviceLost, InputError
 from lowbit_core.files import locked, remove_leftovers
 from lowbit_core.fused import set_compile
 from lowbit_core.layers import calibrate
@@ -91,9 +93,40 @@ def train_run(config: dict, method: Method, place: Place) -> dict:
                 if damage:
                     say(f"warning: {damage}: the run is made again")
                 remove_leftovers(path)
-                return _Run(config, method, place).train()
+                with _device_errors(config["run_id"]):
+                    return _with_restarts(config, method, place)
     (path / CHECKPOINT).unlink(missing_ok=True)  # a kill came between final.json and this
     return RunFolder(path).finished()
+
+
+@contextlib.contextmanager
+def _device_errors(run_id: str) -> Iterator[None]:
+    """A GPU that fails or has no memory left, in one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        if not reason.startswith(("CUDA", "cuDNN")):
+            raise
+        raise DeviceLost(
+            f"run {run_id}: the GPU failed ({reason}); what was saved is kept, {signals.AGAIN}"
+        ) from error
+
+
+def _with_restarts(config: dict, method: Method, place: Place) -> dict:
+    """Train; a run that diverges begins again, each time at half the lr, if its recipe allows it."""
+    allowed, before = config["recipe"].get("restarts", 0), []
+    while True:
+        run = _Run(config, method, place, before)
+        row = run.train()
+        if run.diverged is None or len(run.before) >= allowed:
+            return run.finish(row)
+        say(
+            f"{config['run_id']}: diverged in epoch {row['epoch']} ({run.diverged['because']}): "
+            f"restart {len(run.before) + 1} of {allowed} with lr {run.lr / 2:g}"
+        )
+        before = [*run.before, {"epoch": row["epoch"], "lr": run.lr, **run.diverged}]
+        del run  # two networks may not fit
 
 
 def seconds_per_step(config: dict, method: Method, place: Place, steps: int = 6) -> float:
@@ -116,10 +149,13 @@ def seconds_per_step(config: dict, method: Method, place: Place, steps: int = 6)
 
 
 class _Run:
-    def __init__(self, config: dict, method: Method, place: Place) -> None:
+    def __init__(self, config: dict, method: Method, place: Place, before: list = ()) -> None:
+        """`before`: the attempts of this run that diverged."""
         self.config, self.recipe, self.place = config, config["recipe"], place
+        self.before, self.diverged = list(before), None
         self.folder = RunFolder(place.runs / config["run_id"])
-        self.started = time.time()
+        self.started = time.monotonic()  # the clock of the day may be set back
+        _switch_exactness(config.get("deterministic", False))
         torch.set_num_threads(place.threads)
         torch.manual_seed(config["seed"])
         self._load_data()
@@ -130,6 +166,11 @@ class _Run:
             # "reduce-overhead": CUDA graphs, where there is a GPU.
             mode = "reduce-overhead" if place.device.type == "cuda" else "default"
             self.network = torch.compile(self.model, mode=mode)
+
+    @property
+    def lr(self) -> float:
+        """The recipe's peak learning rate, halved by every restart."""
+        return self.recipe["lr"] / 2 ** len(self.before)
 
     def _switch_compile(self) -> str:
         """Switch the quantizers' compilation; returns what is compiled: off, quantizers, model."""
@@ -206,7 +247,7 @@ class _Run:
             self.ema = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
         self.optimizer = torch.optim.SGD(
             parameter_groups(self.model, self.recipe),
-            lr=self.recipe["lr"],
+            lr=self.lr,
             momentum=self.recipe["momentum"],
             nesterov=self.recipe["nesterov"] and self.recipe["momentum"] > 0,
             fused=True,
@@ -232,6 +273,7 @@ class _Run:
                 "codes": self.codes,
                 "start": self.start_histograms,
                 "compiled": self.compiled,
+                "before": self.before,
             },
         )
 
@@ -247,8 +289,10 @@ class _Run:
             path = self.folder.path / CHECKPOINT
             if not isinstance(state, dict) or state.get("run_key") != self.config["run_key"]:
                 reason = f"checkpoint {path} is of another run"
-            elif "random" not in state or state["versions"] != hardware.versions():
+            elif "before" not in state or state["versions"] != hardware.versions():
                 reason = f"checkpoint {path} was made by other versions"
+            elif len(state["before"]) < len(self.before):
+                return None  # of the attempt that diverged
             else:
                 return state
         say(f"warning: {reason}: the run begins again")
@@ -264,7 +308,7 @@ class _Run:
                 self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.codes, self.start_histograms = state["codes"], state["start"]
-            self.resumed = (state["step"], state["sums"])
+            self.resumed, self.before = (state["step"], state["sums"]), state["before"]
             self.folder.restore_tables(state["tables"])
             _set_random_state(state["random"], self.place.device)
         else:
@@ -284,15 +328,18 @@ class _Run:
     def _fit_images(self) -> Tensor:
         return torch.cat([images for images, _ in self.fit_data.epoch(0)])
 
-    def _record_weights(self, epoch: int) -> None:
+    def _record_weights(self, epoch: int) -> set[str]:
+        """Append to weight_state.csv; returns the layers whose weights are all one value."""
         rows, self.codes = observe.weight_state(self.model, self.codes)
         if rows:
             rows = [{"epoch": epoch, **row} for row in rows]
             self.folder.append("weight_state.csv", WEIGHT_STATE, rows)
+        return {row["layer"] for row in rows if row["dead"]}
 
     # -- training ---------------------------------------------------------------------------
 
-    def train(self) -> dict:
+    def train(self) -> dict | None:
+        """Train what is left; returns the last epoch's row. `diverged` tells whether it broke."""
         done = self._start()
         epochs = self.recipe["epochs"]
         progress = Progress(self.config["run_id"], epochs, self.train_data.images)
@@ -300,9 +347,9 @@ class _Run:
         for epoch in range(done + 1, epochs + 1):
             with signals.held(f"{self.config['run_id']} is saved up to epoch {epoch}"):
                 row = self._train_epoch(epoch, progress)
-            if not math.isfinite(row["train_loss"] + row["val_loss"]):
-                return self._finish("diverged", row)
-        return self._finish("done", row)
+            if self.diverged is not None:
+                break
+        return row
 
     def _train_epoch(self, epoch: int, progress: Progress) -> dict:
         recipe, model, device = self.recipe, self.model, self.place.device
@@ -321,7 +368,7 @@ class _Run:
         batches = islice(self.train_data.epoch(epoch), first, None)
         for index, (images, labels) in enumerate(batches, first):
             waited += time.perf_counter() - asked
-            rate = learning_rate((epoch - 1) * steps + index, total, warmup, recipe["lr"])
+            rate = learning_rate((epoch - 1) * steps + index, total, warmup, self.lr)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
             images = images.contiguous(memory_format=torch.channels_last)
@@ -370,8 +417,12 @@ class _Run:
             ],
         )
         if math.isfinite(row["train_loss"] + row["val_loss"]):
-            self._record_weights(epoch)
-            self._save(epoch)
+            self.diverged = self._dead_quantizer(self._record_weights(epoch))
+            if self.diverged is None:
+                self._save(epoch)
+        else:
+            layer = self._first_layer_not_finite()
+            self.diverged = {"layer": layer, "because": "the loss is not finite"}
         progress.epoch(row, count / seconds)
         return row
 
@@ -379,6 +430,15 @@ class _Run:
         if self.recipe["precision"] == "bf16":
             return torch.autocast(self.place.device.type, torch.bfloat16)
         return contextlib.nullcontext()
+
+    def _dead_quantizer(self, weights: set[str]) -> dict | None:
+        """The first layer whose weights (in `weights`) or inputs can only be one value, if any."""
+        inputs = observe.collapsed_activations(self.model)
+        for layer, _ in self.model.named_modules():
+            if layer in weights | inputs:
+                what = "weights" if layer in weights else "quantized inputs"
+                return {"layer": layer, "because": f"all {what} are one value"}
+        return None
 
     @torch.no_grad()
     def evaluate(self, data) -> dict[str, float]:
@@ -400,8 +460,11 @@ class _Run:
 
     # -- the end ----------------------------------------------------------------------------
 
-    def _finish(self, status: str, last: dict | None) -> dict:
-        model = self.model if self.ema is None else self.ema.module
+    def finish(self, last: dict | None) -> dict:
+        """Test, measure and write the final record; `last` is the row that `train` returned."""
+        status, model = "done" if self.diverged is None else "diverged", self.model
+        if self.ema is not None:
+            model = self.ema.module
         size, fp_size, bitops = size_and_bitops(model, self.report)
         nonfinite = observe.nonfinite_batches(self.model)
         final = {
@@ -422,14 +485,15 @@ class _Run:
             "git_commit": hardware.git_commit(),
             "loader": self.train_data.backend,
             "compile": self.compiled,
-            "diverged_layer": None,
+            "diverged_layer": None if self.diverged is None else self.diverged["layer"],
+            "diverged_because": None if self.diverged is None else self.diverged["because"],
+            "diverged_before": self.before,
+            "lr": self.lr,
             "nonfinite_batches": nonfinite,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": time.time() - self.started,
+            "seconds": time.monotonic() - self.started,
         }
-        if status == "diverged":
-            final["diverged_layer"] = self._first_layer_not_finite()
-        else:
+        if self.diverged is None:
             test = self.evaluate(self.test_data)
             final |= {"top1": test["top1"], "top5": test["top5"], "test_loss": test["loss"]}
             final["val_top1"] = last["val_top1"] if last else self.evaluate(self.val_data)["top1"]
@@ -456,6 +520,14 @@ class _Run:
             held_out = held_out[:CALIBRATION_IMAGES]
             rows = observe.channel_errors(model, self._fit_images(), held_out)
             self.folder.write_table("channel_error.csv", CHANNEL_ERROR, rows)
+
+
+def _switch_exactness(exact: bool) -> None:
+    """Only CUDA kernels that add in a fixed order, or an error where there is none."""
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(exact)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time
 
 
 def _first_bad_layer(model: nn.Module) -> str | None:

@@ -13,9 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 from lowbit_core.data import augment, dataset, ffcv_reader, resident_reader
 from lowbit_core.data.loader import make_loader
+from lowbit_core.data.manifest import read_manifest
 from lowbit_core.data.prepare import prepare
 from lowbit_core.data.splits import split_indices
 from lowbit_core.errors import InputError
+from lowbit_core.files import checksum, write_json
 
 BACKENDS = ("ffcv", "torch")
 
@@ -254,11 +256,11 @@ def test_a_gpu_with_room_keeps_the_pixels(digits, monkeypatch):
     assert not resident_reader.fits(digits, "train", torch.device("cpu"))
     free[0] = 2 * size
     assert not resident_reader.fits(digits, "train", device)
+    folder = digits.parent / "jpeg"
+    shutil.copytree(digits, folder)
+    manifest = read_manifest(folder, "train") | {"dataset": "imagenet"}
+    write_json(folder / "train.manifest.json", manifest | {"checksum": checksum(manifest)})
     with pytest.raises(InputError, match="resident pixels"):
-        folder = digits.parent / "jpeg"
-        shutil.copytree(digits, folder)
-        path = folder / "train.manifest.json"
-        path.write_text(path.read_text().replace('"digits"', '"imagenet"'))
         make_loader(folder, "train", batch_size=4, train=True, resident=True)
 
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 from workflow import device_slots
@@ -43,9 +42,11 @@ def test_a_full_machine_makes_the_next_wait(tmp_path, monkeypatch, capsys):
     got = []
     waiting = threading.Thread(target=lambda: got.append(take_slot(["a"], 1, tmp_path)))
     waiting.start()
-    time.sleep(0.2)
+    said = ""
+    while not said:  # the other thread says that it waits
+        said += capsys.readouterr().err
     assert got == []
     first.lock.close()
-    waiting.join(30)
+    waiting.join()
     assert [slot.device for slot in got] == [0]
-    assert capsys.readouterr().err == "waiting for a GPU: 1 processes use each\n"
+    assert said + capsys.readouterr().err == "waiting for a GPU: 1 processes use each\n"

@@ -16,7 +16,7 @@ from test_training import config
 
 from lowbit_core.data.shards import write_shards
 from lowbit_core.errors import InputError
-from lowbit_core.files import write_json
+from lowbit_core.files import locked, write_json
 from lowbit_core.run_folder import RunFolder
 from workflow import bundle
 from workflow.cost import Costs, kind, network, steps_an_epoch
@@ -99,13 +99,14 @@ def test_a_slice_trains_with_torch_alone_and_comes_home(machine, plan, tmp_path)
 
 
 def test_a_stopped_slice_goes_on_elsewhere_to_the_same_numbers(machine, plan, tmp_path):
-    process = machine()
-    state = machine.home / "results" / "runs" / "ckpt" / "checkpoint.pt"
-    deadline = time.monotonic() + 300
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[1]
+    runs = machine.home / "results" / "runs"
+    with locked(runs / "direct" / "lock", ""):  # so that it cannot end before it is stopped
+        process = machine()
+        while not (runs / "ckpt" / "metrics.csv").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=120)[1]
     assert process.returncode == 0 and "stopped by a signal" in said
     other = tmp_path / "other"
     for name in ("lowbit_core", "baselines", "workflow", "slice"):

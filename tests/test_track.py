@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import fake_runs
+import psutil
 import pytest
 
 from lowbit_core.errors import InputError
@@ -297,8 +298,7 @@ def test_a_taken_port_is_refused(store, tmp_path):
 
 
 def test_the_ui_answers_and_stops_with_its_server(store, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",
@@ -318,11 +318,31 @@ def test_the_ui_answers_and_stops_with_its_server(store, tmp_path):
         while not answers(port):
             assert ui.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(0.3)
+        own = [psutil.Process(ui.pid), *psutil.Process(ui.pid).children(recursive=True)]
+        bound = {
+            (c.laddr.ip, c.laddr.port)
+            for process in own
+            for c in process.net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        }
+        assert bound == {("127.0.0.1", port)}
     finally:
         ui.send_signal(signal.SIGTERM)
-        ui.wait(20)
+        ui.wait(120)
     assert ui.returncode == 0
     assert not answers(port)
+
+
+def free_port() -> int:
+    """One that no process is given by chance, as it would be from 32768 on."""
+    for port in range(20000 + os.getpid() % 10000, 32768):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise AssertionError("no free port")
 
 
 def answers(port: int) -> bool:

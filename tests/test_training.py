@@ -352,6 +352,95 @@ def test_a_batch_with_nan_is_counted_and_the_run_marked_diverged(
     assert final["nonfinite_batches"][named[2]] >= 1
 
 
+def dies_in_step(number, monkeypatch, what, attempts=1):
+    """From the pass `number` on, in the first attempts, the second quantized layer is dead.
+
+    All its codes become one, or the levels of its weights or its inputs fall together.
+    """
+    original, seen = training._Run._build_model, []
+
+    def build(self, method):
+        original(self, method)
+        seen.append(self)
+        if len(seen) > attempts:
+            return
+        layer = [m for m in self.model.modules() if isinstance(m, QuantLayer)][1]
+        passes = []
+
+        def die(_layer, inputs):
+            passes.append(None)
+            if len(passes) < number:
+                return inputs
+            for name, parameter in layer.weight_quantizer.named_parameters():
+                if what == "codes" and name != "v":
+                    parameter.data.fill_(parameter.abs().max() + 1)
+                if what == "levels" and name == "v":
+                    parameter.data.zero_()
+            if what == "inputs":
+                activation = layer.activation_quantizer
+                for state in (*activation.parameters(), *activation.buffers()):
+                    state.data.zero_()
+            return inputs
+
+        layer.register_forward_pre_hook(die)
+
+    monkeypatch.setattr(training._Run, "_build_model", build)
+    return seen
+
+
+DEAD = {
+    "codes": "all weights are one value",
+    "levels": "all weights are one value",
+    "inputs": "all quantized inputs are one value",
+}
+
+
+@pytest.mark.parametrize("method, what", [
+    ("direct", "levels"), ("direct", "codes"), ("lq_nets", "codes"),
+    ("direct_sign", "levels"), ("direct", "inputs"),
+])  # fmt: skip
+def test_a_dead_quantizer_is_noticed_within_the_epoch(
+    method, what, digits_root, tmp_path, monkeypatch
+):
+    dies_in_step(9, monkeypatch, what)  # calibration, 5 steps, 1 of validation, ...
+    final = train(config(method, epochs=4), digits_root, tmp_path)
+    assert final["status"] == "diverged" and final["top1"] is None and final["epochs_done"] == 2
+    names = [row["layer"] for row in json.loads((tmp_path / "run" / "layers.json").read_text())]
+    assert final["diverged_layer"] == names[2] and final["diverged_because"] == DEAD[what]
+
+
+@pytest.mark.parametrize("attempts", (1, 2, 3))
+def test_a_diverged_run_begins_again_as_often_as_its_recipe_allows(
+    attempts, digits_root, tmp_path, monkeypatch, capfd
+):
+    seen = dies_in_step(9, monkeypatch, "codes", attempts)
+    recipe = {**RECIPE, "restarts": 2}
+    final = train(config("direct", recipe=recipe), digits_root, tmp_path)
+    assert [run.lr for run in seen] == [0.05, 0.025, 0.0125][: attempts + 1]
+    assert final["status"] == ("done" if attempts < 3 else "diverged")
+    assert [a["lr"] for a in final["diverged_before"]] == [0.05, 0.025][:attempts]
+    assert {(a["epoch"], a["because"]) for a in final["diverged_before"]} == {(2, DEAD["codes"])}
+    assert final["lr"] == seen[-1].lr
+    rows = table(tmp_path / "run" / "metrics.csv")
+    assert [row["epoch"] for row in rows] == (list("1234") if attempts < 3 else list("12"))
+    assert f"restart 1 of 2 with lr {seen[1].lr:g}" in capfd.readouterr().err
+
+
+def test_a_restart_that_is_killed_goes_on_as_a_restart(digits_root, tmp_path, monkeypatch):
+    settings = config("direct", recipe={**RECIPE, "restarts": 1})
+    with monkeypatch.context() as patch:
+        dies_in_step(9, patch, "codes")
+        whole = train(settings, digits_root, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        dies_in_step(9, patch, "codes")
+        kill_after(patch, 3)  # in the second attempt: the first does not get there
+        with pytest.raises(Killed):
+            train(settings, digits_root, tmp_path / "killed")
+    final = train(settings, digits_root, tmp_path / "killed")  # nothing dies: no third attempt
+    assert final["diverged_before"] == whole["diverged_before"] and len(whole["diverged_before"]) == 1
+    assert_same_run(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not compiler_found(), reason="no C++ compiler: nothing is compiled here")
 @pytest.mark.parametrize("method", ("direct", "pact", "lq_nets"))

@@ -14,14 +14,14 @@ from pathlib import Path
 from baselines import METHODS
 from lowbit_core.errors import InputError
 from lowbit_core.files import write_text
-from lowbit_core.run_folder import RunFolder
+from lowbit_core.run_folder import RunFolder, check_run_id
 
 ROLES = ("run", "ablation", "checkpoint")
 """Legal roles; a run declared twice keeps the first of them."""
 STATUSES = ("done", "diverged")
 PUBLISHED_ONLY = {"lsq": "LSQ"}
 """Methods that are shown as context beside ours and never trained here."""
-WHOLE = {"w_bits", "a_bits", "seed", "channel", "n", "seeds", "channels"}
+WHOLE = {"w_bits", "a_bits", "seed", "channel", "n", "seeds", "channels", "restarts"}
 TEXT = {
     "suite", "dataset", "arch", "method", "role", "status", "first_last", "shortcut", "exceptions",
     "weight_granularity", "activation_granularity", "init", "pretrained", "diverged_layer",
@@ -116,10 +116,10 @@ def read_job(path: str | Path) -> dict[str, str]:
     for index, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            run_id, role, count = entry["run_id"], entry["role"], entry["runs"]
+            run_id, role, count = check_run_id(entry["run_id"]), entry["role"], entry["runs"]
         except (ValueError, KeyError, TypeError, RecursionError):
             entry = None
-        if entry is None or not isinstance(run_id, str) or Path(run_id).name != run_id:
+        if entry is None:
             raise InputError(
                 f"{path}, line {index}: {line[:80]!r} is not a job line, "
                 f'{{"run_id": ..., "role": ..., "runs": ...}}: {again}'

@@ -15,8 +15,8 @@ from workflow.checked import ROLES, check_jobs, read_jobs, write_table_text
 
 RESULT_COLUMNS = [
     "suite", "dataset", "arch", "width", "method", "w_bits", "a_bits", "seed", "role", "status",
-    "top1", "top5", "fp_top1", "delta", "checkpoint_top1", "val_top1", "epochs", "size_bytes",
-    "bitops", "first_last", "shortcut", "exceptions", "signed_layers", "weight_granularity",
+    "restarts", "diverged_layer", "top1", "top5", "fp_top1", "delta", "checkpoint_top1",
+    "val_top1", "epochs", "size_bytes", "bitops", "first_last", "shortcut", "exceptions", "signed_layers", "weight_granularity",
     "activation_granularity", "init", "pretrained", "quantizer_weight_decay",
     "quantizer_lr_scale", "schedule", "epoch_reported", "batch_size", "lr", "weight_decay",
     "augmentation", "train_images", "val_images", "loader", "compile", "precision",
@@ -130,7 +130,9 @@ def result_row(suite: str, folder: Path, role: str) -> dict:
     return {
         **{key: config[key] for key in copied},
         **{key: versions.get(key) for key in ("torch", "torchvision", "ffcv", "python")},
-        **{key: final.get(key) for key in ("status", "size_bytes", "bitops", "hardware")},
+        **{key: final.get(key) for key in (
+            "status", "diverged_layer", "size_bytes", "bitops", "hardware",
+        )},
         **{key: recipe.get(key) for key in (
             "schedule", "batch_size", "augmentation", "train_images", "val_images", "precision",
         )},
@@ -138,6 +140,7 @@ def result_row(suite: str, folder: Path, role: str) -> dict:
         "suite": suite,
         "role": role,
         "width": config["arch_options"].get("width"),
+        "restarts": len(final["diverged_before"]),
         "top1": float(final["top1"]) if done else None,
         "top5": float(final["top5"]) if done else None,
         "val_top1": float(final["val_top1"]) if done else None,
@@ -153,7 +156,7 @@ def result_row(suite: str, folder: Path, role: str) -> dict:
         "quantizer_weight_decay": group_setting(recipe["quantizer_groups"], "weight_decay"),
         "quantizer_lr_scale": group_setting(recipe["quantizer_groups"], "lr_scale"),
         "epoch_reported": "final",
-        "lr": float(recipe["lr"]),
+        "lr": float(final["lr"]),
         "weight_decay": float(recipe["weight_decay"]),
         "loader": final["loader"],
         "compile": final["compile"],

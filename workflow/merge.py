@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from lowbit_core.errors import InputError, run_cli
-from lowbit_core.run_folder import WEIGHTS, RunFolder
+from lowbit_core.run_folder import WEIGHTS, RunFolder, check_run_id
 from workflow.bundle import NAME, unpack
 from workflow.cost import epochs_done
 from workflow.plan import PLAN
@@ -103,7 +103,7 @@ def suites_of(sources: list[Path]) -> dict[str, dict[str, str]]:
     for source in sources:
         if (source / PLAN).exists():
             plan = _read(source / PLAN)
-            roles = {run["run_id"]: run["role"] for run in plan["runs"]}
+            roles = {check_run_id(run["run_id"]): run["role"] for run in plan["runs"]}
             suites.setdefault(plan["suite"], {}).update(roles)
     return suites
 

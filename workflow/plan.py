@@ -14,6 +14,7 @@ from pathlib import Path
 from lowbit_core.bits import bits_label
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_json
+from lowbit_core.run_folder import check_run_id
 from workflow.cost import Costs, epochs_done
 
 ROOT = Path(__file__).parent.parent
@@ -162,6 +163,9 @@ def read_plan(folder: Path) -> Plan:
     try:
         found = json.loads(path.read_text())
         plan = Plan(found["suite"], tuple(found["runs"]), found["commit"])
+        for run in plan.runs:
+            for name in (run["run_id"], run["pretrained"] or run["run_id"], run["dataset"]):
+                check_run_id(name)
         planned = found["sources"]
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: write it with `python -m workflow.plan`") from error

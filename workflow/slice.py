@@ -24,7 +24,7 @@ from lowbit_core import signals
 from lowbit_core.data.backend import pick_backend
 from lowbit_core.data.manifest import manifest_path
 from lowbit_core.data.shards import read_shards
-from lowbit_core.errors import InputError, run_cli
+from lowbit_core.errors import DeviceLost, InputError, run_cli
 from lowbit_core.files import write_json
 from lowbit_core.hardware import COMMIT
 from lowbit_core.progress import say
@@ -78,7 +78,7 @@ def work(number: int, settings: Settings, tasks, answers) -> None:
                 answer = seconds_per_step(config, method, place)
             else:
                 answer = train_run(config, method, place)["status"]
-        except (InputError, OSError) as error:
+        except (InputError, OSError, DeviceLost) as error:
             answers.put(("failed", number, str(error)))
             continue
         answers.put((task, number, answer))

@@ -315,6 +315,7 @@ def _resolve(config, experiment, name, bits, seed, recipe, pretrained) -> dict:
         "pretrained": pretrained,
         "loader": config["loader"],
         "compile": config["compile"],
+        "deterministic": config["deterministic"],
         "threads": config["threads"],
         "code_version": code_version(name),
     }
@@ -443,6 +444,10 @@ def check_config(config: dict) -> None:
         if not isinstance(value, CONFIG_KEYS[key]):
             raise InputError(
                 f"configuration {key} is {value!r}: it must be a {CONFIG_KEYS[key].__name__}"
+            )
+        if isinstance(value, str) and not set(value).isdisjoint("{}\n\r\0"):
+            raise InputError(
+                f"configuration {key} is {value!r}: it must be one line, without {{ and }}"
             )
         if key in LEAST and value < LEAST[key]:
             raise InputError(f"configuration {key} is {value}: it must be at least {LEAST[key]}")

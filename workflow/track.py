@@ -73,9 +73,14 @@ class Store:
         """An MlflowClient under the lock. MLflow's and the database's errors become InputError."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        from mlflow.exceptions import MlflowException  # slow import
-        from mlflow.tracking import MlflowClient
-        from sqlalchemy.exc import SQLAlchemyError
+        try:
+            from mlflow.exceptions import MlflowException  # slow import
+            from mlflow.tracking import MlflowClient
+            from sqlalchemy.exc import SQLAlchemyError
+        except ImportError as error:
+            raise InputError(
+                f"MLflow cannot be imported ({error}); results are not touched"
+            ) from error
 
         for name in ("mlflow", "alembic"):  # they tell of every migration
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -277,6 +282,8 @@ def _log_values(client, tracked, config: dict, folder: Path, final: dict | None)
         new_tags |= {"status": final["status"], "git_commit": str(final["git_commit"])}
         if final["diverged_layer"]:
             new_tags["diverged_layer"] = final["diverged_layer"]
+        if final["diverged_before"]:
+            new_tags["restarts"] = str(len(final["diverged_before"]))
     params = [] if tracked.data.params else [
         Param(key, value[:MAX_VALUE]) for key, value in flatten(config).items()
     ]

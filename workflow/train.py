@@ -57,8 +57,11 @@ def main() -> None:
     for number, run in enumerate(job.runs, 1):
         say(f"{arguments.job}: run {number} of {len(job.runs)}: {run['run_id']}")
         final = train(run)
-        top1 = "diverged" if final["top1"] is None else f"test top-1 {final['top1']:.2f} %"
-        say(f"{run['run_id']}: {final['status']}, {top1}")
+        if final["top1"] is None:
+            told = f"layer {final['diverged_layer']}: {final['diverged_because']}"
+        else:
+            told = f"test top-1 {final['top1']:.2f} %"
+        say(f"{run['run_id']}: {final['status']}, {told}")
     write_text(arguments.out, job_text(job.runs))
 
 

@@ -139,8 +139,10 @@ def make_loader(
         reader = ResidentReader(data_dir, split, device)
     elif backend == "ffcv":
         import_ffcv()
+        from lowbit_core.data.beton import check_beton
         from lowbit_core.data.ffcv_reader import FfcvReader
 
+        check_beton(data_dir / f"{split}.beton", data, manifest["images"])
         reader = FfcvReader(
             data_dir / f"{split}.beton", threads, None if data.stored_raw else side, random_crop
         )

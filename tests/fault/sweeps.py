@@ -34,12 +34,29 @@ SAME = (
 )
 RUN_FILES = ("metrics.csv", "weight_state.csv", "layers.json", "weight_histograms.json")
 LONGEST = 300.0  # seconds that any command may take
+# Added to a project's copy of progress.py (which is no part of a run's identity): while there is a
+# folder `hold`, training waits in the first step of epoch 2, and does not end before it is stopped.
+HOLD = """
+
+def _held_step(self, epoch, count, step=Progress.step):
+    from os import getpid
+    from pathlib import Path
+    from lowbit_core import signals
+
+    step(self, epoch, count)
+    while epoch == 2 and Path("hold").exists() and not signals.asked():
+        Path("hold", str(getpid())).touch()
+        time.sleep(0.01)
+
+
+Progress.step = _held_step
+"""
 
 
 class Project:
     """One checkout in a folder of its own; `data` is the prepared data that all of them share."""
 
-    def __init__(self, folder: Path, data: Path, loader: str = "torch"):
+    def __init__(self, folder: Path, data: Path, loader: str = "torch", runs_per_job: int = 2):
         self.folder, self.data = folder, data
         folder.mkdir(parents=True, exist_ok=True)
         for name in CODE:
@@ -47,6 +64,7 @@ class Project:
             copy(ROOT / name, folder / name, **_skip_caches(copy))
         text = (ROOT / "tests" / "fault" / "tiny.yaml").read_text()
         text = text.replace("loader: torch", f"loader: {loader}")
+        text = text.replace("runs_per_job: 2", f"runs_per_job: {runs_per_job}")
         (folder / "config" / "suites" / "tiny.yaml").write_text(text)
         self.results = folder / "results" / "tiny"
         self.runs = folder / "results" / "runs"
@@ -66,10 +84,13 @@ class Project:
                 start_new_session=True,
             )
 
-    def snakemake(self, *targets: str, config: tuple = (), **options) -> subprocess.Popen:
+    def snakemake(
+        self, *targets: str, config: tuple = (), cores: int = 2, **options
+    ) -> subprocess.Popen:
         targets = targets or tuple(f"results/tiny/{name}" for name in SAME)
         settings = ("suite=tiny", f"data={self.data}", *config)
-        command = (str(BIN / "snakemake"), "--cores", "2", "--config", *settings, "--", *targets)
+        command = (str(BIN / "snakemake"), "--cores", str(cores), "--config", *settings)
+        command += ("--", *targets)
         return self.start(*command, **options)
 
     def sweep(self, *targets: str, **options) -> str:
@@ -122,22 +143,35 @@ class Project:
                 run = json.loads(line)["run_id"]
                 shutil.copytree(other.runs / run, self.runs / run)
 
+    def hold(self) -> None:
+        """From now on training waits within epoch 2, until a signal or `release`."""
+        with (self.folder / "lowbit_core" / "progress.py").open("a") as file:
+            file.write(HOLD)
+        (self.folder / "hold").mkdir()
+
+    def wait_until_held(self, processes: int, started: subprocess.Popen) -> None:
+        """Wait until so many training processes are within epoch 2."""
+        self._wait(
+            lambda: len(list((self.folder / "hold").iterdir())) >= processes,
+            started,
+            f"{processes} processes in epoch 2",
+        )
+
+    def release(self) -> None:
+        shutil.rmtree(self.folder / "hold")
+
     def said(self, log: str = "log") -> str:
         return (self.folder / log).read_text(errors="replace")
 
     def tables(self) -> dict[str, bytes]:
         return {name: (self.results / name).read_bytes() for name in SAME}
 
-    def wait_for(self, pattern: str, process: subprocess.Popen, text: str = "") -> Path:
-        """Wait until a file that matches `pattern` is there and holds `text`."""
+    def _wait(self, done: Callable[[], bool], started: subprocess.Popen, what: str) -> None:
         end = time.monotonic() + LONGEST
-        while time.monotonic() < end:
-            for path in self.folder.glob(pattern):
-                if text in path.read_text(errors="replace"):
-                    return path
-            assert process.poll() is None, f"it ended before {pattern} was there: {self.said()}"
+        while not done():
+            assert started.poll() is None, f"it ended before {what}: {self.said()}"
+            assert time.monotonic() < end, f"no {what}: {self.said()}"
             time.sleep(0.01)
-        raise AssertionError(f"{pattern} never came: {self.said()}")
 
 
 def soak(*values: object):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import LONGEST, Project, assert_same_runs, in_child, signal_group, soak, status_of
+from sweeps import Project, assert_same_runs, in_child, signal_group, soak, status_of
 
 from lowbit_core import files, run_folder
 from lowbit_core.run_folder import RunFolder
@@ -36,27 +36,34 @@ def killed_after(seconds: float, child: int) -> bool:
 
 
 @pytest.mark.parametrize("seed, kills, loader", (
-    (1, 5, "torch"), soak(2, 9, "torch"), soak(3, 9, "ffcv"), soak(4, 9, "ffcv"),
+    (1, 5, "torch"), soak(2, 25, "ffcv"),
 ))  # fmt: skip
-def test_a_sweep_killed_at_random_moments(seed, kills, loader, reference, tmp_path, digits_root):
-    """Snakemake and all its jobs at once, each time from 2 s to 14 s after it was started."""
+def test_a_sweep_killed_at_random_moments(
+    seed, kills, loader, reference, tmp_path, digits_root, last_kill
+):  # fmt: skip
+    """Snakemake and all its jobs at once, each time from 2 s to 14 s after it was started.
+
+    Sooner where a whole sweep takes less."""
     project = Project(tmp_path / "killed", digits_root, loader=loader)
     whole = reference
     if loader == "ffcv":  # its data are prepared in the sweep, and that is killed too
         project.data = tmp_path / "killed" / "data"
         whole = Project(tmp_path / "whole", digits_root, loader=loader)
         whole.sweep()
-    draw, done = random.Random(seed), 0
-    while done < kills:
-        sweep = project.snakemake()
+    draw, done, longest = random.Random(seed), 0, 14.0
+    while done < kills and time.monotonic() < last_kill:
+        sweep, began = project.snakemake(), time.monotonic()
         try:
-            sweep.wait(draw.uniform(2, 14))
-            break  # it ended before the last kill: whatever is left would be no test of it
+            sweep.wait(draw.uniform(longest / 7, longest))
         except subprocess.TimeoutExpired:
             signal_group(sweep, signal.SIGKILL)
             done += 1
-    assert done >= min(kills, 4)
+        else:  # all done: the next begins again
+            longest = min(longest, time.monotonic() - began)
+            shutil.rmtree(project.folder / "results")
+    print(f"{done} kills")
     project.sweep()
+    assert done == kills, "the time is over"
     assert project.tables() == whole.tables()
     assert_same_runs(project.runs, whole.runs)
     assert not list(project.folder.glob("results/**/.*.tmp")), "left by a killed process"
@@ -65,9 +72,9 @@ def test_a_sweep_killed_at_random_moments(seed, kills, loader, reference, tmp_pa
 # -- a training process ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed, kills", ((1, 5), soak(2, 20), soak(3, 20)))
-def test_a_training_process_killed_at_random_moments(seed, kills, reference, trained):
-    draw, done, started = random.Random(seed), 0, time.monotonic()
+@pytest.mark.parametrize("seed, kills", ((1, 5), soak(2, 20)))
+def test_a_training_process_killed_at_random_moments(seed, kills, reference, trained, last_kill):
+    draw, done = random.Random(seed), 0
     job = reference.jobs()[1]
     while done < kills:
         child = in_child(lambda: trained.train_here(job))
@@ -76,7 +83,7 @@ def test_a_training_process_killed_at_random_moments(seed, kills, reference, tra
                 shutil.rmtree(path)
             continue
         done += 1
-        assert time.monotonic() - started < LONGEST
+        assert time.monotonic() < last_kill
     assert status_of(in_child(lambda: trained.train_here(job))) == 0
     finished = {path.parent.name for path in trained.runs.glob("*/final.json")}
     assert_same_runs(trained.runs, reference.runs, finished)
@@ -170,6 +177,10 @@ def test_preparing_data_killed_at_random_moments(seed, kills, tmp_path):
     longest = time.monotonic() - began
     draw, done = random.Random(seed), 0
     while done < kills:
-        done += killed_after(draw.uniform(0, longest), in_child(lambda: work(tmp_path / "killed")))
+        child = in_child(lambda: work(tmp_path / "killed"))
+        if killed_after(draw.uniform(0, longest), child):
+            done += 1
+        else:  # all done: the next begins again
+            shutil.rmtree(tmp_path / "killed")
     assert status_of(in_child(lambda: work(tmp_path / "killed"))) == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -1,15 +1,17 @@
 """SIGINT and SIGTERM: the step is finished, its state saved, and a rerun ends in the same bytes."""
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 
 import pytest
 import torch
-from sweeps import assert_same_runs, in_child, signal_group, soak, status_of
+from sweeps import LONGEST, assert_same_runs, in_child, signal_group, soak, status_of
 
 import baselines
 from lowbit_core import signals, training
@@ -179,12 +181,15 @@ def test_a_loader_that_is_left_in_the_middle_of_an_epoch_ends(backend, digits_ro
 def test_a_stopped_training_process_goes_on(reference, trained):
     """The real entry point: a signal within an epoch, and then to the end."""
     job = reference.jobs()[1]
+    trained.hold()
     process = trained.train(job)
-    trained.wait_for("results/runs/*-fp-fp-s0-*/metrics.csv", process, "\n1,")
+    trained.wait_until_held(1, process)
     assert signal_group(process, signal.SIGTERM) == 128 + signal.SIGTERM, trained.said()
     said = trained.said()
-    assert said.splitlines()[-1].startswith("stopped by SIGTERM: ") and "Traceback" not in said
-    assert trained.train(job).wait(300) == 0, trained.said()
+    stopped = SAVED.search(said.splitlines()[-1])
+    assert stopped and stopped.group(3, 4) == ("2", "1") and "Traceback" not in said, said
+    trained.release()
+    assert trained.train(job).wait(LONGEST) == 0, trained.said()
     assert "epoch 1/2" not in trained.said().partition("w2a2")[0]  # the first run went on
     finished = {path.parent.name for path in trained.runs.glob("*/final.json")}
     assert_same_runs(trained.runs, reference.runs, finished)
@@ -193,10 +198,11 @@ def test_a_stopped_training_process_goes_on(reference, trained):
 @pytest.mark.parametrize("number", (signal.SIGINT, soak(signal.SIGTERM)))
 def test_a_stopped_sweep_goes_on_and_a_second_one_is_refused(number, reference, trained):
     """Ctrl-C reaches every process of the terminal; `kill` reaches snakemake alone."""
+    trained.hold()
     sweep = trained.snakemake()
-    trained.wait_for("results/tiny/logs/*ablation0.log", sweep, "run 1 of 2")
+    trained.wait_until_held(2, sweep)  # both jobs: they go on when they are told to stop
     second = trained.snakemake(log="second")
-    assert second.wait(120) != 0
+    assert second.wait(LONGEST) != 0
     said = trained.said("second")
     assert f"another sweep is running in {trained.folder} (process {sweep.pid})" in said, said
     assert "Traceback" not in said
@@ -204,10 +210,13 @@ def test_a_stopped_sweep_goes_on_and_a_second_one_is_refused(number, reference, 
         code = signal_group(sweep, number)
     else:
         sweep.send_signal(number)
-        code = sweep.wait(120)
+        code = sweep.wait(LONGEST)
     said = trained.said()
     assert code != 0, said
-    assert f"stopped by {number.name}: " in said and "Traceback" not in said, said
+    stops = {stop.groups()[:4] for stop in SAVED.finditer(said)}
+    assert len(stops) == 2 and {(stop[0], *stop[2:]) for stop in stops} == {(number.name, "2", "1")}
+    assert "Traceback" not in said, said
+    trained.release()
     trained.sweep()
     assert trained.tables() == reference.tables()
     assert_same_runs(trained.runs, reference.runs)
@@ -217,8 +226,15 @@ def test_of_two_processes_with_one_run_the_second_waits(digits_root, tmp_path, c
     settings = config("direct")
     place = Place(digits_root, tmp_path, torch.device("cpu"))
     method = baselines.method("direct")
-    children = [in_child(lambda: train_run(settings, method, place)) for _ in range(2)]
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # or the first could end before the second begins
+        children = [in_child(lambda: train_run(settings, method, place)) for _ in range(2)]
+        said = ""
+        while said.count("another process trains this run: waiting") < 2:
+            assert all(os.waitpid(child, os.WNOHANG) == (0, 0) for child in children)
+            said += capfd.readouterr().err
+            time.sleep(0.01)
+        fcntl.flock(lock, fcntl.LOCK_UN)  # closing would not do: the children have it open too
     assert [status_of(child) for child in children] == [0, 0]
-    said = capfd.readouterr().err
-    assert said.count("another process trains this run: waiting") == 1
-    assert said.count("epoch 1/2") == 1
+    assert (said + capfd.readouterr().err).count("epoch 1/2") == 1

@@ -12,9 +12,9 @@ rule prepare_data:
     params:
         python=PYTHON,
         out=output_folder,
-        source=f"--source {config['data_source']}" if config["data_source"] else "",
+        source=["--source", config["data_source"]] if config["data_source"] else [],
         download="--download" if config["download"] else "",
     threads: 2
     shell:
         "{params.python:q} -m lowbit_core.data.prepare {wildcards.dataset} --out {params.out:q}"
-        " {params.source} {params.download} 2>&1 | tee {log:q}"
+        " {params.source:q} {params.download} 2>&1 | tee {log:q}"

@@ -17,7 +17,7 @@ rule plots:
         runs=RUNS,
         out=output_folder,
     shell:
-        "{params.python:q} -m workflow.plots --results {input.results:q} --runs {params.runs}"
+        "{params.python:q} -m workflow.plots --results {input.results:q} --runs {params.runs:q}"
         " --channel-error {input.channel_error:q} --direct-weights {input.direct_weights:q}"
         " --out {params.out:q} 2>&1 | tee {log:q}"
 
@@ -34,7 +34,7 @@ rule suite_config:
         suite=SUITE.name,
         run_keys=sorted(key for job in SUITE.jobs.values() for key in job.keys),
     shell:
-        "{params.python:q} -m workflow.suite {params.suite} --out {output:q} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.suite {params.suite:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 rule html_report:
@@ -57,7 +57,7 @@ rule html_report:
         suite=SUITE.name,
         plots=plots_folder,
     shell:
-        "{params.python:q} -m workflow.report --suite {params.suite} --results {input.results:q}"
+        "{params.python:q} -m workflow.report --suite {params.suite:q} --results {input.results:q}"
         " --timings {input.timings:q} --tables {input.tables:q}"
         " --channel-summary {input.channel_summary:q} --direct-summary {input.direct_summary:q}"
         " --plots {params.plots:q} --config {input.config:q} --out {output:q} 2>&1 | tee {log:q}"

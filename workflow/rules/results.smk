@@ -16,7 +16,7 @@ rule collect:
         suite=SUITE.name,
         runs=RUNS,
     shell:
-        "{params.python:q} -m workflow.collect --suite {params.suite} --runs {params.runs}"
+        "{params.python:q} -m workflow.collect --suite {params.suite:q} --runs {params.runs:q}"
         " --jobs {input:q} --results {output.results:q} --timings {output.timings:q}"
         " 2>&1 | tee {log:q}"
 
@@ -36,7 +36,7 @@ rule ablation_channel_error:
         suite=SUITE.name,
         runs=RUNS,
     shell:
-        "{params.python:q} -m workflow.collect --suite {params.suite} --runs {params.runs}"
+        "{params.python:q} -m workflow.collect --suite {params.suite:q} --runs {params.runs:q}"
         " --jobs {input:q} --channel-error {output.rows:q} --channel-summary {output.summary:q}"
         " 2>&1 | tee {log:q}"
 
@@ -56,7 +56,7 @@ rule ablation_direct_weights:
         suite=SUITE.name,
         runs=RUNS,
     shell:
-        "{params.python:q} -m workflow.collect --suite {params.suite} --runs {params.runs}"
+        "{params.python:q} -m workflow.collect --suite {params.suite:q} --runs {params.runs:q}"
         " --jobs {input:q} --direct-weights {output.rows:q} --direct-summary {output.summary:q}"
         " 2>&1 | tee {log:q}"
 

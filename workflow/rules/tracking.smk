@@ -19,6 +19,6 @@ rule mlflow_sync:
         store=STORE,
         data=DATA,
     shell:
-        "{params.python:q} -m workflow.track sync --suite {params.suite} --jobs {input.jobs:q}"
-        " --runs {params.runs} --store {params.store} --data {params.data:q} --extra-artifact {input.plots:q}"
-        " {input.config:q} --done {output:q} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.track sync --suite {params.suite:q} --jobs {input.jobs:q}"
+        " --runs {params.runs:q} --store {params.store:q} --data {params.data:q}"
+        " --extra-artifact {input.plots:q} {input.config:q} --done {output:q} 2>&1 | tee {log:q}"
