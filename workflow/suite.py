@@ -425,12 +425,13 @@ CONFIG_KEYS = {
     "compile": str,
     "budget_minutes": int,
     "per_gpu": int,
+    "gpus_per_run": int,
     "data": str,
     "data_source": str,
     "download": bool,
 }
 
-LEAST = {"budget_minutes": 0, "per_gpu": 1}
+LEAST = {"budget_minutes": 0, "per_gpu": 1, "gpus_per_run": 1}
 
 
 def check_config(config: dict) -> None:

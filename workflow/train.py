@@ -1,4 +1,7 @@
-"""Train the runs of one job, one after the other: `python -m workflow.train --job NAME ...`."""
+"""Train the runs of one job, one after the other: `python -m workflow.train --job NAME ...`.
+
+On several GPUs: `torchrun --standalone --nproc-per-node=8 -m workflow.train --job NAME ...`.
+"""
 
 import argparse
 import os
@@ -37,13 +40,18 @@ def main() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
     import torch
 
+    from lowbit_core import distributed
     from lowbit_core.training import Place, train_run
 
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        slot = take_slot(gpu_names(), arguments.per_gpu, lock_folder())  # held until the end
+        # Processes of one run need a GPU each.
+        per_gpu = 1 if distributed.launched() else arguments.per_gpu
+        slot = take_slot(gpu_names(), per_gpu, lock_folder())  # held until the end
         device = torch.device("cuda", slot.device)
         torch.cuda.set_device(device)
+    if distributed.launched():
+        distributed.start(device)
     place = Place(arguments.data, arguments.runs, device, suite.config["threads"])
     job = suite.jobs[arguments.job]
 
@@ -59,7 +67,9 @@ def main() -> None:
         final = train(run)
         top1 = "diverged" if final["top1"] is None else f"test top-1 {final['top1']:.2f} %"
         say(f"{run['run_id']}: {final['status']}, {top1}")
-    write_text(arguments.out, job_text(job.runs))
+    if distributed.is_first():
+        write_text(arguments.out, job_text(job.runs))
+    distributed.finish()
 
 
 if __name__ == "__main__":
