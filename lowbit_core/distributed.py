@@ -83,6 +83,15 @@ def summed(x: Tensor) -> Tensor:
     return x
 
 
+def gathered(x: Tensor) -> Tensor:
+    """The processes' x, one a row."""
+    if world() == 1:
+        return x[None]
+    rows = torch.zeros(world(), *x.shape, dtype=x.dtype, device=x.device)
+    rows[rank()] = x
+    return summed(rows)
+
+
 def batch_sums(sums: Tensor, size: int) -> tuple[Tensor, int]:
     """Sums (S, P, M) of blocks of this process's part, and values a channel, of the whole batch.
 

@@ -286,8 +286,7 @@ class _Run:
                 self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.codes, self.start_histograms = state["codes"], state["start"]
-            # The sums are those of all processes: the first goes on with them.
-            self.resumed = (state["step"], state["sums"] if distributed.is_first() else None)
+            self.resumed = (state["step"], state["sums"])
             self.folder.restore_tables(state["tables"])
             _set_random_state(state["random"], self.place.device)
         else:
@@ -345,7 +344,10 @@ class _Run:
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
         began, waited, count, asked = time.perf_counter(), 0.0, 0, time.perf_counter()
         if sums is not None:
-            loss_sum, correct = sums["loss"].to(device), sums["correct"].to(device)
+            rows = sums["rows"]  # of each process: added up again as without the stop
+            if len(rows) != distributed.world():
+                rows = rows.sum(0) * (torch.arange(distributed.world()) == 0)[:, None]
+            loss_sum, correct = rows[distributed.rank()].to(device)
             began, waited, count = began - sums["seconds"], sums["waited"], sums["count"]
         batches = islice(self.train_data.epoch(epoch), first, None)
         for index, (images, labels) in enumerate(batches, first):
@@ -371,8 +373,8 @@ class _Run:
             progress.step(epoch, count)
             if self._stop_asked() and index + 1 < steps:
                 seconds = time.perf_counter() - began
-                loss_sum, correct = distributed.summed(torch.stack([loss_sum, correct])).cpu()
-                sums = {"loss": loss_sum, "correct": correct, "count": count}
+                rows = distributed.gathered(torch.stack([loss_sum, correct])).cpu()
+                sums = {"rows": rows, "count": count}
                 self._save(epoch - 1, index + 1, sums | {"seconds": seconds, "waited": waited})
                 done = f"epoch {epoch} after step {index + 1} of {steps}"
                 signals.leave(f"{self.config['run_id']} is saved in {done}")

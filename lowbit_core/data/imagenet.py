@@ -41,6 +41,21 @@ def listing(folder: Path, split: str, classes: int) -> tuple[list[str], list[int
     return files, labels, synsets
 
 
+def look(path: Path) -> str:
+    """The mode of an image file (`RGB`, `L`, `CMYK`, ...), read to its end. Raises InputError.
+
+    A JPEG is decoded at an eighth of its size: enough to find one that was cut short.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+            return mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: unreadable image ({error})") from None
+
+
 def read_image(path: Path) -> tuple[Image.Image, bytes]:
     """Decode a file of any mode (grey, CMYK, palette) to RGB; also the SHA-256 of its bytes."""
     try:
