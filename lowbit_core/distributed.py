@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce as differentiable_sum
 
 from lowbit_core.errors import InputError
 
@@ -178,6 +177,18 @@ def synchronise_batch_norm(model: nn.Module) -> None:
                 setattr(module, name, SyncBatchNorm.like(child))
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of x over the processes, whose losses are added up: gradients are summed likewise."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return summed(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return summed(g.contiguous())
+
+
 class SyncBatchNorm(nn.SyncBatchNorm):
     """torch's, which refuses CPU tensors, and for these the same in plain operations."""
 
@@ -196,9 +207,9 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         but_channel = [0, *range(2, x.dim())]
         shape = (1, -1, *[1] * (x.dim() - 2))
         count = x.numel() // x.shape[1] * world()
-        mean = differentiable_sum(wide.sum(but_channel)) / count
+        mean = _Sum.apply(wide.sum(but_channel)) / count
         centred = wide - mean.view(shape)
-        variance = differentiable_sum(centred.square().sum(but_channel)) / count
+        variance = _Sum.apply(centred.square().sum(but_channel)) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)

@@ -211,6 +211,3 @@ def test_shares_are_the_batches_of_one_process(augmentation, digits_root):
         load((0, 5), True)
 
 
-# -- through torchrun ------------------------------------------------------------------------
-
-LINE = re.compile(r"^stopped by SIGTERM: .*; run the same command again to go on$", re.MULTILINE)
