@@ -4,11 +4,7 @@ import copy
 import json
 import multiprocessing
 import os
-import re
 import signal
-import subprocess
-import sys
-import time
 import traceback
 
 import pytest
@@ -191,12 +187,15 @@ def test_batch_norm_sees_the_whole_batch(tmp_path):
     together(tmp_path, _batch_norm, torch.float32)
 
 
-@pytest.mark.parametrize("augmentation", ("none", "crop_flip"))
-def test_shares_are_the_batches_of_one_process(augmentation, digits_root):
+READERS = ({"backend": "ffcv"}, {"backend": "torch"}, {"resident": True})
+
+
+@pytest.mark.parametrize("reader", READERS, ids=str)
+def test_shares_are_the_batches_of_one_process(reader, digits_root):
     def load(share, train):
         return make_loader(
-            digits_root / "digits", "train", batch_size=48, train=train, backend="torch",
-            seed=3, augmentation=augmentation if train else "none", share=share,
+            digits_root / "digits", "train", batch_size=48, train=train, seed=3, share=share,
+            augmentation="crop_flip" if train else "none", **reader,
         )  # fmt: skip
 
     whole, parts = load((0, 1), True), [load((part, 3), True) for part in range(3)]

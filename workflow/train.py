@@ -45,9 +45,12 @@ def main() -> None:
 
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        # Processes of one run need a GPU each.
-        per_gpu = 1 if distributed.launched() else arguments.per_gpu
-        slot = take_slot(gpu_names(), per_gpu, lock_folder())  # held until the end
+        names, per_gpu = gpu_names(), arguments.per_gpu
+        if distributed.launched():  # the processes of one run need a GPU each
+            per_gpu = 1
+            if (count := int(os.environ["LOCAL_WORLD_SIZE"])) > len(names):
+                raise InputError(f"a run on {count} GPUs: this machine has {len(names)}")
+        slot = take_slot(names, per_gpu, lock_folder())  # held until the end
         device = torch.device("cuda", slot.device)
         torch.cuda.set_device(device)
     if distributed.launched():
