@@ -1,7 +1,7 @@
 """One run on several processes, one a GPU, that `torchrun` starts: what they share.
 
-Every process holds the whole network and reads its part of each batch. Gradients are averaged, batch
-norm and the quantizers' fits see the whole batch, and the first process alone writes. Without
+Every process holds the whole network and reads its part of each batch. Gradients are averaged,
+batch norm and the quantizers' fits see the whole batch, and the first process alone writes. Without
 `start`, or with one process, every function here is the identity.
 """
 
@@ -25,7 +25,7 @@ def launched() -> bool:
 
 
 def start(device: torch.device) -> None:
-    """Join the other processes: NCCL between GPUs; Gloo for what the processors say, and without GPUs."""
+    """Join the other processes: NCCL between GPUs, Gloo between processors."""
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: no need of its name
     gpu = device.type == "cuda"
@@ -168,7 +168,7 @@ def keep_greatest(counts: list[Tensor]) -> None:
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
-    """Let the batch norms of `model` see the whole batch; parameters and buffers stay the same ones."""
+    """Let the batch norms of `model` see the whole batch; their parameters and buffers stay."""
     if world() == 1:
         return
     for module in list(model.modules()):

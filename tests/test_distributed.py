@@ -26,7 +26,7 @@ STEPS = {"epochs": 2, "train_images": 192, "batch_size": 64, "augmentation": "cr
 
 @pytest.fixture
 def double(monkeypatch):
-    """Train in float64: sums are added in another order, which in float32 flips a code now and then."""
+    """Train in float64: in float32 the order of a sum flips a code now and then."""
     build, epoch = training._Run._build_model, BatchLoader.epoch
 
     def build_double(self, method):
@@ -137,7 +137,7 @@ def test_a_signal_to_one_stops_both_and_they_resume_exactly(method, digits_root,
 
 def _diverge(settings, root, runs):
     assert train(settings, root, runs)["status"] == "diverged"
-    assert train(settings, root, runs)["status"] == "diverged"  # a finished run is not trained again
+    assert train(settings, root, runs)["status"] == "diverged"  # which is not trained again
 
 
 def test_divergence_is_seen_by_both(digits_root, tmp_path):

@@ -265,7 +265,9 @@ def test_an_unknown_suite_and_configuration_are_refused():
         check_config({"siute": "quick"})
     with pytest.raises(InputError, match="download.*'yes'.*bool"):
         check_config({"download": "yes"})
-    check_config({"suite": "quick", "download": True})
+    with pytest.raises(InputError, match="gpus_per_run.*budget_minutes"):
+        check_config({"budget_minutes": 5, "gpus_per_run": 2})
+    check_config({"suite": "quick", "download": True, "gpus_per_run": 2})
 
 
 def test_the_compile_switch_replaces_the_suite_s_setting_and_is_part_of_the_key():

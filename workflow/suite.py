@@ -480,6 +480,10 @@ def check_config(config: dict) -> None:
             )
         if key in LEAST and value < LEAST[key]:
             raise InputError(f"configuration {key} is {value}: it must be at least {LEAST[key]}")
+    if config.get("budget_minutes", 0) and config.get("gpus_per_run", 1) > 1:
+        raise InputError(
+            "configuration gpus_per_run: with budget_minutes a run trains on one GPU: set one of them"
+        )
 
 
 def main() -> None:

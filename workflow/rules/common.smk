@@ -116,7 +116,7 @@ LAUNCHER = TORCHRUN.split() if GPUS_PER_RUN > 1 else []
 
 
 # How many training processes a slice may use: those that `--resources gpu=` allows, or the cores.
-SLICE_GPUS = max(1, workflow.global_resources.get("gpu", 1)) if SUITE.config["gpus"] else 0
+SLICE_GPUS = max(1, workflow.global_resources.get("gpu").value or 1) if SUITE.config["gpus"] else 0
 
 
 def slice_workers(wildcards, threads):
