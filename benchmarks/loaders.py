@@ -114,7 +114,7 @@ def _ffcv_images(source: Path, scratch: Path, cores: int, epochs: int):
 
     def epoch(e: int):
         draws = augment.draw("resized_crop_flip", len(files), 224, e)
-        for i, pixels in enumerate(reader.batches(order, 32, e)):
+        for i, pixels in enumerate(reader.batches(order, 32, e, order)):
             batch = slice(i * 32, i * 32 + len(pixels))
             pixels = augment.apply(pixels, draws, batch)
             yield pixels.float().mul_(0.017).sub_(2.1), None

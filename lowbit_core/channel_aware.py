@@ -22,6 +22,7 @@ from lowbit_core.basis import (
     successive,
 )
 from lowbit_core.blocks import as_blocks, from_blocks
+from lowbit_core.distributed import batch_sums
 from lowbit_core.errors import InputError
 from lowbit_core.fused import IN_REGISTERS, fused
 from lowbit_core.gate import gate_of, rectified, through_gate
@@ -150,8 +151,9 @@ class _QuantizeAndRefit(torch.autograd.Function):
     def forward(ctx, x, v, signed, weighting, ceiling, fork):
         channels = x.shape[1]
         y, relu, gate, sums = quantize_and_sum(as_blocks(x), v, signed, ceiling, fork)
+        sums, size = batch_sums(sums, x.numel() // channels)
         new, bad = update_basis(
-            sums, v, channels, x.numel() // channels, weighting, signed, MOMENTUM, VARIANCE_FLOOR
+            sums, v, channels, size, weighting, signed, MOMENTUM, VARIANCE_FLOOR
         )
         ctx.save_for_backward(gate)
         ctx.set_materialize_grads(False)

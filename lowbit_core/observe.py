@@ -11,6 +11,7 @@ from lowbit_core.channel_aware import (
 )
 from lowbit_core.gate import rectified
 from lowbit_core.layers import QuantLayer
+from lowbit_core.quantizer import ActivationQuantizer
 
 HISTOGRAM_BINS = 61
 HISTOGRAM_LAYERS = 3
@@ -25,6 +26,11 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:
         for name, layer in model.named_modules()
         if isinstance(layer, QuantLayer) and layer.weight_quantizer is not None
     }
+
+
+def nonfinite_counters(model: nn.Module) -> list[Tensor]:
+    """The activation quantizers' counts of batches that were not finite, in the model's order."""
+    return [m.nonfinite for m in model.modules() if isinstance(m, ActivationQuantizer)]
 
 
 def nonfinite_batches(model: nn.Module) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Progress of long work: a live line on a terminal, plain lines elsewhere."""
 
 import contextlib
+import os
 import sys
 import time
 
@@ -8,8 +9,15 @@ _LIVE_EVERY = 0.2  # seconds between updates of the live line
 _PLAIN_EVERY = 30.0  # seconds between plain lines within an epoch
 
 
+def speaks() -> bool:
+    """False in all but the first of the processes that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+
+
 def say(text: str, end: str = "\n") -> None:
     """Write to stderr. A reader that is gone (a closed terminal, a dead `tee`) stops no training."""
+    if not speaks():
+        return
     with contextlib.suppress(BrokenPipeError):
         print(text, end=end, file=sys.stderr, flush=True)
 

@@ -121,6 +121,11 @@ class RunFolder:
     def write_json(self, name: str, value: object) -> None:
         write_json(self.path / name, value)
 
+    def remove(self, *names: str) -> None:
+        """Delete files of the run, where they are there."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
     def finish(self, final: dict) -> dict:
         """Write final.json: `final` with the checksums of the run's files and its own."""
         files = {name: _sha256(self.path / name) for name in SEALED if (self.path / name).exists()}
@@ -161,6 +166,31 @@ class RunFolder:
         """The saved dict; None if it is not there; InputError if it cannot be read."""
         path = self.path / name
         return load_tensors(path) if path.exists() else None
+
+
+class UnwrittenFolder(RunFolder):
+    """The folder of a run as another process writes it: it is read here, and nothing is written."""
+
+    def append(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
+        pass
+
+    def restore_tables(self, texts: dict[str, str]) -> None:
+        pass
+
+    def write_table(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
+        pass
+
+    def write_json(self, name: str, value: object) -> None:
+        pass
+
+    def save_tensors(self, name: str, value: dict) -> None:
+        pass
+
+    def remove(self, *names: str) -> None:
+        pass
+
+    def finish(self, final: dict) -> dict:
+        return final
 
 
 def check_tensors(path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from lowbit_core.errors import StopTraining
+from lowbit_core.progress import speaks
 
 AGAIN = "run the same command again to go on"
 _asked: signal.Signals | None = None
@@ -31,6 +32,18 @@ def asked() -> bool:
     return _asked is not None
 
 
+def number() -> int:
+    """The signal that came, 0 if none did."""
+    return int(_asked or 0)
+
+
+def ask(number: int) -> None:
+    """Note a signal that another process of this run was sent; 0: none."""
+    global _asked
+    if number:
+        _asked = signal.Signals(number)
+
+
 def leave(saved: str) -> None:
     """End the process: raises StopTraining after one line that tells what was saved."""
     _say(saved)
@@ -38,6 +51,8 @@ def leave(saved: str) -> None:
 
 
 def _say(saved: str) -> None:
+    if not speaks():
+        return
     with suppress(OSError):  # the reader may be gone; not print, which must not be entered twice
         os.write(2, f"stopped by {_asked.name}: {saved}; {AGAIN}\n".encode())
 

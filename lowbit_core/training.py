@@ -12,16 +12,17 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lowbit_core import hardware, models, observe, signals
+from lowbit_core import distributed, hardware, models, observe, signals
 from lowbit_core.channel_aware import BasisActivation
 from lowbit_core.convert import Plan, convert, size_and_bitops
 from lowbit_core.data import dataset as dataset_named
-from lowbit_core.data.loader import make_loader
+from lowbit_core.data.loader import BatchLoader, make_loader
 from lowbit_core.data.manifest import read_labels
 from lowbit_core.data.splits import split_indices
 from lowbit_core.errors import DeviceLost, InputError
@@ -38,6 +39,7 @@ from lowbit_core.run_folder import (
     WEIGHT_STATE,
     WEIGHTS,
     RunFolder,
+    UnwrittenFolder,
     load_tensors,
 )
 from lowbit_core.schedule import learning_rate, parameter_groups
@@ -81,22 +83,31 @@ def is_finished(config: dict, runs: Path) -> bool:
 def train_run(config: dict, method: Method, place: Place) -> dict:
     """Train the run that `config` describes; returns its final record (final.json).
 
+    The processes of one run call it alike; the first of them writes.
     Does nothing if it is finished; goes on from where it was stopped, at worst from the last epoch.
     Of two processes with the same run one waits for the other.
     Raises InputError for a bad configuration, missing data or damaged input.
     """
     path = place.runs / config["run_id"]
-    if not is_finished(config, place.runs):
-        with locked(path / "lock", f"{path}: another process trains this run: waiting for it"):
-            damage = unfinished(config, place.runs)
+    if not distributed.from_first(lambda: is_finished(config, place.runs)):
+        with _held_by_first(path):
+            damage = distributed.from_first(lambda: unfinished(config, place.runs))
             if damage is not None:
                 if damage:
                     say(f"warning: {damage}: the run is made again")
-                remove_leftovers(path)
+                if distributed.is_first():
+                    remove_leftovers(path)
                 with _device_errors(config["run_id"]):
                     return _with_restarts(config, method, place)
-    (path / CHECKPOINT).unlink(missing_ok=True)  # a kill came between final.json and this
-    return RunFolder(path).finished()
+    if distributed.is_first():
+        (path / CHECKPOINT).unlink(missing_ok=True)  # a kill came between final.json and this
+    return distributed.from_first(lambda: RunFolder(path).finished())
+
+
+def _held_by_first(path: Path) -> contextlib.AbstractContextManager:
+    if not distributed.is_first():
+        return contextlib.nullcontext()
+    return locked(path / "lock", f"{path}: another process trains this run: waiting for it")
 
 
 @contextlib.contextmanager
@@ -153,7 +164,8 @@ class _Run:
         """`before`: the attempts of this run that diverged."""
         self.config, self.recipe, self.place = config, config["recipe"], place
         self.before, self.diverged = list(before), None
-        self.folder = RunFolder(place.runs / config["run_id"])
+        folder = RunFolder if distributed.is_first() else UnwrittenFolder
+        self.folder = folder(place.runs / config["run_id"])
         self.started = time.monotonic()  # the clock of the day may be set back
         _switch_exactness(config.get("deterministic", False))
         torch.set_num_threads(place.threads)
@@ -182,6 +194,8 @@ class _Run:
             if self.place.device.type == "cuda":  # where the compiler makes the kernels
                 asked = "off" if steps < MIN_STEPS_TO_COMPILE else "quantizers"
                 asked = "model" if steps >= MIN_STEPS_TO_COMPILE_MODEL else asked
+        if asked == "model" and distributed.world() > 1:  # what is sent divides the graph
+            asked = "quantizers"
         wanted = asked == "model" or (asked == "quantizers" and quantized)
         return asked if set_compile(wanted) else "off"
 
@@ -199,7 +213,10 @@ class _Run:
                 f"{len(train)} training images: choose a smaller one"
             )
 
-        def loader(split: str, indices, is_train: bool, batch: int):
+        own = (distributed.rank(), distributed.world())
+        distributed.local_batch(recipe["batch_size"])  # an error here, not in the middle
+
+        def loader(split: str, indices, is_train: bool, batch: int, share=own):
             return make_loader(
                 data,
                 split,
@@ -211,13 +228,17 @@ class _Run:
                 device=place.device,
                 backend=self.config["loader"],
                 threads=place.threads,
+                share=share,
             )
 
         large = recipe["eval_batch_size"]
         self.train_data = loader("train", train, True, recipe["batch_size"])
         self.val_data = loader("train", val, False, large)
         self.test_data = loader("test", None, False, large)
-        self.fit_data = loader("train", train[:CALIBRATION_IMAGES], False, CALIBRATION_IMAGES)
+        whole = (0, 1)
+        few = CALIBRATION_IMAGES
+        self.fit_data = loader("train", _evenly(train, few), False, few, whole)
+        self.held_out_data = loader("train", _evenly(val, few), False, few, whole)
 
     def _build_model(self, method: Method) -> None:
         config, info = self.config, dataset_named(self.config["dataset"])
@@ -301,6 +322,7 @@ class _Run:
     def _start(self) -> int:
         """Resume where the run was stopped, or calibrate and begin; returns the epochs already done."""
         state = self._saved()
+        distributed.greatest(0)  # all have read it before the first goes on and writes
         self.resumed = (0, None)  # steps done of the next epoch, and its sums
         if state is not None:
             self.model.load_state_dict(state["model"])
@@ -312,21 +334,19 @@ class _Run:
             self.folder.restore_tables(state["tables"])
             _set_random_state(state["random"], self.place.device)
         else:
-            for name in ("final.json", "weights.pt", CHECKPOINT, *MEASURED, *TABLES):
-                (self.folder.path / name).unlink(missing_ok=True)  # of another configuration
+            # What is there belongs to another configuration.
+            self.folder.remove("final.json", "weights.pt", CHECKPOINT, *MEASURED, *TABLES)
         self.folder.write_json("config.json", self.config)
         self.folder.write_json("layers.json", self.report)
         if state is not None:
             return state["epoch"]
         if any(row["activation_quantizer"] for row in self.report):
-            calibrate(self.model, self._fit_images())
+            with distributed.alone():
+                calibrate(self.model, _all_images(self.fit_data))
         self.start_histograms = observe.weight_histograms(self.model)
         self.codes = {}
         self._record_weights(0)
         return 0
-
-    def _fit_images(self) -> Tensor:
-        return torch.cat([images for images, _ in self.fit_data.epoch(0)])
 
     def _record_weights(self, epoch: int) -> set[str]:
         """Append to weight_state.csv; returns the layers whose weights are all one value."""
@@ -341,15 +361,23 @@ class _Run:
     def train(self) -> dict | None:
         """Train what is left; returns the last epoch's row. `diverged` tells whether it broke."""
         done = self._start()
+        distributed.spread(self.model)
+        distributed.synchronise_batch_norm(self.model)
         epochs = self.recipe["epochs"]
         progress = Progress(self.config["run_id"], epochs, self.train_data.images)
         row = None  # stays so for 0 epochs, and where all of them were done before
         for epoch in range(done + 1, epochs + 1):
             with signals.held(f"{self.config['run_id']} is saved up to epoch {epoch}"):
                 row = self._train_epoch(epoch, progress)
+                self._stop_asked()
             if self.diverged is not None:
                 break
         return row
+
+    def _stop_asked(self) -> bool:
+        """True once a signal came to one of the run's processes: all of them stop at one step."""
+        signals.ask(distributed.greatest(signals.number()))
+        return signals.asked()
 
     def _train_epoch(self, epoch: int, progress: Progress) -> dict:
         recipe, model, device = self.recipe, self.model, self.place.device
@@ -363,7 +391,10 @@ class _Run:
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
         began, waited, count, asked = time.perf_counter(), 0.0, 0, time.perf_counter()
         if sums is not None:
-            loss_sum, correct = sums["loss"].to(device), sums["correct"].to(device)
+            rows = sums["rows"]  # of each process: added up again as without the stop
+            if len(rows) != distributed.world():
+                rows = rows.sum(0) * (torch.arange(distributed.world()) == 0)[:, None]
+            loss_sum, correct = rows[distributed.rank()].to(device)
             began, waited, count = began - sums["seconds"], sums["waited"], sums["count"]
         batches = islice(self.train_data.epoch(epoch), first, None)
         for index, (images, labels) in enumerate(batches, first):
@@ -379,20 +410,23 @@ class _Run:
                     scores.float(), labels, label_smoothing=recipe["label_smoothing"]
                 )
             loss.backward()
+            distributed.average_gradients(model.parameters())
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update_parameters(model)
             loss_sum += loss.detach() * len(labels)
             correct += (scores.detach().argmax(1) == labels).sum()
-            count += len(labels)
+            count += len(labels) * distributed.world()
             progress.step(epoch, count)
-            if signals.asked() and index + 1 < steps:
+            if self._stop_asked() and index + 1 < steps:
                 seconds = time.perf_counter() - began
-                sums = {"loss": loss_sum.cpu(), "correct": correct.cpu(), "count": count}
+                rows = distributed.gathered(torch.stack([loss_sum, correct])).cpu()
+                sums = {"rows": rows, "count": count}
                 self._save(epoch - 1, index + 1, sums | {"seconds": seconds, "waited": waited})
                 done = f"epoch {epoch} after step {index + 1} of {steps}"
                 signals.leave(f"{self.config['run_id']} is saved in {done}")
             asked = time.perf_counter()
+        loss_sum, correct = distributed.summed(torch.stack([loss_sum, correct]))
         row = {
             "epoch": epoch,
             "lr": rate,
@@ -416,6 +450,7 @@ class _Run:
                 }
             ],
         )
+        distributed.keep_greatest(observe.nonfinite_counters(self.model))
         if math.isfinite(row["train_loss"] + row["val_loss"]):
             self.diverged = self._dead_quantizer(self._record_weights(epoch))
             if self.diverged is None:
@@ -446,16 +481,17 @@ class _Run:
         model = self.model if self.ema is None else self.ema
         model.eval()
         # Summed on the device: reading a number back would make the processor wait in every batch.
-        sums = torch.zeros(3, dtype=torch.float64, device=self.place.device)
-        count = 0
+        sums = torch.zeros(4, dtype=torch.float64, device=self.place.device)
         for images, labels in data.epoch(0):
             with self._precision():
                 scores = model(images.contiguous(memory_format=torch.channels_last)).float()
             loss = functional.cross_entropy(scores, labels, reduction="sum")
             best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
-            sums += torch.stack([loss.double(), best[:, 0].sum().double(), best.sum().double()])
-            count += len(labels)
-        loss, hits1, hits5 = sums.tolist()
+            sums[0] += loss
+            sums[1] += best[:, 0].sum()
+            sums[2] += best.sum()
+            sums[3] += len(labels)
+        loss, hits1, hits5, count = distributed.summed(sums).tolist()
         return {"loss": loss / count, "top1": 100 * hits1 / count, "top5": 100 * hits5 / count}
 
     # -- the end ----------------------------------------------------------------------------
@@ -466,6 +502,7 @@ class _Run:
         if self.ema is not None:
             model = self.ema.module
         size, fp_size, bitops = size_and_bitops(model, self.report)
+        distributed.keep_greatest(observe.nonfinite_counters(self.model))
         nonfinite = observe.nonfinite_batches(self.model)
         final = {
             "run_key": self.config["run_key"],
@@ -481,6 +518,7 @@ class _Run:
             "hardware": hardware.hardware_name(self.place.device),
             "device": self.place.device.type,
             "threads": self.place.threads,
+            "processes": distributed.world(),
             "versions": hardware.versions(),
             "git_commit": hardware.git_commit(),
             "loader": self.train_data.backend,
@@ -497,10 +535,11 @@ class _Run:
             test = self.evaluate(self.test_data)
             final |= {"top1": test["top1"], "top5": test["top5"], "test_loss": test["loss"]}
             final["val_top1"] = last["val_top1"] if last else self.evaluate(self.val_data)["top1"]
-            self._measure(model)
+            if distributed.is_first():
+                self._measure(model)
         self.folder.save_tensors("weights.pt", model.state_dict())
         final = self.folder.finish(final)
-        (self.folder.path / CHECKPOINT).unlink(missing_ok=True)
+        self.folder.remove(CHECKPOINT)
         return final
 
     def _first_layer_not_finite(self) -> str | None:
@@ -516,9 +555,8 @@ class _Run:
             self.folder.write_json("weight_histograms.json", histograms)
         plain = [m for m in model.modules() if isinstance(m, BasisActivation)]
         if plain and self.config["method"] in ("direct", "lq_nets"):
-            held_out = torch.cat([images for images, _ in self.val_data.epoch(0)])
-            held_out = held_out[:CALIBRATION_IMAGES]
-            rows = observe.channel_errors(model, self._fit_images(), held_out)
+            images = map(_all_images, (self.fit_data, self.held_out_data))
+            rows = observe.channel_errors(model, *images)
             self.folder.write_table("channel_error.csv", CHANNEL_ERROR, rows)
 
 
@@ -528,6 +566,16 @@ def _switch_exactness(exact: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(exact)
     torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time
+
+
+def _evenly(indices: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the indices, at even distances: data sets may be stored class by class."""
+    places = np.linspace(0, len(indices), min(count, len(indices)), endpoint=False)
+    return indices[places.astype(np.int64)]
+
+
+def _all_images(data: BatchLoader) -> Tensor:
+    return torch.cat([images for images, _ in data.epoch(0)])
 
 
 def _first_bad_layer(model: nn.Module) -> str | None:

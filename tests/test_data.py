@@ -298,12 +298,29 @@ def test_a_broken_jpeg_is_named_and_the_old_file_stays(synsets, tmp_path, capfd)
     out = tmp_path / "out"
     prepare(data, out, folder)
     before = {f.name: f.read_bytes() for f in out.iterdir()}
-    broken = folder / "train" / "n02" / "1.JPEG"
-    broken.write_bytes(broken.read_bytes()[:2000])
-    with pytest.raises(InputError, match="n02/1.JPEG: unreadable image"):
+    broken = [folder / "train" / "n02" / "1.JPEG", folder / "val" / "n01" / "0.JPEG"]
+    broken[0].write_bytes(broken[0].read_bytes()[:-300])
+    broken[1].write_bytes(b"not an image")
+    Image.new("RGB", (300, 1)).save(folder / "val" / "n02" / "0.JPEG")
+    with pytest.raises(InputError, match="3 broken image files") as caught:
         prepare(data, out, folder)
+    for words in ("n02/1.JPEG: unreadable", "val/n01/0.JPEG: unreadable", "300x1 pixels"):
+        assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before
     assert "Exception ignored" not in capfd.readouterr().err
+
+
+def test_images_that_are_converted_are_listed(synsets, tmp_path, capsys):
+    folder, data = synsets
+    for number, mode in ((0, "L"), (1, "CMYK")):
+        path = folder / "train" / "n01" / f"{number}.JPEG"
+        Image.open(path).convert(mode).save(path, "JPEG")
+    prepare(data, tmp_path / "out", folder)
+    listed = {"train/n01/0.JPEG": "L", "train/n01/1.JPEG": "CMYK"}
+    assert check(tmp_path / "out", "train")["converted_to_rgb"] == listed
+    assert check(tmp_path / "out", "test")["converted_to_rgb"] == {}
+    assert "converted to RGB: 1 CMYK, 1 L" in capsys.readouterr().out
 
 
 def test_bad_synset_folders_are_named(synsets, tmp_path):

@@ -153,3 +153,23 @@ def test_imagenet_training_crops_repeat_with_the_seed(imagenet_sample, backend):
     assert runs[0][0][0].shape == (32, 3, 64, 64)
     assert not torch.equal(runs[0][0][0], runs[2][0][0])
     assert not torch.equal(runs[0][0][0], next(loaders[0].epoch(2))[0])
+
+
+@needs(SHARED / "imagenet_sample")
+def test_imagenet_shares_have_the_crops_of_one_process(imagenet_sample):
+    whole, *parts = (
+        make_loader(
+            imagenet_sample,
+            "train",
+            batch_size=32,
+            train=True,
+            augmentation="resized_crop_flip",
+            resolution=32,
+            backend="torch",
+            share=share,
+        ).epoch(1)
+        for share in ((0, 1), (0, 2), (1, 2))
+    )
+    for (x, y), *own in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([images for images, _ in own]), x)
+        assert torch.equal(torch.cat([labels for _, labels in own]), y)

@@ -172,6 +172,33 @@ BAD = {
     "batch": ((*TUNE, "batch_size"), 1, "recipes.tune.batch_size", "1", "2"),
     "precision": ((*TUNE, "precision"), "fp16", "precision", "'fp16'", "bf16"),
     "group": ((*TUNE, "quantizer_groups"), {"alpha": {}}, "quantizer_groups", "'alpha'", "clip"),
+    "method group": (
+        (*TUNE, "method_groups"),
+        {"pact": {"codes": {"lr_scale": 2}}},
+        "recipes.tune.method_groups.pact",
+        "'codes'",
+        "clip",
+    ),
+    "method of a group": (
+        (*TUNE, "method_groups"),
+        {"pakt": {"clip": {"lr_scale": 2}}},
+        "recipes.tune.method_groups",
+        "'pakt'",
+        "pact",
+    ),
+    "method group value": (
+        (*TUNE, "method_groups"),
+        {"pact": {"clip": {"lr_scale": 0}}},
+        "recipes.tune.method_groups.pact.clip.lr_scale",
+        "0",
+    ),
+    "method group key": (
+        (*TUNE, "method_groups"),
+        {"direct": {"levels": {"lr": 1}}},
+        "recipes.tune.method_groups.direct.levels",
+        "'lr'",
+        "lr_scale",
+    ),
     "first_last": ((*E0, "policy"), {"first_last": "int8"}, "first_last", "'int8'", "8bit"),
     "exception": (
         (*E0, "policy"),
@@ -232,13 +259,15 @@ def test_an_unknown_recipe_is_named_even_beside_odd_names():
 
 
 def test_an_unknown_suite_and_configuration_are_refused():
-    with pytest.raises(InputError, match="'fast'.*cpu_short, paper, quick, smoke"):
+    with pytest.raises(InputError, match="'fast'.*cpu_short, paper, paper_shortcut_fp, quick, smoke"):
         load_suite("fast")
     with pytest.raises(InputError, match="'siute'.*suite"):
         check_config({"siute": "quick"})
     with pytest.raises(InputError, match="download.*'yes'.*bool"):
         check_config({"download": "yes"})
-    check_config({"suite": "quick", "download": True})
+    with pytest.raises(InputError, match="gpus_per_run.*budget_minutes"):
+        check_config({"budget_minutes": 5, "gpus_per_run": 2})
+    check_config({"suite": "quick", "download": True, "gpus_per_run": 2})
 
 
 def test_the_compile_switch_replaces_the_suite_s_setting_and_is_part_of_the_key():
@@ -315,7 +344,7 @@ def test_any_text_is_accepted_or_refused(text):
 # -- expansion -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ("quick", "paper", "smoke"))
+@pytest.mark.parametrize("name", ("quick", "paper", "paper_shortcut_fp", "smoke"))
 def test_shipped_suites_are_valid_and_complete(name):
     suite = load_suite(name)
     assert suite.name == name
@@ -337,7 +366,7 @@ def test_shipped_suites_are_valid_and_complete(name):
                 and r["seed"] == run["seed"]
                 and r["arch"] == run["arch"]
                 and r["dataset"] == run["dataset"]
-                and r["recipe"] == run["recipe"]
+                and r["recipe"]["name"] == run["recipe"]["name"]
                 and r["pretrained"] == run["pretrained"]
                 for r in seen.values()
             ), run["run_id"]
@@ -433,6 +462,26 @@ def test_what_cannot_change_a_number_does_not_change_the_key():
     more["experiments"][0]["seeds"].append(5)
     more["experiments"][1]["methods"].append("dorefa")
     assert keys(BASE).items() <= keys(more).items()
+
+
+def test_a_method_s_own_groups_change_its_own_runs_alone():
+    config = changed((*TUNE, "method_groups"), {"direct": {"levels": {"lr_scale": 0.03}}})
+    before, after = keys(BASE), keys(config)
+    assert {k[2] for k in before if before[k] != after[k]} == {"direct"}
+    for run in runs(config).values():
+        levels = run["recipe"]["quantizer_groups"]["levels"]
+        own = run["method"] == "direct" and run["recipe"]["name"] == "tune"
+        assert levels == {"lr_scale": 0.03 if own else 0.1, "weight_decay": 0}
+        assert "method_groups" not in run["recipe"]
+
+
+def test_the_suites_of_the_paper_share_what_is_not_quantized():
+    paper, other = (
+        {run["run_key"]: run for job in load_suite(name).jobs.values() for run in job.runs}
+        for name in ("paper", "paper_shortcut_fp")
+    )
+    assert {other[key]["method"] for key in other.keys() & paper.keys()} == {"fp"}
+    assert all(other[key]["policy"]["shortcut"] == "fp" for key in other.keys() - paper.keys())
 
 
 def test_a_checkpoint_does_not_depend_on_how_its_users_are_quantized():

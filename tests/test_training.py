@@ -626,14 +626,25 @@ class Reads(TorchDispatchMode):
     """Counts the reads of a number from a tensor: each makes the processor wait for a GPU."""
 
     count = 0
+    aten = torch.ops.aten
+    READS = (
+        aten._local_scalar_dense.default,
+        aten.is_nonzero.default,
+        aten.equal.default,
+        aten.nonzero.default,  # its size is a number of the device
+        aten.masked_select.default,
+        aten._unique2.default,
+    )
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function in (torch.ops.aten._local_scalar_dense.default,
-                                   torch.ops.aten.nonzero.default, torch.ops.aten.equal.default)
+        by_mask = function in (self.aten.index.Tensor, self.aten.index_put_.default) and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        self.count += function in self.READS or by_mask
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("method", ["direct", "lq_nets", "dorefa", "pact", "fp"])
+@pytest.mark.parametrize("method", list(baselines.METHODS))
 def test_no_step_waits_for_the_device(method, digits_root, tmp_path):
     counts = []
     for images in (128, 512):
@@ -646,7 +657,32 @@ def test_no_step_waits_for_the_device(method, digits_root, tmp_path):
         with Reads() as reads:
             run._train_epoch(1, progress)
         counts.append(reads.count)
-    assert counts[0] == counts[1] > 0
+    assert counts[0] == counts[1] > 0  # only at the epoch's end
+
+
+def test_a_read_in_a_step_is_found():
+    x = torch.tensor([1.0, 2.0])
+    for read in (lambda: x[0].item(), lambda: bool(x.sum() > 1), lambda: x[x > 1], x.nonzero):
+        with Reads() as reads:
+            read()
+        assert reads.count > 0
+
+
+@pytest.mark.parametrize("bits", ((1, 1), (2, 32), (32, 2), (1, 32), (8, 1)), ids=str)
+@pytest.mark.parametrize("method", [m for m in baselines.METHODS if m != "fp"])
+def test_every_method_trains_at_every_kind_of_bits(method, bits, digits_root, tmp_path):
+    w, a = bits
+    settings = config(method, w=w, a=a, epochs=1, train_images=128)
+    final = train(settings, digits_root, tmp_path)
+    assert final["status"] == "done" and final["top1"] is not None
+    layers = json.loads((tmp_path / "run" / "layers.json").read_text())
+    quantized = [row for row in layers if row["status"] == "quantized"]
+    assert {(row["w_bits"], row["a_bits"]) for row in quantized} == {bits}
+    for row in quantized:
+        assert (row["weight_quantizer"] is None) == (w == 32)
+        assert (row["activation_quantizer"] is None) == (a == 32)
+    bitops = sum(row["macs"] * row["w_bits"] * row["a_bits"] for row in layers)
+    assert final["bitops"] == bitops
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jsonschema
@@ -138,6 +138,7 @@ def parse_suite(text: str, where: str, compile: str = "") -> Suite:
                 f"compile is {compile!r}: it must be one of {', '.join(COMPILE_MODES)}, or empty"
             )
         config["compile"] = compile
+    _check_method_groups(config, where)
     runs = list(_runs(config, where))
     return Suite(config["suite"], config, _jobs(runs, config["runs_per_job"]))
 
@@ -203,6 +204,30 @@ def _allowed(error: jsonschema.ValidationError) -> str:
     return ""
 
 
+def _check_method_groups(config: dict, where: str) -> None:
+    """Methods and groups that the schema cannot know."""
+    for name, recipe in config["recipes"].items():
+        place = f"{where}: recipes.{name}.method_groups"
+        for method, groups in recipe["method_groups"].items():
+            try:
+                legal = sorted(_groups(method))
+            except InputError as error:
+                raise InputError(f"{place}: {error}") from error
+            for group in groups:
+                if group not in legal:
+                    raise InputError(
+                        f"{place}.{method}: no parameter of this method is in group {group!r}; "
+                        f"its groups are {', '.join(legal) or 'none'}"
+                    )
+
+
+def _groups(name: str) -> set[str]:
+    """Optimizer groups of a method's quantizers, beside the network's own weights."""
+    method = baselines.method(name)
+    kinds = [k.func if isinstance(k, partial) else k for k in (method.weight, method.activation)]
+    return {group for kind in kinds if kind for group in kind.GROUPS.values()} - {"weights"}
+
+
 def _check_names(experiment: dict, config: dict, place: str) -> None:
     """Names that the schema cannot know."""
     try:
@@ -238,7 +263,7 @@ def _runs(config: dict, where: str) -> Iterator[dict]:
         settings += [(a["methods"], a["bits"], "ablation") for a in experiment["ablations"]]
         for seed in experiment["seeds"]:
             recipe = experiment["checkpoint_recipe"]
-            # A checkpoint is not quantized: experiments that differ in policy share it.
+            # What is not quantized is shared by experiments that differ in policy.
             bare = {**experiment, "policy": NO_POLICY}
             checkpoint = _resolve(config, bare, "fp", (32, 32), seed, recipe, None)
             yield {**checkpoint, "role": "checkpoint"}
@@ -247,7 +272,7 @@ def _runs(config: dict, where: str) -> Iterator[dict]:
                     _check_plan(model, name, bits, experiment["policy"], place)
                     run = _resolve(
                         config,
-                        experiment,
+                        bare if baselines.method(name).weight is None else experiment,
                         name,
                         bits,
                         seed,
@@ -311,7 +336,7 @@ def _resolve(config, experiment, name, bits, seed, recipe, pretrained) -> dict:
         "a_bits": bits[1],
         "seed": seed,
         "policy": experiment["policy"],
-        "recipe": {"name": recipe, **config["recipes"][recipe]},
+        "recipe": {"name": recipe, **_recipe_of(config["recipes"][recipe], name)},
         "pretrained": pretrained,
         "loader": config["loader"],
         "compile": config["compile"],
@@ -332,6 +357,14 @@ def _resolve(config, experiment, name, bits, seed, recipe, pretrained) -> dict:
         ]
     )
     return {**resolved, "run_key": key, "run_id": run_id}
+
+
+def _recipe_of(recipe: dict, method: str) -> dict:
+    """The recipe as this method trains by it: its own settings are those of the groups."""
+    own = recipe["method_groups"].get(method, {})
+    groups = recipe["quantizer_groups"].items()
+    rest = {key: value for key, value in recipe.items() if key != "method_groups"}
+    return {**rest, "quantizer_groups": {n: {**group, **own.get(n, {})} for n, group in groups}}
 
 
 def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
@@ -426,12 +459,13 @@ CONFIG_KEYS = {
     "compile": str,
     "budget_minutes": int,
     "per_gpu": int,
+    "gpus_per_run": int,
     "data": str,
     "data_source": str,
     "download": bool,
 }
 
-LEAST = {"budget_minutes": 0, "per_gpu": 1}
+LEAST = {"budget_minutes": 0, "per_gpu": 1, "gpus_per_run": 1}
 
 
 def check_config(config: dict) -> None:
@@ -451,6 +485,10 @@ def check_config(config: dict) -> None:
             )
         if key in LEAST and value < LEAST[key]:
             raise InputError(f"configuration {key} is {value}: it must be at least {LEAST[key]}")
+    if config.get("budget_minutes", 0) and config.get("gpus_per_run", 1) > 1:
+        raise InputError(
+            "configuration gpus_per_run: with budget_minutes a run trains on one GPU: set one of them"
+        )
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""Train the runs of one job, one after the other: `python -m workflow.train --job NAME ...`."""
+"""Train the runs of one job, one after the other: `python -m workflow.train --job NAME ...`.
+
+On several GPUs: `torchrun --standalone --nproc-per-node=8 -m workflow.train --job NAME ...`.
+"""
 
 import argparse
 import os
@@ -37,13 +40,21 @@ def main() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
     import torch
 
+    from lowbit_core import distributed
     from lowbit_core.training import Place, train_run
 
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        slot = take_slot(gpu_names(), arguments.per_gpu, lock_folder())  # held until the end
+        names, per_gpu = gpu_names(), arguments.per_gpu
+        if distributed.launched():  # the processes of one run need a GPU each
+            per_gpu = 1
+            if (count := int(os.environ["LOCAL_WORLD_SIZE"])) > len(names):
+                raise InputError(f"a run on {count} GPUs: this machine has {len(names)}")
+        slot = take_slot(names, per_gpu, lock_folder())  # held until the end
         device = torch.device("cuda", slot.device)
         torch.cuda.set_device(device)
+    if distributed.launched():
+        distributed.start(device)
     place = Place(arguments.data, arguments.runs, device, suite.config["threads"])
     job = suite.jobs[arguments.job]
 
@@ -62,7 +73,9 @@ def main() -> None:
         else:
             told = f"test top-1 {final['top1']:.2f} %"
         say(f"{run['run_id']}: {final['status']}, {told}")
-    write_text(arguments.out, job_text(job.runs))
+    if distributed.is_first():
+        write_text(arguments.out, job_text(job.runs))
+    distributed.finish()
 
 
 if __name__ == "__main__":

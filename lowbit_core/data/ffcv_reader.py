@@ -63,11 +63,17 @@ class FfcvReader:
         reader = self._loader.reader
         return reader.metadata[f"f{reader.field_names.index('label')}"]
 
-    def batches(self, order: np.ndarray, batch_size: int, seed: int) -> Iterator[Tensor]:
-        """Yield (B, C, H, W) uint8 on the CPU; the next one overwrites it."""
+    def batches(
+        self, order: np.ndarray, batch_size: int, seed: int, places: np.ndarray
+    ) -> Iterator[Tensor]:
+        """Yield (B, C, H, W) uint8 on the CPU; the next one overwrites it.
+
+        Random crops are drawn from `seed` and the first of `places`: other processes draw others.
+        """
         self._loader.batch_size = batch_size
         torch_threads = torch.get_num_threads()
-        batches = _Batches(self._loader, order, seed % 2**32 if self._random_crop else None)
+        seed = (seed + int(places[0])) % 2**32
+        batches = _Batches(self._loader, order, seed if self._random_crop else None)
         try:
             for (images,) in batches:
                 if torch.get_num_threads() != torch_threads:

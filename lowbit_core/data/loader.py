@@ -34,6 +34,7 @@ class BatchLoader:
         seed: int,
         device: torch.device,
         side: int,
+        share: tuple[int, int],
     ):
         self._reader, self._indices = reader, indices
         self._labels = torch.from_numpy(reader.labels[indices])
@@ -43,7 +44,7 @@ class BatchLoader:
         mean, std = torch.tensor(data.mean), torch.tensor(data.std)
         self._scale = (1 / (255 * std)).view(1, -1, 1, 1).to(device)
         self._shift = (-mean / std).view(1, -1, 1, 1).to(device)
-        self.batch_size = batch_size
+        self.batch_size, self._share = batch_size, share
         self.backend = reader.name
         count = len(indices)
         self.images = count // batch_size * batch_size if train else count
@@ -55,27 +56,41 @@ class BatchLoader:
         """Yield (images (B, C, H, W) float32 normalised, labels (B,) int64), on the device.
 
         Training epochs are shuffled and drop the last partial batch; others keep the given order.
+        With a share, B is this process's part of each training batch.
         """
         positions = np.arange(len(self._indices))
         if self._train:
             positions = np.random.default_rng(_hash("order", self._seed, e)).permutation(positions)
-        positions = positions[: self.images]
+        places, batch_size = self._own_places()
+        if len(places) == 0:  # more processes than images
+            return
         draws = augment.draw(
             self._augmentation, self.images, self._side, _hash("augmentation", self._seed, e)
         )
+        positions = positions[places]
         batches = self._reader.batches(
-            self._indices[positions], self.batch_size, _hash("crop", self._seed, e)
+            self._indices[positions], batch_size, _hash("crop", self._seed, e), places
         )
         # Copied once an epoch: a copy in each step would make the processor wait for the device.
-        draws = augment.Draws(*(d if d is None else d.to(self._device) for d in draws))
+        own = torch.from_numpy(places)
+        draws = augment.Draws(*(d if d is None else d[own].to(self._device) for d in draws))
         labels = self._labels[torch.from_numpy(positions)].to(self._device)
         with closing(batches):
             for i, pixels in enumerate(batches):
-                batch = slice(i * self.batch_size, i * self.batch_size + len(pixels))
+                batch = slice(i * batch_size, i * batch_size + len(pixels))
                 pixels = augment.apply(self._moved(pixels), draws, batch)
                 # A conversion, not a view: FFCV reuses the memory of `pixels`.
                 images = pixels.to(torch.float32).mul_(self._scale).add_(self._shift)
                 yield images, labels[batch]
+
+    def _own_places(self) -> tuple[np.ndarray, int]:
+        """The places in an epoch's order that this process reads, and its images a batch."""
+        (part, parts), places = self._share, np.arange(self.images)
+        if not self._train:
+            return places[part::parts], self.batch_size
+        own = self.batch_size // parts
+        batches = places.reshape(-1, self.batch_size)
+        return batches[:, part * own : (part + 1) * own].reshape(-1), own
 
     def _moved(self, pixels: Tensor) -> Tensor:
         """`pixels` on the device; through pinned memory, so that the copy need not be waited for."""
@@ -98,6 +113,7 @@ def make_loader(
     threads: int = 1,
     resolution: int | None = None,
     resident: bool | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> BatchLoader:
     """A loader of `split` ("train" or "test") from the folder that `prepare` wrote.
 
@@ -108,6 +124,8 @@ def make_loader(
         both backends, and repeat under FFCV only with one thread.
     resolution: side of ImageNet's crops in pixels, by default 224; not for raw sets.
     resident: keep the pixels of a raw set on the device; None does so on a GPU that has the room.
+    share: (part, parts): of every training batch, or of the images of an evaluation, one of `parts`
+        parts; together they are the batches of one process. `parts` must divide batch_size.
     Order, augmentation and pixels of raw sets are the same to the bit for both backends and for
     resident pixels.
     Raises `InputError` for an illegal argument and for files that are not what was written.
@@ -130,6 +148,11 @@ def make_loader(
         raise InputError(
             f"batch size {batch_size}: must be 1 to {len(indices)}, "
             f"the number of images of {data_dir}/{split} in use"
+        )
+    if not 0 <= share[0] < share[1] or (train and batch_size % share[1]):
+        raise InputError(
+            f"share {share}: a part from 0 to below the number of parts, which must divide the "
+            f"batch size {batch_size}"
         )
     if threads < 1:
         raise InputError(f"threads {threads}: must be at least 1")
@@ -164,6 +187,7 @@ def make_loader(
         augmentation=augmentation,
         device=device,
         side=side,
+        share=share,
     )
 
 

@@ -6,7 +6,8 @@ usage: python -m lowbit_core.data.prepare DATASET --out DIR [--source DIR] [--do
 import argparse
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -24,15 +25,19 @@ from lowbit_core.files import checksum, remove_leftovers, replace_file, write_js
 def prepare(data: Dataset, out: Path, source: Path | None = None, download: bool = False) -> None:
     """Write both splits of `data` into `out`. A split's files are replaced once it was read whole.
 
+    Image files of both splits are looked at first: InputError names all that cannot be read.
     Without ffcv only the reference loader's files are written, and the manifest says so.
     """
     if out.is_dir():
         remove_leftovers(out)
     folder = find(data.name, source, download)
     backend, _ = pick_backend("ffcv")
+    others = {} if data.stored_raw else _look_at_images(data, folder)
     for split in SPLITS:
-        write = _write_raw if data.stored_raw else _write_images
-        manifest = write(data, folder, split, out, backend)
+        if data.stored_raw:
+            manifest = _write_raw(data, folder, split, out, backend)
+        else:
+            manifest = _write_images(data, folder, split, out, backend, others[split])
         write_json(manifest_path(out, split), {**manifest, "checksum": checksum(manifest)})
         print(f"{out}/{split}: {manifest['images']} images of {data.name}, {backend}")
 
@@ -51,7 +56,36 @@ def _write_raw(data: Dataset, folder: Path | None, split: str, out: Path, backen
     return _manifest(data, split, labels, class_names, digest.hexdigest(), out, names, backend)
 
 
-def _write_images(data: Dataset, folder: Path, split: str, out: Path, backend: str) -> dict:
+def _look_at_images(data: Dataset, folder: Path) -> dict[str, dict[str, str]]:
+    """Modes of the files that are not RGB, by split and file; InputError names every broken file."""
+    broken, modes = [], {}
+    for split in SPLITS:
+        files, labels, _ = source_module(data.name).listing(folder, split, data.classes)
+        _check_counts(data, split, np.asarray(labels), folder)
+        found = _in_chunks(_mode_or_error, [folder / name for name in files])
+        modes[split] = {}
+        for name, said in zip(files, found, strict=True):
+            if isinstance(said, InputError):
+                broken.append(str(said))
+            elif said != "RGB":
+                modes[split][name] = said
+    if broken:
+        raise InputError(
+            f"{len(broken)} broken image files, nothing was written: {'; '.join(broken)}"
+        )
+    return modes
+
+
+def _mode_or_error(path: Path) -> str | InputError:
+    try:
+        return source_module("imagenet").look(path)
+    except InputError as error:
+        return error
+
+
+def _write_images(
+    data: Dataset, folder: Path, split: str, out: Path, backend: str, others: dict[str, str]
+) -> dict:
     files, labels, synsets = source_module(data.name).listing(folder, split, data.classes)
     labels = np.asarray(labels, np.int64)
     _check_counts(data, split, labels, folder)
@@ -68,19 +102,26 @@ def _write_images(data: Dataset, folder: Path, split: str, out: Path, backend: s
     write_text(out / names[0], "\n".join(files) + "\n")
     _save(out / names[1], labels)
     manifest = _manifest(data, split, labels, synsets, digest.hexdigest(), out, names, backend)
-    return manifest | {"source": str(folder.resolve())}
+    if others:
+        counts = ", ".join(f"{n} {mode}" for mode, n in sorted(Counter(others.values()).items()))
+        print(f"{out}/{split}: converted to RGB: {counts} (names in the manifest)")
+    return manifest | {"source": str(folder.resolve()), "converted_to_rgb": others}
 
 
 def _decoded(folder: Path, files: list[str], digest) -> Iterator[np.ndarray]:
     """Images (H, W, 3) in order, decoded by all cores; `digest` takes each file's checksum."""
     read_image = source_module("imagenet").read_image
+    for image, file_digest in _in_chunks(read_image, [folder / name for name in files]):
+        digest.update(file_digest)
+        yield np.asarray(image)
+
+
+def _in_chunks(work: Callable[[Path], object], paths: list[Path]) -> Iterator:
+    """`work` on every path, in order, by all cores; bounds what is held in memory."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(files), 16 * threads):  # bounds what is held in memory
-            chunk = [folder / name for name in files[start : start + 16 * threads]]
-            for image, file_digest in pool.map(read_image, chunk):
-                digest.update(file_digest)
-                yield np.asarray(image)
+        for start in range(0, len(paths), 16 * threads):
+            yield from pool.map(work, paths[start : start + 16 * threads])
 
 
 def _write_beton(path: Path, data: Dataset, count: int, samples) -> None:

@@ -22,7 +22,9 @@ class ResidentReader:
         stat = path.stat()
         self._images = _on_device(str(path.resolve()), stat.st_mtime_ns, stat.st_size, device)
 
-    def batches(self, order: np.ndarray, batch_size: int, seed: int) -> Iterator[Tensor]:
+    def batches(
+        self, order: np.ndarray, batch_size: int, seed: int, places: np.ndarray
+    ) -> Iterator[Tensor]:
         """Yield (B, C, H, W) uint8 on the device."""
         chosen = torch.from_numpy(order).to(self._images.device)
         for start in range(0, len(order), batch_size):

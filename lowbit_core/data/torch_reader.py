@@ -25,7 +25,9 @@ class RawReader:
         self.labels = np.load(data_dir / f"{split}_labels.npy")
         self._images = np.load(data_dir / f"{split}.npy", mmap_mode="r")
 
-    def batches(self, order: np.ndarray, batch_size: int, seed: int) -> Iterator[Tensor]:
+    def batches(
+        self, order: np.ndarray, batch_size: int, seed: int, places: np.ndarray
+    ) -> Iterator[Tensor]:
         """Yield (B, C, H, W) uint8 on the CPU."""
         for start in range(0, len(order), batch_size):
             yield torch.from_numpy(self._images[order[start : start + batch_size]])
@@ -55,12 +57,14 @@ class ImageReader:
         self._source, self._threads = source, threads
         self._resolution, self._random_crop = resolution, random_crop
 
-    def batches(self, order: np.ndarray, batch_size: int, seed: int) -> Iterator[Tensor]:
-        """Yield (B, 3, H, W) uint8 on the CPU."""
+    def batches(
+        self, order: np.ndarray, batch_size: int, seed: int, places: np.ndarray
+    ) -> Iterator[Tensor]:
+        """Yield (B, 3, H, W) uint8 on the CPU; the crop at each of `places` depends on it and `seed`."""
         with ThreadPoolExecutor(self._threads) as pool:
             for start in range(0, len(order), batch_size):
                 positions = range(start, min(start + batch_size, len(order)))
-                crops = list(pool.map(lambda i: self._read(order[i], (seed, i)), positions))
+                crops = list(pool.map(lambda i: self._read(order[i], (seed, places[i])), positions))
                 yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
     def _read(self, index: int, seed: tuple[int, int]) -> np.ndarray:

@@ -109,8 +109,14 @@ def plots_folder(wildcards, input):
     return Path(input.plots[0]).parent
 
 
+# What starts a training process: Python, or torchrun with one process a GPU.
+GPUS_PER_RUN = config["gpus_per_run"]
+TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node={GPUS_PER_RUN}"
+LAUNCHER = TORCHRUN.split() if GPUS_PER_RUN > 1 else []
+
+
 # How many training processes a slice may use: those that `--resources gpu=` allows, or the cores.
-SLICE_GPUS = max(1, workflow.global_resources.get("gpu", 1)) if SUITE.config["gpus"] else 0
+SLICE_GPUS = max(1, workflow.global_resources.get("gpu").value or 1) if SUITE.config["gpus"] else 0
 
 
 def slice_workers(wildcards, threads):

@@ -1,4 +1,5 @@
-# Training: one process a job; each run keeps its own folder in results/runs and resumes alone.
+# Training: one process a job (with `gpus_per_run` several, through torchrun); each run keeps its own
+# folder in results/runs and resumes alone.
 
 
 rule train:
@@ -13,22 +14,24 @@ rule train:
         "../envs/lowbit.yaml"
     params:
         python=PYTHON,
+        launcher=LAUNCHER,
         suite=SUITE.name,
         data=data_folder,
         runs=RUNS,
         compile=["--compile", config["compile"]] if config["compile"] else [],
         run_keys=job_keys,
         per_gpu=config["per_gpu"],
-    threads: SUITE.config["threads"]
+        omp_threads=SUITE.config["threads"],
+    threads: SUITE.config["threads"] * GPUS_PER_RUN
     resources:
-        gpu=SUITE.config["gpus"],
+        gpu=SUITE.config["gpus"] * GPUS_PER_RUN,
         runtime=SUITE.config["runtime_minutes"],
         mem_mb=6000,
     # A signal is training's own affair: the shell and tee wait until it has saved.
     shell:
-        "trap : INT TERM; OMP_NUM_THREADS={threads}"
-        " {params.python:q} -m workflow.train --suite {params.suite:q} {params.compile:q}"
-        " --per-gpu {params.per_gpu}"
+        "trap : INT TERM; OMP_NUM_THREADS={params.omp_threads}"
+        " {params.python:q} {params.launcher:q} -m workflow.train"
+        " --suite {params.suite:q} {params.compile:q} --per-gpu {params.per_gpu}"
         " --job {wildcards.job:q} --data {params.data:q} --runs {params.runs:q} --out {output:q}"
         " 2>&1 | (trap '' INT TERM; tee {log:q})"
 

@@ -1,0 +1,218 @@
+"""One run on several processes, one a GPU, that `torchrun` starts: what they share.
+
+Every process holds the whole network and reads its part of each batch. Gradients are averaged,
+batch norm and the quantizers' fits see the whole batch, and the first process alone writes. Without
+`start`, or with one process, every function here is the identity.
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lowbit_core.errors import InputError
+
+_alone = False
+
+
+def launched() -> bool:
+    """True in a process that torchrun started."""
+    return dist.is_torchelastic_launched()
+
+
+def start(device: torch.device) -> None:
+    """Join the other processes: NCCL between GPUs, Gloo between processors."""
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: no need of its name
+    gpu = device.type == "cuda"
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+
+
+def finish() -> None:
+    """Leave the others, where there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world() -> int:
+    """Number of processes that train the run."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """True in the process that writes files."""
+    return rank() == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block every process is for itself: all do the same on the same data."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def local_batch(batch_size: int) -> int:
+    """This process's part of a batch. Raises InputError where the parts would differ."""
+    if batch_size % world():
+        raise InputError(
+            f"batch_size {batch_size} cannot be shared by {world()} processes: choose a number of "
+            "GPUs that divides it"
+        )
+    return batch_size // world()
+
+
+def summed(x: Tensor) -> Tensor:
+    """The sum of x over the processes, the same to the bit in all of them. No gradient."""
+    if world() > 1:
+        x = x.clone()
+        dist.all_reduce(x)
+    return x
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The processes' x, one a row."""
+    if world() == 1:
+        return x[None]
+    rows = torch.zeros(world(), *x.shape, dtype=x.dtype, device=x.device)
+    rows[rank()] = x
+    return summed(rows)
+
+
+def batch_sums(sums: Tensor, size: int) -> tuple[Tensor, int]:
+    """Sums (S, P, M) of blocks of this process's part, and values a channel, of the whole batch.
+
+    Folded to (S, 1, M) in float64 on the way, so that little is sent.
+    """
+    if world() == 1:
+        return sums, size
+    return summed(sums.double().sum(1, keepdim=True)), size * world()
+
+
+def greatest(value: int) -> int:
+    """The greatest of the processes' numbers; between processors alone, so no GPU is waited for."""
+    if world() == 1:
+        return value
+    held = torch.tensor(value)
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    return int(held)
+
+
+def from_first(ask: Callable[[], object]) -> object:
+    """What `ask()` says in the first process. An error there is raised everywhere."""
+    if world() == 1:
+        return ask()
+    said: list = [None, None]
+    if is_first():
+        try:
+            said[0] = ask()
+        except (InputError, OSError) as error:
+            said[1] = error
+    data = torch.frombuffer(bytearray(pickle.dumps(said)), dtype=torch.uint8)
+    length = torch.tensor(len(data))
+    dist.broadcast(length, 0)
+    data = data if is_first() else torch.empty(int(length), dtype=torch.uint8)
+    dist.broadcast(data, 0)
+    value, error = pickle.loads(data.numpy().tobytes())
+    if error is not None:
+        raise error
+    return value
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes, which have equal parts of the batch.
+
+    In one piece and always the same one, so that a resumed run gives the same bits.
+    """
+    if world() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world()
+    for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        g.copy_(part.view(g.shape))
+
+
+@torch.no_grad()
+def spread(model: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers."""
+    if world() > 1:
+        for tensor in model.state_dict().values():
+            held = tensor.contiguous()
+            dist.broadcast(held, 0)
+            tensor.copy_(held)
+
+
+@torch.no_grad()
+def keep_greatest(counts: list[Tensor]) -> None:
+    """Set every counter (a tensor of one number) to the greatest that a process has."""
+    if world() > 1 and counts:
+        held = torch.stack(counts)
+        dist.all_reduce(held, dist.ReduceOp.MAX)
+        for count, value in zip(counts, held, strict=True):
+            count.copy_(value)
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Let the batch norms of `model` see the whole batch; their parameters and buffers stay."""
+    if world() == 1:
+        return
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(module, name, SyncBatchNorm.like(child))
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of x over the processes, whose losses are added up: gradients are summed likewise."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return summed(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return summed(g.contiguous())
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """torch's, which refuses CPU tensors, and for these the same in plain operations."""
+
+    @classmethod
+    def like(cls, norm: nn.modules.batchnorm._BatchNorm) -> "SyncBatchNorm":
+        made = cls(norm.num_features, norm.eps, norm.momentum)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            setattr(made, name, getattr(norm, name))
+        made.train(norm.training)
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda or not self.training:
+            return super().forward(x)
+        wide = x.to(self.weight.dtype)
+        but_channel = [0, *range(2, x.dim())]
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        count = x.numel() // x.shape[1] * world()
+        mean = _Sum.apply(wide.sum(but_channel)) / count
+        centred = wide - mean.view(shape)
+        variance = _Sum.apply(centred.square().sum(but_channel)) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
