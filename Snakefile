@@ -23,6 +23,7 @@ localrules:
     ablation_channel_error,
     ablation_direct_weights,
     tables,
+    claims,
     plots,
     html_report,
     mlflow_sync,

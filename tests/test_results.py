@@ -14,13 +14,15 @@ import pandas as pd
 import pytest
 
 from lowbit_core.errors import InputError
-from workflow import collect, plots, report, tables
+from workflow import claims, collect, plots, report, tables
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "config" / "published.csv"
 TABLES = (
     "results",
     "timings",
+    "epochs",
+    "diagnostics",
     "ablation_channel_error",
     "ablation_channel_error_summary",
     "ablation_direct_weights",
@@ -41,6 +43,12 @@ def run_collect(results: Path, suite: str = "quick") -> None:
             str(results / "results.csv"),
             "--timings",
             str(results / "timings.csv"),
+            "--epochs",
+            str(results / "epochs.csv"),
+            "--diagnostics",
+            str(results / "diagnostics.csv"),
+            "--histograms",
+            str(results / "weight_histograms.json"),
             "--channel-error",
             str(results / "ablation_channel_error.csv"),
             "--channel-summary",
@@ -66,13 +74,19 @@ def run_tables(results: Path) -> None:
     )
 
 
+def run_claims(results: Path) -> None:
+    claims.main(["--results", str(results / "results.csv"), "--out", str(results / "claims")])
+
+
 def run_plots(results: Path, out: str = "plots") -> None:
     plots.main(
         [
             "--results",
             str(results / "results.csv"),
-            "--runs",
-            str(results / "runs"),
+            "--epochs",
+            str(results / "epochs.csv"),
+            "--histograms",
+            str(results / "weight_histograms.json"),
             "--channel-error",
             str(results / "ablation_channel_error.csv"),
             "--direct-weights",
@@ -94,6 +108,10 @@ def run_report(results: Path, suite: str = "quick", out: str = "index.html") -> 
             str(results / "timings.csv"),
             "--tables",
             str(results / "table_main.csv"),
+            "--claims",
+            str(results / "claims.csv"),
+            "--diagnostics",
+            str(results / "diagnostics.csv"),
             "--channel-summary",
             str(results / "ablation_channel_error_summary.csv"),
             "--direct-summary",
@@ -115,6 +133,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_runs.write_suite(results)
     run_collect(results)
     run_tables(results)
+    run_claims(results)
     run_plots(results)
     run_report(results)
     return results
@@ -501,6 +520,7 @@ def test_report_of_a_bare_suite(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     run_collect(tmp_path, "smoke")
     run_tables(tmp_path)
+    run_claims(tmp_path)
     run_plots(tmp_path)
     run_report(tmp_path, "smoke")
     parse(tmp_path / "index.html")

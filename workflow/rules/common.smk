@@ -43,13 +43,20 @@ PLOTS = [
     "weight_histograms",
     "training_curves",
     "mismatch",
+    "levels_and_flips",
 ]
 PLOT_FILES = expand(f"{RESULTS}/plots/{{plot}}.{{ext}}", plot=PLOTS, ext=["svg", "png"])
+TABLES = [
+    *expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
+    *expand(f"{RESULTS}/claims.{{ext}}", ext=["csv", "md"]),
+    f"{RESULTS}/diagnostics.csv",
+]
 
 EVERYTHING = [
     f"{RESULTS}/results.csv",
     f"{RESULTS}/timings.csv",
-    *expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
+    f"{RESULTS}/epochs.csv",
+    *TABLES,
     *ABLATIONS,
     *PLOT_FILES,
     f"{REPORTS}/index.html",
