@@ -13,6 +13,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/results.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/tracking.smk"
+include: "workflow/rules/reference.smk"
 
 
 # Light work stays on the machine that runs snakemake, on a cluster too.
@@ -27,6 +28,8 @@ localrules:
     plots,
     html_report,
     mlflow_sync,
+    reference,
+    reference_report,
 
 
 report: "workflow/report/workflow.rst"

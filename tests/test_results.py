@@ -1,6 +1,7 @@
 """Result tables, plots and report, on invented runs and hand-made numbers."""
 
 import csv
+import gzip
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 
 from lowbit_core.errors import InputError
-from workflow import claims, collect, plots, report, tables
+from workflow import claims, collect, plots, reference, report, tables
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "config" / "published.csv"
@@ -382,6 +383,94 @@ def test_bad_job_line(tmp_path: Path):
     path.write_text("{nonsense\n")
     with pytest.raises(InputError, match="line 1"):
         collect.read_jobs([str(path)])
+
+
+# The committed record
+
+
+BASE = ("results.csv", "timings.csv", "diagnostics.csv", "ablation_direct_weights.csv",
+        "ablation_channel_error_summary.csv", "ablation_direct_weights_summary.csv")  # fmt: skip
+DERIVED = ("table_main.csv", "table_main.md", "claims.csv", "claims.md")
+
+
+@pytest.fixture
+def recorded(quick: Path, tmp_path: Path) -> Path:
+    """The record of the quick suite, in a place without its runs."""
+    roles = collect.read_jobs(sorted((quick / "jobs").glob("*.jsonl")))
+    config = json.loads((quick / "config.json").read_text())
+    reference.write_reference("quick", config, roles, quick / "runs", tmp_path / "quick")
+    (tmp_path / "quick" / reference.SUITE).write_text(json.dumps(config))
+    return tmp_path / "quick"
+
+
+def test_tables_and_plots_from_the_record_alone_are_the_same_bytes(quick, recorded, tmp_path):
+    reference.make_tables(recorded, tmp_path / "made")
+    for name in (*BASE, *DERIVED):
+        assert (recorded / name).read_bytes() == (quick / name).read_bytes(), name
+    for path in (quick / "plots").iterdir():
+        assert (tmp_path / "made" / "plots" / path.name).read_bytes() == path.read_bytes(), path
+    assert (tmp_path / "made" / "index.html").read_bytes() == (quick / "index.html").read_bytes()
+    records = [json.loads(line) for line in (recorded / "runs.jsonl").read_text().splitlines()]
+    assert len(records) == len(list((quick / "runs").iterdir()))
+    for record in records:
+        assert {"seed", "recipe", "code_version", "policy"} <= record["config"].keys()
+        assert {"hardware", "versions", "git_commit", "top1", "created"} <= record["final"].keys()
+    epochs = gzip.decompress((recorded / reference.EPOCHS).read_bytes())
+    assert epochs == (quick / "epochs.csv").read_bytes()
+    assert sum(path.stat().st_size for path in recorded.iterdir()) < 1_000_000
+
+
+def test_a_record_that_was_changed_is_refused(recorded, tmp_path):
+    def refused(name: str, change, message: str) -> None:
+        whole = (recorded / name).read_bytes()
+        (recorded / name).write_bytes(change(whole))
+        with pytest.raises(InputError, match=message):
+            reference.make_tables(recorded, tmp_path / "made")
+        (recorded / name).write_bytes(whole)
+
+    refused("results.csv", lambda data: data.replace(b",done,8", b",done,9", 1), "checksum")
+    refused("runs.jsonl", lambda data: data.replace(b'"seed": 1', b'"seed": 7', 1), "run .* is")
+    refused("runs.jsonl", lambda data: data[:-40], "not a record of runs")
+    refused("epochs.csv.gz", lambda data: data[:-40], "cannot be read")
+
+
+def test_a_damaged_run_is_not_recorded(tmp_path):
+    run = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    (tmp_path / "runs" / run / "metrics.csv").write_text("epoch\n")
+    with pytest.raises(InputError, match="not what was written"):
+        reference.write_reference("quick", {}, {run: "run"}, tmp_path / "runs", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Diagnostics
+
+
+def test_diagnostics_of_a_run_by_hand(tmp_path):
+    """Two layers whose levels grow to twice and to half of their span; flips 40 % and 20 %."""
+    rows = [
+        (0, "a", 0.1, "", -1, 1, 1.0), (0, "b", 0.3, "", -2, 2, 1.0),
+        (1, "a", 0.2, 0.5, -2, 2, 0.5), (1, "b", 0.4, 0.3, -1, 1, 1.0),
+    ]  # fmt: skip
+    header = "epoch,layer,mismatch,flip_rate,level_min,level_max,used_levels"
+    fake_runs.write_rows(tmp_path / "weight_state.csv", header, rows)
+    facts = collect.weight_facts(tmp_path)
+    assert facts == pytest.approx(
+        {
+            "mismatch_start": 0.2, "mismatch_end": 0.3, "flip_rate_mean": 0.4,
+            "flip_rate_first": 0.4, "flip_rate_end": 0.4, "used_level_share": 0.75,
+            "used_level_share_lowest": 0.5, "level_span": 1.25,
+        }
+    )  # fmt: skip
+
+
+def test_diagnostics_count_dead_channels_and_keep_diverged_runs(quick):
+    found = rows(quick / "diagnostics.csv")
+    quantized = [r for r in rows(quick / "results.csv") if r["w_bits"] != "32"]
+    assert len(found) == len(quantized)
+    assert [r["method"] for r in found if r["status"] == "diverged"] == ["dorefa"]
+    measured = {r["method"]: r["dead_channel_share"] for r in found}
+    assert float(measured["direct"]) == pytest.approx(1 / 64)
+    assert measured["pact"] == ""
 
 
 # Published values

@@ -85,13 +85,18 @@ def as_text(column: str, value: object) -> str:
     return str(value)
 
 
-def write_table(path: str | Path, columns: list[str], rows: list[dict]) -> None:
-    """Write `rows` (dicts; absent keys are empty cells) as CSV with Unix line ends."""
+def table_text(columns: list[str], rows: list[dict]) -> str:
+    """`rows` (dicts; absent keys are empty cells) as CSV with Unix line ends."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([as_text(column, row.get(column)) for column in columns] for row in rows)
-    write_table_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def write_table(path: str | Path, columns: list[str], rows: list[dict]) -> None:
+    """Write `rows` as a CSV file with its seal."""
+    write_table_text(path, table_text(columns, rows))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -238,6 +243,14 @@ def collect_channel_error(runs: Path, results: list[dict]) -> list[dict]:
                 **{key: number(channel[key]) for key in CHANNEL_COLUMNS[10:]},
             })
     return rows
+
+
+def example_channels(channels: list[dict]) -> list[dict]:
+    """The rows of the one direct run that the heat map shows."""
+    run = representative(
+        row for row in channels if row["method"] == "direct" and row["error_equal"]
+    )
+    return [row for row in channels if run is not None and row["run_id"] == run["run_id"]]
 
 
 def summarize_channel_error(channels: list[dict], results: list[dict]) -> list[dict]:

@@ -104,6 +104,10 @@ def data_folder(wildcards, input):
     return Path(input.data[0]).parent.parent
 
 
+def input_folder(wildcards, input):
+    return Path(input[0]).parent
+
+
 def output_folder(wildcards, output):
     return Path(output[0]).parent
 
