@@ -175,6 +175,10 @@ def made(values: dict[str, list[float | None]]) -> pd.DataFrame:
                 "status": "diverged" if top1 is None else "done",
                 "top1": top1,
                 "delta": None if top1 is None else top1 - 90,
+                "first_last": "fp",
+                "shortcut": "fp",
+                "pretrained": "checkpoint",
+                "epochs": 200,
             }
             for method, top1s in values.items()
             for seed, top1 in enumerate(top1s)
@@ -491,8 +495,39 @@ def test_no_published_value_outside_the_paper_suite(quick: Path):
         assert "http" not in text
         assert "quick" in text
         assert "LSQ" not in text
+        assert "published values" not in text
+    assert "Beside published" not in (quick / "index.html").read_text()
     # The same data set and architectures, another suite: still none.
     assert tables.read_published(PUBLISHED, "small") == []
+
+
+def published_row(method: str, top1: str, **policy: str) -> dict:
+    return {
+        "dataset": "digits", "arch": "resnet20", "method": method, "w_bits": 2, "a_bits": 2,
+        "top1": top1, "first_last_layer": "", "shortcut": "", "pretrained": "", "epochs": "",
+        "source_url": f"https://example.org/{top1}", "note": "", **policy,
+    }  # fmt: skip
+
+
+def test_difference_and_policy_beside_a_published_value():
+    published = [
+        published_row("pact", "80.5", first_last_layer="8 bit", shortcut="quantized",
+                      pretrained="yes", epochs="90"),
+        published_row("lsq", "60.0", shortcut="quantized"),
+        published_row("lsq", "66.0", shortcut="full precision"),
+    ]  # fmt: skip
+    rows_of = tables.main_table(made({"pact": [80.0, 82.0]}), published)
+    pact, lsq = ({row["method"]: row for row in rows_of}[name] for name in ("pact", "lsq"))
+    assert pact["published_difference"] == 0.5
+    assert pact["published_policy"] == (
+        "first and last layer: ours full precision, theirs 8 bit; "
+        "shortcut: ours full precision, theirs quantized; epochs: ours 200, theirs 90"
+    )
+    # Of two published rows, the one whose shortcuts are like ours.
+    assert (lsq["published_top1"], lsq["published_difference"]) == ("66.0", None)
+    assert lsq["published_policy"] == "not stated: first and last layer, pretrained, epochs"
+    text = tables.markdown(rows_of, "paper")
+    assert "| PACT | 81.00 ± 1.41 (2) | [80.5](https://example.org/80.5) | +0.50 |" in text
 
 
 def test_published_value_beside_its_source_in_the_paper_suite(paper: Path):

@@ -31,7 +31,7 @@ TEXT = {
     "quantizer_weight_decay", "quantizer_lr_scale", "schedule", "epoch_reported", "augmentation",
     "loader", "compile", "precision", "code_version", "torch", "torchvision", "ffcv", "python",
     "hardware", "run_id", "layer", "variant", "trained_with", "other", "label", "best",
-    "published_first_last", "published_source", "published_note", "bits", "claim", "note",
+    "published_policy", "published_source", "published_note", "bits", "claim", "note",
     "recipe", "change",
 }  # fmt: skip
 LEGAL = {"role": ROLES, "status": STATUSES, "verdict": VERDICTS, "method": (*METHODS, *PUBLISHED_ONLY)}

@@ -349,6 +349,24 @@ def direct_claim(summary: list[dict]) -> dict:
     }
 
 
+def published_rows(table: list[dict]) -> list[dict]:
+    """Our cells that have a published value, with the difference and what was made otherwise."""
+    return [
+        {
+            "place": place(row), "method": row["label"], "source": row["published_source"],
+            "published": row["published_top1"], "note": row["published_note"],
+            "policy": row["published_policy"],
+            "ours": number_cell(row["top1_mean"], accuracy(row) if row["n"] else None),
+            "difference": number_cell(
+                row["published_difference"],
+                None if row["published_difference"] is None
+                else points(row["published_difference"]),
+            ),
+        }
+        for row in table if row["published_top1"] is not None
+    ]
+
+
 TONES = {"leads": "good", "trails": "bad", "undecided": ""}
 
 
@@ -578,7 +596,7 @@ def render(args: argparse.Namespace) -> str:
     return environment.get_template("report.html.j2").render(
         suite=args.suite, paper=args.suite == PAPER_SUITE, facts=facts,
         tiles=tiles(results, timings), headline=headline(table),
-        blocks=table_blocks(table),
+        blocks=table_blocks(table), beside=published_rows(table),
         plots=[
             {"name": name, "title": title, "caption": text,
              "svg": inline_svg(Path(args.plots) / f"{name}.svg", title)}
