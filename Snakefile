@@ -25,6 +25,7 @@ localrules:
     ablation_direct_weights,
     tables,
     claims,
+    variants,
     plots,
     html_report,
     mlflow_sync,

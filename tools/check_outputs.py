@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from workflow import claims, collect, tables
+from workflow import claims, collect, tables, variants
 from workflow.suite import DEFAULT_SUITE, ROOT, load_suite
 
 COLUMNS = {
@@ -31,6 +31,7 @@ COLUMNS = {
     "ablation_direct_weights_summary.csv": collect.DIRECT_SUMMARY_COLUMNS,
     "table_main.csv": tables.TABLE_COLUMNS,
     "claims.csv": claims.CLAIM_COLUMNS,
+    "variants.csv": variants.VARIANT_COLUMNS,
 }
 
 

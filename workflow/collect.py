@@ -80,7 +80,7 @@ def as_text(column: str, value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        percent = column in PERCENT or column.startswith(("top1", "other_top1", "delta", "share"))
+        percent = column in PERCENT or column.startswith(("top1", "other_top1", "val_top1", "delta", "share"))
         return f"{value:.3f}" if percent else f"{value:.6g}"
     return str(value)
 

@@ -98,3 +98,22 @@ rule claims:
     shell:
         "{params.python:q} -m workflow.claims --results {input:q} --out {params.out:q}"
         " 2>&1 | tee {log:q}"
+
+
+rule variants:
+    input:
+        JOB_FILES,
+    output:
+        VARIANTS,
+    log:
+        f"{RESULTS}/logs/variants.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        runs=RUNS,
+        out=output_stem,
+    shell:
+        "{params.python:q} -m workflow.variants --suite {params.suite} --runs {params.runs}"
+        " --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"
