@@ -101,8 +101,12 @@ class Suite:
     def has_variants(self) -> bool:
         """Whether it runs one method several times, by several recipes: a comparison of variants."""
         runs = {r["run_id"]: r for job in self.jobs.values() for r in job.runs if r["pretrained"]}
-        names = ("dataset", "arch", "method", "w_bits", "a_bits", "seed")
-        return len({tuple(run[name] for name in names) for run in runs.values()}) < len(runs)
+        others = ("recipe", "run_key", "run_id", "role", "pretrained")
+        settings = {
+            json.dumps({k: v for k, v in run.items() if k not in others}, sort_keys=True)
+            for run in runs.values()
+        }
+        return len(settings) < len(runs)
 
     def jobs_with(self, methods: tuple[str, ...]) -> list[str]:
         """Names of the jobs that train a run of one of `methods` (checkpoints left out)."""
