@@ -424,6 +424,17 @@ def test_tables_and_plots_from_the_record_alone_are_the_same_bytes(quick, record
     assert sum(path.stat().st_size for path in recorded.iterdir()) < 1_000_000
 
 
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / reference.REFERENCE).glob("*/runs.jsonl")), ids=lambda p: p.parent.name
+)
+def test_committed_tables_are_what_the_committed_runs_give(folder, tmp_path):
+    shutil.copytree(folder.parent, tmp_path / "record")
+    reference.make_tables(tmp_path / "record", tmp_path / "made")
+    for name in DERIVED:
+        assert (tmp_path / "record" / name).read_text() == (folder.parent / name).read_text()
+    assert sum(path.stat().st_size for path in folder.parent.iterdir()) < 1_000_000
+
+
 def test_a_record_that_was_changed_is_refused(recorded, tmp_path):
     def refused(name: str, change, message: str) -> None:
         whole = (recorded / name).read_bytes()
