@@ -1,7 +1,10 @@
 """The table of variants: chosen on validation data, compared in pairs."""
 
+import json
+
 import pytest
 
+from workflow.reference import make_tables
 from workflow.variants import change, markdown, variant_rows
 
 BASE = {"name": "base", "lr": 0.1, "quantizer_groups": {"levels": {"lr_scale": 0.1}}}
@@ -50,3 +53,17 @@ def test_golden_table():
 def test_change_names_what_differs():
     assert change(BASE, BASE) == ""
     assert change(BASE | {"lr": 0.2}, BASE) == "lr=0.2"
+
+
+def test_the_table_is_made_from_the_record_alone(tmp_path):
+    record = tmp_path / "tuning"
+    record.mkdir()
+    found = [*runs("direct", BASE, [50.0, 52.0, 54.0]), *runs("direct", FASTER, [51.0, None, 57.0])]
+    (record / "runs.jsonl").write_text("".join(
+        json.dumps({"role": "run", "config": {**config, "run_id": str(i)}, "final": final}) + "\n"
+        for i, (config, final) in enumerate(found)
+    ))
+    (record / "suite.json").write_text('{"suite": {"suite": "tuning"}, "variants": true}')
+    make_tables(record, tmp_path / "made")
+    assert (record / "variants.md").read_text() == markdown(variant_rows("tuning", found), "tuning")
+    assert not (tmp_path / "made").exists()

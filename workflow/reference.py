@@ -16,7 +16,7 @@ from pathlib import Path
 from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_bytes, write_json, write_text
 from lowbit_core.progress import say
-from workflow import claims, collect, plots, report, tables
+from workflow import claims, collect, plots, report, tables, variants
 from workflow.checked import check_run, check_table
 from workflow.plan import is_done, suite_plan
 from workflow.suite import ROOT, load_suite
@@ -25,16 +25,34 @@ REFERENCE = Path("results/reference")
 REPORTS = Path("reports/reference")
 PUBLISHED = ROOT / "config" / "published.csv"
 RUNS, SUITE, EPOCHS = "runs.jsonl", "suite.json", "epochs.csv.gz"
+VARIANTS = "variants"
 HISTOGRAMS, CHANNELS = "weight_histograms.json", "channel_error_example.csv"
 MOST_BYTES = 1_000_000  # of one file: the folder is for a repository
 
 
-def write_reference(suite: str, config: dict, roles: dict[str, str], runs: Path, out: Path) -> None:
+def write_reference(
+    suite: str, config: dict, roles: dict[str, str], runs: Path, out: Path, has_variants: bool = False
+) -> None:
     """Write the record of the runs in `roles` ({run_id: role}, all of them finished) to `out`.
 
+    `has_variants`: the suite compares recipes on validation data (Suite.has_variants).
     Raises InputError if a run is damaged or a file gets too large for a repository.
     """
     finals = {run_id: check_run(runs / run_id) for run_id in roles}
+    if not has_variants:
+        _write_tables(suite, roles, runs, out)
+    write_json(out / SUITE, {"suite": config, **({VARIANTS: True} if has_variants else {})})
+    write_text(out / RUNS, "".join(
+        json.dumps(_record(run_id, roles[run_id], finals[run_id], runs), sort_keys=True) + "\n"
+        for run_id in roles
+    ))
+    for path in sorted(out.iterdir()):
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path} has {path.stat().st_size} bytes: write fewer data sets at once")
+
+
+def _write_tables(suite: str, roles: dict[str, str], runs: Path, out: Path) -> None:
+    """The tables that run folders are gathered into."""
     results = collect.collect_results(suite, runs, roles)
     channels = collect.collect_channel_error(runs, results)
     direct = collect.collect_direct_weights(runs, results)
@@ -58,14 +76,6 @@ def write_reference(suite: str, config: dict, roles: dict[str, str], runs: Path,
     epochs = collect.table_text(collect.EPOCH_COLUMNS, collect.collect_epochs(runs, results))
     write_bytes(out / EPOCHS, gzip.compress(epochs.encode(), mtime=0))
     write_json(out / HISTOGRAMS, collect.collect_histograms(runs, results))
-    write_json(out / SUITE, {"suite": config})
-    write_text(out / RUNS, "".join(
-        json.dumps(_record(run_id, roles[run_id], finals[run_id], runs), sort_keys=True) + "\n"
-        for run_id in (row["run_id"] for row in results)
-    ))
-    for path in sorted(out.iterdir()):
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path} has {path.stat().st_size} bytes: write fewer data sets at once")
 
 
 def _record(run_id: str, role: str, final: dict, runs: Path) -> dict:
@@ -77,9 +87,17 @@ def _record(run_id: str, role: str, final: dict, runs: Path) -> dict:
 def make_tables(folder: Path, out: Path) -> None:
     """Make the main table and claims in `folder` again, and plots and report in `out`.
 
-    Raises InputError if a file of `folder` is missing, or its tables and its runs disagree.
+    Of variants: their one table, in `folder`. Raises InputError if a file of `folder` is missing, or
+    its tables and its runs disagree.
     """
-    _check_runs(folder)
+    records = _read_records(folder / RUNS)
+    if collect.read_json(folder / SUITE).get(VARIANTS):
+        suite = collect.read_json(folder / SUITE)["suite"]["suite"]
+        variants.write_variants(suite, [
+            (r["config"], r["final"]) for r in records if r["role"] != "checkpoint"
+        ], folder / "variants")
+        return
+    _check_results(folder, records)
     at = {name: str(folder / name) for name in (
         "results.csv", "timings.csv", "diagnostics.csv", "claims.csv", "table_main.csv",
         "ablation_channel_error_summary.csv", "ablation_direct_weights.csv",
@@ -108,24 +126,27 @@ def make_tables(folder: Path, out: Path) -> None:
                  "--out", str(out / "index.html")])  # fmt: skip
 
 
-def _check_runs(folder: Path) -> None:
-    """results.csv holds what the records say, run by run."""
-    path = folder / RUNS
+def _read_records(path: Path) -> list[dict]:
     try:
         records = [json.loads(line) for line in path.read_text().splitlines()]
-        wanted = {
-            r["config"]["run_id"]: (
-                r["final"]["status"], str(r["config"]["seed"]),
-                collect.as_text("top1", r["final"]["top1"]), r["final"]["hardware"],
-            )
-            for r in records
-        }  # fmt: skip
+        for record in records:
+            record["role"], record["config"]["run_id"], record["final"]["status"]
     except FileNotFoundError:
-        raise InputError(
-            f"{path} is missing: {folder} is not a folder that `write` made"
-        ) from None
+        raise InputError(f"{path} is missing: `write` makes it") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a record of runs ({error})") from error
+    return records
+
+
+def _check_results(folder: Path, records: list[dict]) -> None:
+    """results.csv holds what the records say, run by run."""
+    wanted = {
+        r["config"]["run_id"]: (
+            r["final"]["status"], str(r["config"]["seed"]),
+            collect.as_text("top1", r["final"]["top1"]), r["final"]["hardware"],
+        )
+        for r in records
+    }  # fmt: skip
     check_table(folder / "results.csv", collect.RESULT_COLUMNS)
     found = {
         row["run_id"]: tuple(row[name] for name in ("status", "seed", "top1", "hardware"))
@@ -158,8 +179,8 @@ def main(argv: list[str] | None = None) -> None:
         if not done:
             raise InputError(f"{args.runs} holds no finished run of suite {args.suite!r}")
         out = args.out or REFERENCE / args.suite.replace("_", "-")
-        config = load_suite(args.suite, args.compile).config
-        write_reference(args.suite, config, done, args.runs, out)
+        suite = load_suite(args.suite, args.compile)
+        write_reference(args.suite, suite.config, done, args.runs, out, suite.has_variants)
         say(f"{len(done)} of {len(plan.runs)} runs of suite {args.suite} are in {out}")
         args.folders, args.out = [out], REPORTS
     for folder in args.folders or sorted(path for path in REFERENCE.glob("*") if path.is_dir()):

@@ -134,6 +134,13 @@ def markdown(rows: list[dict], suite: str) -> str:
     return "\n".join(lines)
 
 
+def write_variants(suite: str, runs: list[tuple[dict, dict]], out: Path) -> None:
+    """Write `out`.csv and `out`.md."""
+    rows = variant_rows(suite, runs)
+    write_table(f"{out}.csv", VARIANT_COLUMNS, rows)
+    write_text(f"{out}.md", markdown(rows, suite))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suite", required=True)
@@ -149,9 +156,7 @@ def main(argv: list[str] | None = None) -> None:
             found.append((read_json(args.runs / run_id / "config.json"), final))
     if not found:
         raise InputError(f"suite {args.suite!r} has no run to compare")
-    rows = variant_rows(args.suite, found)
-    write_table(f"{args.out}.csv", VARIANT_COLUMNS, rows)
-    write_text(f"{args.out}.md", markdown(rows, args.suite))
+    write_variants(args.suite, found, Path(args.out))
 
 
 if __name__ == "__main__":
