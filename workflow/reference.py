@@ -185,7 +185,8 @@ def main(argv: list[str] | None = None) -> None:
         args.folders, args.out = [out], REPORTS
     for folder in args.folders or sorted(path for path in REFERENCE.glob("*") if path.is_dir()):
         make_tables(folder, args.out / folder.name)
-        say(f"{folder}: tables; {args.out / folder.name}: plots and report")
+        drawn = args.out / folder.name
+        say(f"{folder}: tables" + (f"; {drawn}: plots and report" if drawn.exists() else ""))
 
 
 if __name__ == "__main__":
