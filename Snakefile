@@ -13,6 +13,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/results.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/tracking.smk"
+include: "workflow/rules/reference.smk"
 
 
 # Light work stays on the machine that runs snakemake, on a cluster too.
@@ -23,9 +24,13 @@ localrules:
     ablation_channel_error,
     ablation_direct_weights,
     tables,
+    claims,
+    variants,
     plots,
     html_report,
     mlflow_sync,
+    reference,
+    reference_report,
 
 
 report: "workflow/report/workflow.rst"

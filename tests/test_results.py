@@ -1,6 +1,7 @@
 """Result tables, plots and report, on invented runs and hand-made numbers."""
 
 import csv
+import gzip
 import json
 import re
 import shutil
@@ -14,13 +15,15 @@ import pandas as pd
 import pytest
 
 from lowbit_core.errors import InputError
-from workflow import collect, plots, report, tables
+from workflow import claims, collect, plots, reference, report, tables
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "config" / "published.csv"
 TABLES = (
     "results",
     "timings",
+    "epochs",
+    "diagnostics",
     "ablation_channel_error",
     "ablation_channel_error_summary",
     "ablation_direct_weights",
@@ -41,6 +44,12 @@ def run_collect(results: Path, suite: str = "quick") -> None:
             str(results / "results.csv"),
             "--timings",
             str(results / "timings.csv"),
+            "--epochs",
+            str(results / "epochs.csv"),
+            "--diagnostics",
+            str(results / "diagnostics.csv"),
+            "--histograms",
+            str(results / "weight_histograms.json"),
             "--channel-error",
             str(results / "ablation_channel_error.csv"),
             "--channel-summary",
@@ -66,13 +75,19 @@ def run_tables(results: Path) -> None:
     )
 
 
+def run_claims(results: Path) -> None:
+    claims.main(["--results", str(results / "results.csv"), "--out", str(results / "claims")])
+
+
 def run_plots(results: Path, out: str = "plots") -> None:
     plots.main(
         [
             "--results",
             str(results / "results.csv"),
-            "--runs",
-            str(results / "runs"),
+            "--epochs",
+            str(results / "epochs.csv"),
+            "--histograms",
+            str(results / "weight_histograms.json"),
             "--channel-error",
             str(results / "ablation_channel_error.csv"),
             "--direct-weights",
@@ -94,6 +109,10 @@ def run_report(results: Path, suite: str = "quick", out: str = "index.html") -> 
             str(results / "timings.csv"),
             "--tables",
             str(results / "table_main.csv"),
+            "--claims",
+            str(results / "claims.csv"),
+            "--diagnostics",
+            str(results / "diagnostics.csv"),
             "--channel-summary",
             str(results / "ablation_channel_error_summary.csv"),
             "--direct-summary",
@@ -115,6 +134,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_runs.write_suite(results)
     run_collect(results)
     run_tables(results)
+    run_claims(results)
     run_plots(results)
     run_report(results)
     return results
@@ -155,6 +175,10 @@ def made(values: dict[str, list[float | None]]) -> pd.DataFrame:
                 "status": "diverged" if top1 is None else "done",
                 "top1": top1,
                 "delta": None if top1 is None else top1 - 90,
+                "first_last": "fp",
+                "shortcut": "fp",
+                "pretrained": "checkpoint",
+                "epochs": 200,
             }
             for method, top1s in values.items()
             for seed, top1 in enumerate(top1s)
@@ -365,6 +389,106 @@ def test_bad_job_line(tmp_path: Path):
         collect.read_jobs([str(path)])
 
 
+# The committed record
+
+
+BASE = ("results.csv", "timings.csv", "diagnostics.csv", "ablation_direct_weights.csv",
+        "ablation_channel_error_summary.csv", "ablation_direct_weights_summary.csv")  # fmt: skip
+DERIVED = ("table_main.csv", "table_main.md", "claims.csv", "claims.md")
+
+
+@pytest.fixture
+def recorded(quick: Path, tmp_path: Path) -> Path:
+    """The record of the quick suite, in a place without its runs."""
+    roles = collect.read_jobs(sorted((quick / "jobs").glob("*.jsonl")))
+    config = json.loads((quick / "config.json").read_text())
+    reference.write_reference("quick", config, roles, quick / "runs", tmp_path / "quick")
+    (tmp_path / "quick" / reference.SUITE).write_text(json.dumps(config))
+    return tmp_path / "quick"
+
+
+def test_tables_and_plots_from_the_record_alone_are_the_same_bytes(quick, recorded, tmp_path):
+    reference.make_tables(recorded, tmp_path / "made")
+    for name in (*BASE, *DERIVED):
+        assert (recorded / name).read_bytes() == (quick / name).read_bytes(), name
+    for path in (quick / "plots").iterdir():
+        assert (tmp_path / "made" / "plots" / path.name).read_bytes() == path.read_bytes(), path
+    assert (tmp_path / "made" / "index.html").read_bytes() == (quick / "index.html").read_bytes()
+    records = [json.loads(line) for line in (recorded / "runs.jsonl").read_text().splitlines()]
+    assert len(records) == len(list((quick / "runs").iterdir()))
+    for record in records:
+        assert {"seed", "recipe", "code_version", "policy"} <= record["config"].keys()
+        assert {"hardware", "versions", "git_commit", "top1", "created"} <= record["final"].keys()
+    epochs = gzip.decompress((recorded / reference.EPOCHS).read_bytes())
+    assert epochs == (quick / "epochs.csv").read_bytes()
+    assert sum(path.stat().st_size for path in recorded.iterdir()) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / reference.REFERENCE).glob("*/runs.jsonl")), ids=lambda p: p.parent.name
+)
+def test_committed_tables_are_what_the_committed_runs_give(folder, tmp_path):
+    shutil.copytree(folder.parent, tmp_path / "record")
+    reference.make_tables(tmp_path / "record", tmp_path / "made")
+    for name in (name for name in (*DERIVED, "variants.csv", "variants.md")
+                 if (folder.parent / name).exists()):  # fmt: skip
+        assert (tmp_path / "record" / name).read_text() == (folder.parent / name).read_text()
+    assert sum(path.stat().st_size for path in folder.parent.iterdir()) < 1_000_000
+
+
+def test_a_record_that_was_changed_is_refused(recorded, tmp_path):
+    def refused(name: str, change, message: str) -> None:
+        whole = (recorded / name).read_bytes()
+        (recorded / name).write_bytes(change(whole))
+        with pytest.raises(InputError, match=message):
+            reference.make_tables(recorded, tmp_path / "made")
+        (recorded / name).write_bytes(whole)
+
+    refused("results.csv", lambda data: data.replace(b",done,8", b",done,9", 1), "checksum")
+    refused("runs.jsonl", lambda data: data.replace(b'"seed": 1', b'"seed": 7', 1), "run .* is")
+    refused("runs.jsonl", lambda data: data[:-40], "not a record of runs")
+    refused("epochs.csv.gz", lambda data: data[:-40], "cannot be read")
+
+
+def test_a_damaged_run_is_not_recorded(tmp_path):
+    run = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    (tmp_path / "runs" / run / "metrics.csv").write_text("epoch\n")
+    with pytest.raises(InputError, match="not what was written"):
+        reference.write_reference("quick", {}, {run: "run"}, tmp_path / "runs", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# Diagnostics
+
+
+def test_diagnostics_of_a_run_by_hand(tmp_path):
+    """Two layers whose levels grow to twice and to half of their span; flips 40 % and 20 %."""
+    rows = [
+        (0, "a", 0.1, "", -1, 1, 1.0), (0, "b", 0.3, "", -2, 2, 1.0),
+        (1, "a", 0.2, 0.5, -2, 2, 0.5), (1, "b", 0.4, 0.3, -1, 1, 1.0),
+    ]  # fmt: skip
+    header = "epoch,layer,mismatch,flip_rate,level_min,level_max,used_levels"
+    fake_runs.write_rows(tmp_path / "weight_state.csv", header, rows)
+    facts = collect.weight_facts(tmp_path)
+    assert facts == pytest.approx(
+        {
+            "mismatch_start": 0.2, "mismatch_end": 0.3, "flip_rate_mean": 0.4,
+            "flip_rate_first": 0.4, "flip_rate_end": 0.4, "used_level_share": 0.75,
+            "used_level_share_lowest": 0.5, "level_span": 1.25,
+        }
+    )  # fmt: skip
+
+
+def test_diagnostics_count_dead_channels_and_keep_diverged_runs(quick):
+    found = rows(quick / "diagnostics.csv")
+    quantized = [r for r in rows(quick / "results.csv") if r["w_bits"] != "32"]
+    assert len(found) == len(quantized)
+    assert [r["method"] for r in found if r["status"] == "diverged"] == ["dorefa"]
+    measured = {r["method"]: r["dead_channel_share"] for r in found}
+    assert float(measured["direct"]) == pytest.approx(1 / 64)
+    assert measured["pact"] == ""
+
+
 # Published values
 
 
@@ -383,8 +507,39 @@ def test_no_published_value_outside_the_paper_suite(quick: Path):
         assert "http" not in text
         assert "quick" in text
         assert "LSQ" not in text
+        assert "published values" not in text
+    assert "Beside published" not in (quick / "index.html").read_text()
     # The same data set and architectures, another suite: still none.
     assert tables.read_published(PUBLISHED, "small") == []
+
+
+def published_row(method: str, top1: str, **policy: str) -> dict:
+    return {
+        "dataset": "digits", "arch": "resnet20", "method": method, "w_bits": 2, "a_bits": 2,
+        "top1": top1, "first_last_layer": "", "shortcut": "", "pretrained": "", "epochs": "",
+        "source_url": f"https://example.org/{top1}", "note": "", **policy,
+    }  # fmt: skip
+
+
+def test_difference_and_policy_beside_a_published_value():
+    published = [
+        published_row("pact", "80.5", first_last_layer="8 bit", shortcut="quantized",
+                      pretrained="yes", epochs="90"),
+        published_row("lsq", "60.0", shortcut="quantized"),
+        published_row("lsq", "66.0", shortcut="full precision"),
+    ]  # fmt: skip
+    rows_of = tables.main_table(made({"pact": [80.0, 82.0]}), published)
+    pact, lsq = ({row["method"]: row for row in rows_of}[name] for name in ("pact", "lsq"))
+    assert pact["published_difference"] == 0.5
+    assert pact["published_policy"] == (
+        "first and last layer: ours full precision, theirs 8 bit; "
+        "shortcut: ours full precision, theirs quantized; epochs: ours 200, theirs 90"
+    )
+    # Of two published rows, the one whose shortcuts are like ours.
+    assert (lsq["published_top1"], lsq["published_difference"]) == ("66.0", None)
+    assert lsq["published_policy"] == "not stated: first and last layer, pretrained, epochs"
+    text = tables.markdown(rows_of, "paper")
+    assert "| PACT | 81.00 ± 1.41 (2) | [80.5](https://example.org/80.5) | +0.50 |" in text
 
 
 def test_published_value_beside_its_source_in_the_paper_suite(paper: Path):
@@ -501,6 +656,7 @@ def test_report_of_a_bare_suite(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     run_collect(tmp_path, "smoke")
     run_tables(tmp_path)
+    run_claims(tmp_path)
     run_plots(tmp_path)
     run_report(tmp_path, "smoke")
     parse(tmp_path / "index.html")

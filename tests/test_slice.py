@@ -22,6 +22,7 @@ from workflow import bundle
 from workflow.cost import Costs, kind, network, steps_an_epoch
 from workflow.merge import merge, suites_of
 from workflow.plan import Plan, describe, is_done, ordered, read_plan, suite_plan, write_plan
+from workflow.reference import write_reference
 from workflow.slice import Sweep
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +95,12 @@ def test_a_slice_trains_with_torch_alone_and_comes_home(machine, plan, tmp_path)
     assert all(is_done(run, runs) for run in plan.runs)
     assert json.loads((runs / "fp" / "final.json").read_text())["git_commit"] == "0123456789ab"
     assert merge([home], runs) == []
+    there, here = tmp_path / "there", tmp_path / "here"
+    for place, record in ((machine.home / "results" / "runs", there), (runs, here)):
+        write_reference(plan.suite, {}, plan.roles, place, record)
+    assert "results.csv" in os.listdir(there)
+    for path in there.iterdir():  # the tables of the carried runs are those of the machine's own
+        assert (here / path.name).read_bytes() == path.read_bytes(), path.name
     again = machine()  # nothing left: no process is started
     assert "0 left" in again.communicate(timeout=120)[1] and again.returncode == 0
 

@@ -398,13 +398,23 @@ def test_all_methods_means_those_of_the_main_table():
     assert names == {m.name for m in baselines.METHODS.values() if not m.ablation}
 
 
-@pytest.mark.parametrize("name", ("quick", "paper", "smoke"))
+@pytest.mark.parametrize("name", ("quick", "paper", "smoke", "cpu_short", "tuning"))
 def test_names_are_safe_for_paths_and_shells(name):
     for job in load_suite(name).jobs.values():
         assert re.fullmatch(r"[A-Za-z0-9_]+-[a-z0-9]+-s\d+-[0-9a-f]{8}-[a-z]+\d*", job.name)
         for run in job.runs:
             assert re.fullmatch(r"[a-z0-9_]+(-[a-z0-9_]+){5}", run["run_id"])
             assert len(run["run_id"]) < 100
+
+
+def test_variants_are_one_setting_by_several_recipes():
+    assert load_suite("tuning").has_variants
+    assert not any(load_suite(name).has_variants for name in ("quick", "paper", "smoke"))
+    assert not parse(BASE).has_variants
+    again = BASE["experiments"][0] | {"recipe": "spare"}
+    assert parse(BASE | {"experiments": [BASE["experiments"][0], again]}).has_variants
+    policy = BASE["experiments"][0] | {"policy": {"shortcut": "fp"}}
+    assert not parse(BASE | {"experiments": [BASE["experiments"][0], policy]}).has_variants
 
 
 def test_jobs_hold_no_more_runs_than_asked():

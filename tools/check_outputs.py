@@ -17,17 +17,21 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from workflow import collect, tables
+from workflow import claims, collect, tables, variants
 from workflow.suite import DEFAULT_SUITE, ROOT, load_suite
 
 COLUMNS = {
     "results.csv": collect.RESULT_COLUMNS,
     "timings.csv": collect.TIMING_COLUMNS,
+    "epochs.csv": collect.EPOCH_COLUMNS,
+    "diagnostics.csv": collect.DIAGNOSTIC_COLUMNS,
     "ablation_channel_error.csv": collect.CHANNEL_COLUMNS,
     "ablation_channel_error_summary.csv": collect.CHANNEL_SUMMARY_COLUMNS,
     "ablation_direct_weights.csv": collect.DIRECT_COLUMNS,
     "ablation_direct_weights_summary.csv": collect.DIRECT_SUMMARY_COLUMNS,
     "table_main.csv": tables.TABLE_COLUMNS,
+    "claims.csv": claims.CLAIM_COLUMNS,
+    "variants.csv": variants.VARIANT_COLUMNS,
 }
 
 

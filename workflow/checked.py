@@ -21,16 +21,22 @@ ROLES = ("run", "ablation", "checkpoint")
 STATUSES = ("done", "diverged")
 PUBLISHED_ONLY = {"lsq": "LSQ"}
 """Methods that are shown as context beside ours and never trained here."""
-WHOLE = {"w_bits", "a_bits", "seed", "channel", "n", "seeds", "channels", "restarts"}
+ALL = "all"
+"""In claims.csv: the row over all settings of a data set."""
+VERDICTS = ("leads", "trails", "undecided")
+WHOLE = {
+    "w_bits", "a_bits", "seed", "channel", "n", "seeds", "channels", "pairs", "epoch", "restarts",
+}  # fmt: skip
 TEXT = {
     "suite", "dataset", "arch", "method", "role", "status", "first_last", "shortcut", "exceptions",
     "weight_granularity", "activation_granularity", "init", "pretrained", "diverged_layer",
     "quantizer_weight_decay", "quantizer_lr_scale", "schedule", "epoch_reported", "augmentation",
     "loader", "compile", "precision", "code_version", "torch", "torchvision", "ffcv", "python",
     "hardware", "run_id", "layer", "variant", "trained_with", "other", "label", "best",
-    "published_first_last", "published_source", "published_note",
+    "published_policy", "published_source", "published_note", "bits", "claim", "note",
+    "recipe", "change",
 }  # fmt: skip
-LEGAL = {"role": ROLES, "status": STATUSES, "method": (*METHODS, *PUBLISHED_ONLY)}
+LEGAL = {"role": ROLES, "status": STATUSES, "verdict": VERDICTS, "method": (*METHODS, *PUBLISHED_ONLY)}
 
 
 # -- tables ----------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ import argparse
 import csv
 import io
 import json
+import math
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -11,6 +13,7 @@ from statistics import mean, median, stdev
 from baselines import method as find_method
 from lowbit_core.bits import FLOAT_BITS
 from lowbit_core.errors import InputError, run_cli
+from lowbit_core.files import write_json
 from workflow.checked import ROLES, check_jobs, read_jobs, write_table_text
 
 RESULT_COLUMNS = [
@@ -44,6 +47,16 @@ DIRECT_SUMMARY_COLUMNS = [
     "flip_rate_end", "other_flip_rate_end",
 ]
 
+EPOCH_COLUMNS = [
+    "run_id", "epoch", "train_loss", "train_top1", "val_loss", "val_top1", "mismatch",
+    "flip_rate", "level_span", "used_levels",
+]
+DIAGNOSTIC_COLUMNS = [
+    "suite", "dataset", "arch", "method", "w_bits", "a_bits", "seed", "role", "status", "top1",
+    "mismatch_start", "mismatch_end", "flip_rate_first", "flip_rate_end", "used_level_share",
+    "used_level_share_lowest", "level_span", "dead_channel_share", "run_id",
+]
+
 VARIANTS = ("equal", "inverse_variance", "median")
 TRAINED_WITH = {
     ("direct", "equal"): "direct_plain",
@@ -67,18 +80,23 @@ def as_text(column: str, value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        percent = column in PERCENT or column.startswith(("top1", "other_top1", "delta", "share"))
+        percent = column in PERCENT or column.startswith(("top1", "other_top1", "val_top1", "delta", "share"))
         return f"{value:.3f}" if percent else f"{value:.6g}"
     return str(value)
 
 
-def write_table(path: str | Path, columns: list[str], rows: list[dict]) -> None:
-    """Write `rows` (dicts; absent keys are empty cells) as CSV with Unix line ends."""
+def table_text(columns: list[str], rows: list[dict]) -> str:
+    """`rows` (dicts; absent keys are empty cells) as CSV with Unix line ends."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([as_text(column, row.get(column)) for column in columns] for row in rows)
-    write_table_text(path, text.getvalue())
+    return text.getvalue()
+
+
+def write_table(path: str | Path, columns: list[str], rows: list[dict]) -> None:
+    """Write `rows` as a CSV file with its seal."""
+    write_table_text(path, table_text(columns, rows))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -230,6 +248,14 @@ def collect_channel_error(runs: Path, results: list[dict]) -> list[dict]:
     return rows
 
 
+def example_channels(channels: list[dict]) -> list[dict]:
+    """The rows of the one direct run that the heat map shows."""
+    run = representative(
+        row for row in channels if row["method"] == "direct" and row["error_equal"]
+    )
+    return [row for row in channels if run is not None and row["run_id"] == run["run_id"]]
+
+
 def summarize_channel_error(channels: list[dict], results: list[dict]) -> list[dict]:
     """Per setting and variant: share of channels whose error falls, median error, top-1."""
     settings: dict[tuple, list[dict]] = {}
@@ -267,24 +293,122 @@ def summarize_channel_error(channels: list[dict], results: list[dict]) -> list[d
     return summary
 
 
+def weight_epochs(folder: Path) -> list[dict]:
+    """weight_state.csv as means over the layers: one row an epoch, from 0 (before training).
+
+    level_span is the distance of the outer levels, 1 before training.
+    """
+    path = folder / "weight_state.csv"
+    if not path.exists():  # nothing is quantized
+        return []
+    states = read_rows(path)
+    first = states[0]["epoch"]
+    start = {row["layer"]: _span(row) for row in states if row["epoch"] == first}
+    epochs: dict[int, list[dict]] = {}
+    for row in states:
+        epochs.setdefault(int(row["epoch"]), []).append(row)
+    return [
+        {
+            "epoch": epoch,
+            "mismatch": _mean(finite(row["mismatch"]) for row in rows),
+            "flip_rate": _mean(finite(row["flip_rate"]) for row in rows),
+            "level_span": _mean(
+                _span(row) / start[row["layer"]] for row in rows if start[row["layer"]]
+            ),
+            "used_levels": _mean(finite(row["used_levels"]) for row in rows),
+            "used_levels_lowest": min(float(row["used_levels"]) for row in rows),
+        }
+        for epoch, rows in sorted(epochs.items())
+    ]
+
+
+def _span(row: dict[str, str]) -> float:
+    return float(row["level_max"]) - float(row["level_min"])
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return mean(known) if known else None
+
+
+def finite(text: str) -> float | None:
+    """The number; None for an empty cell, NaN and infinity (of a run that diverged)."""
+    value = number(text)
+    return value if value is not None and math.isfinite(value) else None
+
+
 def weight_facts(folder: Path) -> dict[str, float | None]:
-    """Mismatch, flip rate and level use of one run, as means over its layers."""
-    states = read_rows(folder / "weight_state.csv")
-    first, last = (f(int(row["epoch"]) for row in states) for f in (min, max))
-
-    def layer_mean(column: str, epochs: range) -> float | None:
-        values = [
-            number(row[column]) for row in states if int(row["epoch"]) in epochs and row[column]
-        ]
-        return mean(values) if values else None
-
+    """Mismatch, flip rate, levels of one run at the start and at the end, as means over its layers."""
+    epochs = weight_epochs(folder)
+    if not epochs:
+        return {}
+    first, last = epochs[0], epochs[-1]
     return {
-        "mismatch_start": layer_mean("mismatch", range(first, first + 1)),
-        "mismatch_end": layer_mean("mismatch", range(last, last + 1)),
-        "flip_rate_mean": layer_mean("flip_rate", range(first + 1, last + 1)),
-        "flip_rate_end": layer_mean("flip_rate", range(last, last + 1)) if last > first else None,
-        "used_level_share": layer_mean("used_levels", range(last, last + 1)),
+        "mismatch_start": first["mismatch"],
+        "mismatch_end": last["mismatch"],
+        "flip_rate_mean": _mean(row["flip_rate"] for row in epochs[1:]),
+        "flip_rate_first": epochs[1]["flip_rate"] if len(epochs) > 1 else None,
+        "flip_rate_end": last["flip_rate"],
+        "used_level_share": last["used_levels"],
+        "used_level_share_lowest": last["used_levels_lowest"],
+        "level_span": last["level_span"],
     }
+
+
+def collect_epochs(runs: Path, results: list[dict]) -> list[dict]:
+    """Losses, accuracies and weights' state of every run, epoch by epoch."""
+    rows = []
+    for run_id in sorted(row["run_id"] for row in results):
+        epochs = {row["epoch"]: row for row in weight_epochs(runs / run_id)}
+        metrics = runs / run_id / "metrics.csv"
+        for row in read_rows(metrics) if metrics.exists() else []:  # none: it had 0 epochs
+            values = {key: finite(row[key]) for key in EPOCH_COLUMNS[2:6]}
+            epochs.setdefault(int(row["epoch"]), {}).update(values)
+        rows += [
+            {**row, "run_id": run_id, "epoch": epoch} for epoch, row in sorted(epochs.items())
+        ]
+    return rows
+
+
+def collect_diagnostics(runs: Path, results: list[dict]) -> list[dict]:
+    """How codes and levels moved in every quantized run, and its dead channels where measured."""
+    rows = []
+    for run in results:
+        if run["w_bits"] == FLOAT_BITS and run["a_bits"] == FLOAT_BITS:
+            continue
+        folder, dead = runs / run["run_id"], None
+        if (folder / "channel_error.csv").exists():
+            dead = _mean(float(row["error_equal"] == "") for row in
+                         read_rows(folder / "channel_error.csv"))
+        rows.append({**run, **weight_facts(folder), "dead_channel_share": dead})
+    return rows
+
+
+def representative(rows: Iterable[dict]) -> dict | None:
+    """One run to look at closely: W2A2 if there is one, the arch with most seeds, lowest seed."""
+    rows = list(rows)
+    seeds: dict[tuple, set[int]] = {}
+    for row in rows:
+        seeds.setdefault((row["dataset"], row["arch"]), set()).add(row["seed"])
+
+    def order(row: dict) -> tuple:
+        where = row["dataset"], row["arch"]
+        two_bits = (row["w_bits"], row["a_bits"]) == (2, 2)
+        return not two_bits, -len(seeds[where]), *where, row["w_bits"], row["a_bits"], row["seed"]
+
+    return min(rows, key=order, default=None)
+
+
+def collect_histograms(runs: Path, results: list[dict]) -> dict:
+    """weight_histograms.json of the representative direct run: {"run_id": ..., "layers": ...}."""
+    run = representative(
+        row for row in results
+        if (row["method"], row["role"], row["status"]) == ("direct", "run", "done")
+    )
+    path = runs / run["run_id"] / "weight_histograms.json" if run else None
+    if path is None or not path.exists():
+        return {"run_id": None, "layers": {}}
+    return {"run_id": run["run_id"], "layers": read_json(path)}
 
 
 def collect_direct_weights(runs: Path, results: list[dict]) -> list[dict]:
@@ -357,10 +481,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", required=True, nargs="+", help="job files of the suite")
     outputs = (
         "results", "timings", "channel-error", "channel-summary", "direct-weights",
-        "direct-summary",
+        "direct-summary", "epochs", "diagnostics", "histograms",
     )
     for name in outputs:
-        parser.add_argument(f"--{name}", help=f"write this CSV file ({name})")
+        parser.add_argument(f"--{name}", help=f"write this file ({name})")
     args = parser.parse_args(argv)
 
     check_jobs(args.jobs, args.runs)
@@ -369,6 +493,12 @@ def main(argv: list[str] | None = None) -> None:
         write_table(args.results, RESULT_COLUMNS, results)
     if args.timings:
         write_table(args.timings, TIMING_COLUMNS, collect_timings(args.runs, results))
+    if args.epochs:
+        write_table(args.epochs, EPOCH_COLUMNS, collect_epochs(args.runs, results))
+    if args.diagnostics:
+        write_table(args.diagnostics, DIAGNOSTIC_COLUMNS, collect_diagnostics(args.runs, results))
+    if args.histograms:
+        write_json(args.histograms, collect_histograms(args.runs, results))
     if args.channel_error or args.channel_summary:
         channels = collect_channel_error(args.runs, results)
         if args.channel_error:

@@ -1,7 +1,6 @@
 """The plots of a suite, as SVG and PNG. The same tables give the same bytes."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -22,8 +21,15 @@ from baselines import METHODS
 from lowbit_core.bits import FLOAT_BITS, bits_label
 from lowbit_core.errors import run_cli
 from lowbit_core.files import replace_file
-from workflow.checked import check_run, check_table
-from workflow.collect import CHANNEL_COLUMNS, DIRECT_COLUMNS, DIRECT_FAMILY
+from workflow.checked import check_table
+from workflow.collect import (
+    CHANNEL_COLUMNS,
+    DIRECT_COLUMNS,
+    DIRECT_FAMILY,
+    EPOCH_COLUMNS,
+    read_json,
+    representative,
+)
 from workflow.tables import ARCHS, DATASETS, PAPER_SUITE, column_order, method_order, read_results
 
 INK, MUTED, GRID = "#1f2933", "#66717e", "#dde2e8"
@@ -260,19 +266,7 @@ def accuracy_vs_cost(
     save(figure, out, name)
 
 
-def representative(runs: pd.DataFrame) -> pd.Series | None:
-    """One run to look at closely: W2A2 if there is one, the arch with most seeds, lowest seed."""
-    if runs.empty:
-        return None
-    seeds = runs.groupby(["dataset", "arch"])["seed"].transform("nunique")
-    two_bits = (runs["w_bits"] == 2) & (runs["a_bits"] == 2)
-    order = runs.assign(two=~two_bits, seeds=-seeds).sort_values(
-        ["two", "seeds", "dataset", "arch", "w_bits", "a_bits", "seed"]
-    )
-    return order.iloc[0]
-
-
-def run_title(run: pd.Series) -> str:
+def run_title(run: dict) -> str:
     return (
         f"{METHODS[run['method']].label}, {ARCHS.get(run['arch'], run['arch'])}, "
         f"{bits_label(run['w_bits'], run['a_bits'])}, seed {run['seed']}"
@@ -284,7 +278,7 @@ def channel_error_heatmap(errors: pd.DataFrame, suite: str, out: Path) -> None:
     title = "Channel-aware against equal weighting, channel by channel"
     direct = errors[errors["method"] == "direct"].dropna(subset=["error_equal"])
     direct = direct[direct["error_equal"] > 0]
-    run = representative(direct)
+    run = representative(direct.drop_duplicates("run_id").to_dict("records"))
     if run is None:
         save_empty(out, name, title, suite, "no run of the direct method measured its channels")
         return
@@ -322,16 +316,13 @@ def channel_error_heatmap(errors: pd.DataFrame, suite: str, out: Path) -> None:
     save(figure, out, name)
 
 
-def weight_histograms(results: pd.DataFrame, runs: Path, suite: str, out: Path) -> None:
+def weight_histograms(results: pd.DataFrame, histograms: dict, suite: str, out: Path) -> None:
     name, title = "weight_histograms", "Weights and learned levels, start and end of training"
-    done = done_runs(results)
-    run = representative(done[done["method"] == "direct"])
-    layers = {}
-    if run is not None:
-        layers = json.loads((runs / run["run_id"] / "weight_histograms.json").read_text())
+    layers = histograms["layers"]
     if not layers:
         save_empty(out, name, title, suite, "no run of the direct method kept its weights")
         return
+    run = results[results["run_id"] == histograms["run_id"]].iloc[0]
     shown = list(layers.items())[:4]
     figure, axes = new_figure(
         title,
@@ -363,16 +354,10 @@ def weight_histograms(results: pd.DataFrame, runs: Path, suite: str, out: Path) 
     save(figure, out, name)
 
 
-def read_runs(runs: Path, rows: pd.DataFrame, file: str) -> pd.DataFrame:
-    """One per-epoch CSV file of several run folders, with each run's method, bits and seed."""
-    tables = []
-    for row in rows.itertuples():
-        table = pd.read_csv(runs / row.run_id / file)
-        tables.append(table.assign(
-            dataset=row.dataset, arch=row.arch, w_bits=row.w_bits, a_bits=row.a_bits,
-            method=row.method, seed=row.seed,
-        ))
-    return pd.concat(tables, ignore_index=True)
+def epochs_of(epochs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The epochs of some runs, with each run's method, bits and seed."""
+    columns = ["run_id", "dataset", "arch", "w_bits", "a_bits", "method", "seed"]
+    return epochs.merge(rows[columns], on="run_id")
 
 
 def draw_curves(axis: Axes, table: pd.DataFrame, column: str) -> None:
@@ -387,10 +372,10 @@ def draw_curves(axis: Axes, table: pd.DataFrame, column: str) -> None:
     axis.set_xlabel("epoch")
 
 
-def training_curves(results: pd.DataFrame, runs: Path, suite: str, out: Path) -> None:
+def training_curves(results: pd.DataFrame, epochs: pd.DataFrame, suite: str, out: Path) -> None:
     name, title = "training_curves", "Training curves"
     done = done_runs(results)
-    run = representative(done[done["method"] != "fp"])
+    run = representative(done[done["method"] != "fp"].to_dict("records"))
     if run is None:
         save_empty(out, name, title, suite, "no finished quantized run")
         return
@@ -398,7 +383,7 @@ def training_curves(results: pd.DataFrame, runs: Path, suite: str, out: Path) ->
     same_bits = (here["w_bits"] == run["w_bits"]) & (here["a_bits"] == run["a_bits"])
     chosen = here[same_bits | (here["method"] == "fp")]
     methods = list(chosen["method"].unique())
-    table = read_runs(runs, chosen, "metrics.csv")
+    table = epochs_of(epochs, chosen).dropna(subset="val_top1")
     figure, axes = new_figure(
         title,
         f"{ARCHS.get(run['arch'], run['arch'])}, {run['bits']}, n = {chosen['seed'].nunique()},"
@@ -413,17 +398,15 @@ def training_curves(results: pd.DataFrame, runs: Path, suite: str, out: Path) ->
     save(figure, out, name)
 
 
-def mismatch(direct: pd.DataFrame, runs: Path, suite: str, out: Path) -> None:
+def mismatch(direct: pd.DataFrame, epochs: pd.DataFrame, suite: str, out: Path) -> None:
     name = "mismatch"
     title = "Distance between the weights that are trained and the weights that are used"
     done = direct[direct["status"] == "done"]
     if done.empty:
         save_empty(out, name, title, suite, "no run of the direct-weights ablation")
         return
-    table = read_runs(runs, done, "weight_state.csv")
+    table = epochs_of(epochs, done)
     columns = ["dataset", "arch", "w_bits", "a_bits"]
-    table = table.groupby([*columns, "method", "seed", "epoch"], as_index=False)[
-        ["mismatch", "flip_rate"]].mean()
     settings = list(table.groupby(columns))[:4]
     many = done["dataset"].nunique() > 1
     methods = [m for m in DIRECT_FAMILY if m in set(table["method"])]
@@ -450,10 +433,49 @@ def mismatch(direct: pd.DataFrame, runs: Path, suite: str, out: Path) -> None:
     save(figure, out, name)
 
 
+def levels_and_flips(results: pd.DataFrame, epochs: pd.DataFrame, suite: str, out: Path) -> None:
+    """Where a method stands still or runs away: code flips and level spans, every method."""
+    name, title = "levels_and_flips", "How codes and levels move while each method trains"
+    done = done_runs(results)
+    quantized = done[done["w_bits"] != FLOAT_BITS]
+    run = representative(quantized.to_dict("records"))
+    if run is None:
+        save_empty(out, name, title, suite, "no finished quantized run")
+        return
+    here = quantized[
+        (quantized["dataset"] == run["dataset"]) & (quantized["arch"] == run["arch"])
+    ]
+    table = epochs_of(epochs, here)
+    settings = sorted(table.groupby(["w_bits", "a_bits"]), key=lambda s: column_order(*s[0]))[:4]
+    methods = list(here["method"].unique())
+    figure, axes = new_figure(
+        title,
+        f"{setting_title(run['dataset'], run['arch'], True)}, mean over layers and seeds, band "
+        f"± one std · {suite_note(suite)}",
+        2 * len(settings), columns=len(settings), width=3.1, height=2.4,
+        legend_rows=legend_rows(methods),
+    )
+    for index, (bits, group) in enumerate(settings):
+        above, below = axes[index], axes[len(settings) + index]
+        draw_curves(above, group.dropna(subset=["flip_rate"]), "flip_rate")
+        draw_curves(below, group.dropna(subset=["level_span"]), "level_span")
+        above.set_title(bits_label(*bits))
+        above.set_xlabel("")
+        above.set_ylim(bottom=0)
+        above.set_xlim(below.get_xlim())
+        above.yaxis.set_major_formatter(PERCENT_TICKS)
+        if index == 0:
+            above.set_ylabel("codes changed an epoch")
+            below.set_ylabel("span of the levels\n(before training: 1)")
+    add_legend(figure, methods)
+    save(figure, out, name)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", required=True, help="results.csv")
-    parser.add_argument("--runs", required=True, type=Path, help="folder of run folders")
+    parser.add_argument("--epochs", required=True, help="epochs.csv")
+    parser.add_argument("--histograms", required=True, type=Path, help="weight_histograms.json")
     parser.add_argument("--channel-error", required=True, help="ablation_channel_error.csv")
     parser.add_argument("--direct-weights", required=True, help="ablation_direct_weights.csv")
     parser.add_argument("--out", required=True, type=Path, help="folder of the plots")
@@ -463,8 +485,8 @@ def main(argv: list[str] | None = None) -> None:
     results = read_results(args.results)
     check_table(args.channel_error, CHANNEL_COLUMNS)
     check_table(args.direct_weights, DIRECT_COLUMNS)
-    for run_id in results["run_id"]:
-        check_run(args.runs / run_id)
+    check_table(args.epochs, EPOCH_COLUMNS)
+    epochs = pd.read_csv(args.epochs)
     suite = results["suite"].iloc[0]
     accuracy_vs_bits(results, suite, args.out)
     accuracy_vs_cost(
@@ -476,9 +498,10 @@ def main(argv: list[str] | None = None) -> None:
         "stored size (log scale)", "B",
     )
     channel_error_heatmap(pd.read_csv(args.channel_error), suite, args.out)
-    weight_histograms(results, args.runs, suite, args.out)
-    training_curves(results, args.runs, suite, args.out)
-    mismatch(pd.read_csv(args.direct_weights), args.runs, suite, args.out)
+    weight_histograms(results, read_json(args.histograms), suite, args.out)
+    training_curves(results, epochs, suite, args.out)
+    mismatch(pd.read_csv(args.direct_weights), epochs, suite, args.out)
+    levels_and_flips(results, epochs, suite, args.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,14 @@ from lowbit_core.errors import InputError, run_cli
 from lowbit_core.files import write_text
 from lowbit_core.quantizer import Method
 from workflow.checked import check_table
-from workflow.collect import CHANNEL_SUMMARY_COLUMNS, DIRECT_SUMMARY_COLUMNS, TIMING_COLUMNS
+from workflow.claims import CLAIM_COLUMNS, QUESTIONS, diverged_text, difference_text, place_text
+from workflow.claims import caption as claims_caption
+from workflow.collect import (
+    CHANNEL_SUMMARY_COLUMNS,
+    DIAGNOSTIC_COLUMNS,
+    DIRECT_SUMMARY_COLUMNS,
+    TIMING_COLUMNS,
+)
 from workflow.plots import GRID, INK, MUTED, si
 from workflow.tables import (
     ARCHS,
@@ -61,6 +68,12 @@ PLOTS = {
         "Training curves",
         ("All methods start from one checkpoint; look at how fast each recovers and whether any is "
         "still rising at the last epoch."),
+    ),
+    "levels_and_flips": (
+        "Flips of codes and spans of levels",
+        ("Upper row: a rate that stays high means codes that never settle, one near zero from the "
+        "start means weights that cannot move. Lower row: levels that shrink or spread away from "
+        "where they began."),
     ),
     "mismatch": (
         "Mismatch of trained and used weights",
@@ -336,6 +349,74 @@ def direct_claim(summary: list[dict]) -> dict:
     }
 
 
+def published_rows(table: list[dict]) -> list[dict]:
+    """Our cells that have a published value, with the difference and what was made otherwise."""
+    return [
+        {
+            "place": place(row), "method": row["label"], "source": row["published_source"],
+            "published": row["published_top1"], "note": row["published_note"],
+            "policy": row["published_policy"],
+            "ours": number_cell(row["top1_mean"], accuracy(row) if row["n"] else None),
+            "difference": number_cell(
+                row["published_difference"],
+                None if row["published_difference"] is None
+                else points(row["published_difference"]),
+            ),
+        }
+        for row in table if row["published_top1"] is not None
+    ]
+
+
+TONES = {"leads": "good", "trails": "bad", "undecided": ""}
+
+
+def paired_tables(rows: list[dict]) -> list[dict]:
+    """claims.csv as the template draws it: one table a question."""
+    found = []
+    for claim, question in QUESTIONS.items():
+        drawn = [
+            {
+                "place": f"{place_text(row)} · {method_label(row['method'])} against "
+                         f"{method_label(row['other'])}",
+                "verdict": row["verdict"], "tone": TONES[row["verdict"]], "note": row["note"],
+                "cells": [
+                    number_cell(row["n"], digits=0),
+                    number_cell(row["top1_mean"]),
+                    number_cell(row["other_top1_mean"]),
+                    number_cell(row["top1_difference_mean"], difference_text(row)),
+                    {"text": diverged_text(row), "sort": row["diverged"]},
+                ],
+            }
+            for row in rows if row["claim"] == claim
+        ]
+        found.append({"question": question, "rows": drawn})
+    return found
+
+
+def diagnostic_rows(rows: list[dict]) -> list[list[dict]]:
+    """diagnostics.csv as means over the seeds of each setting and method."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("dataset", "arch", "w_bits", "a_bits", "method"))
+        groups.setdefault(key, []).append(row)
+    columns = (
+        ("flip_rate_first", 100, 1), ("flip_rate_end", 100, 2), ("used_level_share", 100, 1),
+        ("used_level_share_lowest", 100, 1), ("level_span", 1, 3), ("mismatch_end", 1, 3),
+        ("dead_channel_share", 100, 1),
+    )
+    drawn = []
+    for key in sorted(groups, key=lambda key: (*key[:4], method_order(key[4]))):
+        group = groups[key]
+        cells = [{"text": f"{place(group[0])} · {method_label(key[4])}"},
+                 number_cell(len(group), digits=0)]
+        for column, factor, digits in columns:
+            known = [row[column] for row in group if row[column] is not None]
+            value = factor * sum(known) / len(known) if known else None
+            cells.append(number_cell(value, digits=digits))
+        drawn.append(cells)
+    return drawn
+
+
 def table_blocks(table: list[dict]) -> list[dict]:
     """The main table as the template draws it."""
     def cell(row: dict | None, seeds: int) -> dict:
@@ -485,6 +566,7 @@ def render(args: argparse.Namespace) -> str:
     table = [
         {**row, "best": row["best"] or ""} for row in read_rows(args.tables, TABLE_COLUMNS)
     ]
+    claims = read_rows(args.claims, CLAIM_COLUMNS)
     main = results[results["role"] == "run"]
     found = blocks(table)
     facts = {
@@ -514,7 +596,7 @@ def render(args: argparse.Namespace) -> str:
     return environment.get_template("report.html.j2").render(
         suite=args.suite, paper=args.suite == PAPER_SUITE, facts=facts,
         tiles=tiles(results, timings), headline=headline(table),
-        blocks=table_blocks(table),
+        blocks=table_blocks(table), beside=published_rows(table),
         plots=[
             {"name": name, "title": title, "caption": text,
              "svg": inline_svg(Path(args.plots) / f"{name}.svg", title)}
@@ -522,6 +604,8 @@ def render(args: argparse.Namespace) -> str:
         ],
         claims=[channel_claim(read_rows(args.channel_summary, CHANNEL_SUMMARY_COLUMNS)),
                 direct_claim(read_rows(args.direct_summary, DIRECT_SUMMARY_COLUMNS))],
+        paired=paired_tables(claims), paired_caption=claims_caption(args.suite),
+        diagnostics=diagnostic_rows(read_rows(args.diagnostics, DIAGNOSTIC_COLUMNS)),
         runs=run_rows(results), policies=distinct(main, policies),
         machine=distinct(results, machine), config=config_sections(args.config),
         timings=timing_table(results, timings), commands=COMMANDS,
@@ -534,6 +618,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", required=True, help="results.csv")
     parser.add_argument("--timings", required=True, help="timings.csv")
     parser.add_argument("--tables", required=True, help="table_main.csv")
+    parser.add_argument("--claims", required=True, help="claims.csv")
+    parser.add_argument("--diagnostics", required=True, help="diagnostics.csv")
     parser.add_argument("--channel-summary", required=True)
     parser.add_argument("--direct-summary", required=True)
     parser.add_argument("--plots", required=True, help="folder of the plots")

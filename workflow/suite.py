@@ -97,6 +97,17 @@ class Suite:
         jobs = {n: j for n, j in self.jobs.items() if j.runs[0]["dataset"] in chosen}
         return Suite(self.name, self.config, jobs) if chosen else self
 
+    @property
+    def has_variants(self) -> bool:
+        """Whether it runs one method several times, by several recipes: a comparison of variants."""
+        runs = {r["run_id"]: r for job in self.jobs.values() for r in job.runs if r["pretrained"]}
+        others = ("recipe", "run_key", "run_id", "role", "pretrained")
+        settings = {
+            json.dumps({k: v for k, v in run.items() if k not in others}, sort_keys=True)
+            for run in runs.values()
+        }
+        return len(settings) < len(runs)
+
     def jobs_with(self, methods: tuple[str, ...]) -> list[str]:
         """Names of the jobs that train a run of one of `methods` (checkpoints left out)."""
         return [

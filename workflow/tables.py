@@ -17,8 +17,8 @@ from workflow.collect import RESULT_COLUMNS, spread, write_table
 
 TABLE_COLUMNS = [
     "suite", "dataset", "arch", "w_bits", "a_bits", "method", "label", "n", "diverged",
-    "top1_mean", "top1_std", "delta_mean", "best", "published_top1", "published_first_last",
-    "published_source", "published_note",
+    "top1_mean", "top1_std", "delta_mean", "best", "published_top1", "published_difference",
+    "published_policy", "published_source", "published_note",
 ]
 DATASETS = {
     "fashion_mnist": "Fashion-MNIST", "cifar100": "CIFAR-100", "imagenet": "ImageNet",
@@ -31,8 +31,11 @@ ARCHS = {
 PAPER_SUITE = "paper"
 """The one suite whose networks and data are those of the published numbers."""
 PUBLISHED_COLUMNS = (
-    "dataset", "arch", "method", "w_bits", "a_bits", "top1", "first_last_layer", "source_url", "note",
+    "dataset", "arch", "method", "w_bits", "a_bits", "top1", "first_last_layer", "shortcut",
+    "pretrained", "epochs", "source_url", "note",
 )
+POLICY_WORDS = {"fp": "full precision", "8bit": "8 bit"}
+"""Policies as results.csv names them -> as published.csv does."""
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -95,7 +98,7 @@ def read_published(path: str | Path, suite: str) -> list[dict]:
         raise InputError(f"{path} lacks the columns {', '.join(missing)}")
     seen = set()
     for row in rows:
-        key = tuple(row[name] for name in ("dataset", "arch", "method", "w_bits", "a_bits"))
+        key = tuple(row[name] for name in (*PUBLISHED_COLUMNS[:5], "shortcut") if row[name])
         if not row["source_url"].startswith(("http://", "https://")):
             raise InputError(f"{path}: the row {', '.join(key)} has no source URL: add one")
         if key in seen:
@@ -111,6 +114,35 @@ def read_published(path: str | Path, suite: str) -> list[dict]:
     return rows
 
 
+def our_policy(runs: pd.DataFrame) -> dict[str, str]:
+    """The policies of one cell's runs, in the words of published.csv."""
+    def values(column: str) -> str:
+        found = sorted({str(value) for value in runs[column]})
+        return "/".join(POLICY_WORDS.get(value, value) for value in found)
+
+    pretrained = {bool(value) for value in runs["pretrained"]}
+    return {
+        "first_last_layer": values("first_last"),
+        "shortcut": values("shortcut"),
+        "pretrained": "/".join("yes" if value else "no" for value in sorted(pretrained)),
+        "epochs": values("epochs"),
+    }
+
+
+def policy_differences(ours: dict[str, str], source: dict, method: str, arch: str) -> str:
+    """In what a published row was made otherwise than ours: `shortcut: ours quantized, theirs ...`."""
+    names = {"first_last_layer": "first and last layer", "shortcut": "shortcut",
+             "pretrained": "pretrained", "epochs": "epochs"}
+    if method == "fp":
+        names = {key: names[key] for key in ("pretrained", "epochs")}
+    if not arch.startswith("resnet"):
+        names.pop("shortcut", None)
+    told = [f"{name}: ours {ours[key]}, theirs {source[key]}" for key, name in names.items()
+            if source[key] and source[key] != ours[key]]
+    unknown = [name for key, name in names.items() if not source[key]]
+    return "; ".join([*told, *([f"not stated: {', '.join(unknown)}"] if unknown else [])])
+
+
 def main_table(results: pd.DataFrame, published: list[dict]) -> list[dict]:
     """One row per dataset, arch, bits and method: mean, std (ddof 1) and n over the seeds."""
     runs = results[results["role"] == "run"]
@@ -121,7 +153,10 @@ def main_table(results: pd.DataFrame, published: list[dict]) -> list[dict]:
             f"{first['run_id']}: a second run of the same arch, method, bits and seed in suite "
             f"{first['suite']!r}: a table takes one"
         )
-    printed = {tuple(row[name] for name in key): row for row in published}
+    printed: dict[tuple, list[dict]] = {}
+    for row in published:
+        printed.setdefault(tuple(row[name] for name in key), []).append(row)
+    policies = {where: our_policy(group) for where, group in runs.groupby(key)}
     rows: dict[tuple, dict] = {}
     for where, group in runs.groupby(key):
         done = group[group["status"] == "done"]
@@ -140,13 +175,20 @@ def main_table(results: pd.DataFrame, published: list[dict]) -> list[dict]:
             rows[where] = {"n": 0, "diverged": 0}
     suite = runs["suite"].iloc[0] if len(runs) else results["suite"].iloc[0]
     for where, row in rows.items():
-        source = printed.get(where, {})
+        # Context methods are set beside the policies of our runs at the same bits.
+        ours = policies.get(where) or next(p for w, p in policies.items() if w[:4] == where[:4])
+        candidates = printed.get(where, [])
+        alike = [found for found in candidates if found["shortcut"] == ours["shortcut"]]
+        source = next(iter([*alike, *candidates]), {})
         row.update(dict(zip(key, where, strict=True)))
         row.update({
             "suite": suite,
             "label": method_label(row["method"]),
             "published_top1": source.get("top1"),
-            "published_first_last": source.get("first_last_layer"),
+            "published_difference":
+                row["top1_mean"] - float(source["top1"]) if source and row["n"] else None,
+            "published_policy":
+                policy_differences(ours, source, where[4], where[1]) if source else None,
             "published_source": source.get("source_url"),
             "published_note": source.get("note"),
         })
@@ -230,6 +272,26 @@ def markdown(rows: list[dict], suite: str) -> str:
             text = cell(block["full_precision"])
             line = [suite, method_label("fp"), *[text] * len(block["bits"])]
             lines.insert(len(lines) - len(block["methods"]), "| " + " | ".join(line) + " |")
+        lines.append("")
+    beside = [row for row in rows if row["published_top1"]]
+    if beside:
+        lines += [
+            "## Beside published values", "",
+            "| setting | method | ours | published | difference | made otherwise |",
+            "|---|---|---:|---:|---:|---|",
+        ]
+    for row in beside:
+        setting = f"{DATASETS[row['dataset']]}, {ARCHS[row['arch']]}"
+        bits = bits_label(row["w_bits"], row["a_bits"])
+        gap = row["published_difference"]
+        remarks = "; ".join(filter(None, [row["published_policy"], row["published_note"]]))
+        cells = [
+            f"{setting}, {bits}", row["label"], measured_text(row, "±"),
+            f"[{row['published_top1']}]({row['published_source']})",
+            "-" if gap is None else f"{gap:+.2f}", remarks,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    if beside:
         lines.append("")
     return "\n".join(lines)
 

@@ -15,7 +15,7 @@ from sweeps import SAME, assert_same_runs, in_child, status_of
 from lowbit_core.data import manifest
 from lowbit_core.errors import InputError
 from lowbit_core.run_folder import load_tensors
-from workflow import checked, collect, plots, report, suite, tables, track
+from workflow import checked, claims, collect, plots, report, suite, tables, track
 
 DAMAGES = ("empty", "cut", "flip", "junk")
 OTHER_RUN = "another run's"
@@ -134,16 +134,22 @@ def test_a_damaged_job_file_is_refused(how, swept, tmp_path):
 
 def read_everything(project, out: Path):
     """What reads each table, by its name."""
-    at, runs = project.results, project.runs
+    at = project.results
     shutil.copy(at / "table_main.csv", out / "table_main.csv")
-    drawn = ["--results", at / "results.csv", "--runs", runs, "--out", out / "plots"]
+    drawn = ["--results", at / "results.csv", "--out", out / "plots"]
+    drawn += ["--epochs", at / "epochs.csv", "--histograms", at / "weight_histograms.json"]
     drawn += ["--channel-error", at / "ablation_channel_error.csv"]
     drawn += ["--direct-weights", at / "ablation_direct_weights.csv"]
     return {
         "results.csv": lambda: tables.read_results(at / "results.csv"),
         "ablation_channel_error.csv": lambda: plots.main(list(map(str, drawn))),
+        "epochs.csv": lambda: plots.main(list(map(str, drawn))),
         "ablation_direct_weights.csv": lambda: plots.main(list(map(str, drawn))),
         "table_main.csv": lambda: report.read_rows(at / "table_main.csv", tables.TABLE_COLUMNS),
+        "claims.csv": lambda: report.read_rows(at / "claims.csv", claims.CLAIM_COLUMNS),
+        "diagnostics.csv": lambda: report.read_rows(
+            at / "diagnostics.csv", collect.DIAGNOSTIC_COLUMNS
+        ),
         "timings.csv": lambda: checked.check_table(at / "timings.csv", collect.TIMING_COLUMNS),
         "ablation_channel_error_summary.csv": lambda: report.read_rows(
             at / "ablation_channel_error_summary.csv", collect.CHANNEL_SUMMARY_COLUMNS

@@ -43,18 +43,29 @@ PLOTS = [
     "weight_histograms",
     "training_curves",
     "mismatch",
+    "levels_and_flips",
 ]
 PLOT_FILES = expand(f"{RESULTS}/plots/{{plot}}.{{ext}}", plot=PLOTS, ext=["svg", "png"])
+TABLES = [
+    *expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
+    *expand(f"{RESULTS}/claims.{{ext}}", ext=["csv", "md"]),
+    f"{RESULTS}/diagnostics.csv",
+]
 
 EVERYTHING = [
     f"{RESULTS}/results.csv",
     f"{RESULTS}/timings.csv",
-    *expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
+    f"{RESULTS}/epochs.csv",
+    *TABLES,
     *ABLATIONS,
     *PLOT_FILES,
     f"{REPORTS}/index.html",
     f"{RESULTS}/tracking.txt",
 ]
+# Variants are chosen between on validation data: their one table is all that is made.
+VARIANTS = expand(f"{RESULTS}/variants.{{ext}}", ext=["csv", "md"])
+if SUITE.has_variants:
+    EVERYTHING = VARIANTS
 
 
 wildcard_constraints:
@@ -95,6 +106,10 @@ def job_files(methods):
 
 def data_folder(wildcards, input):
     return Path(input.data[0]).parent.parent
+
+
+def input_folder(wildcards, input):
+    return Path(input[0]).parent
 
 
 def output_folder(wildcards, output):

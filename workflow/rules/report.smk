@@ -4,6 +4,8 @@
 rule plots:
     input:
         results=f"{RESULTS}/results.csv",
+        epochs=f"{RESULTS}/epochs.csv",
+        histograms=f"{RESULTS}/weight_histograms.json",
         channel_error=f"{RESULTS}/ablation_channel_error.csv",
         direct_weights=f"{RESULTS}/ablation_direct_weights.csv",
     output:
@@ -14,10 +16,10 @@ rule plots:
         "../envs/lowbit.yaml"
     params:
         python=PYTHON,
-        runs=RUNS,
         out=output_folder,
     shell:
-        "{params.python:q} -m workflow.plots --results {input.results:q} --runs {params.runs:q}"
+        "{params.python:q} -m workflow.plots --results {input.results:q} --epochs {input.epochs:q}"
+        " --histograms {input.histograms:q}"
         " --channel-error {input.channel_error:q} --direct-weights {input.direct_weights:q}"
         " --out {params.out:q} 2>&1 | tee {log:q}"
 
@@ -42,6 +44,8 @@ rule html_report:
         results=f"{RESULTS}/results.csv",
         timings=f"{RESULTS}/timings.csv",
         tables=f"{RESULTS}/table_main.csv",
+        claims=f"{RESULTS}/claims.csv",
+        diagnostics=f"{RESULTS}/diagnostics.csv",
         channel_summary=f"{RESULTS}/ablation_channel_error_summary.csv",
         direct_summary=f"{RESULTS}/ablation_direct_weights_summary.csv",
         plots=PLOT_FILES,
@@ -59,5 +63,6 @@ rule html_report:
     shell:
         "{params.python:q} -m workflow.report --suite {params.suite:q} --results {input.results:q}"
         " --timings {input.timings:q} --tables {input.tables:q}"
+        " --claims {input.claims:q} --diagnostics {input.diagnostics:q}"
         " --channel-summary {input.channel_summary:q} --direct-summary {input.direct_summary:q}"
         " --plots {params.plots:q} --config {input.config:q} --out {output:q} 2>&1 | tee {log:q}"

@@ -7,6 +7,9 @@ rule collect:
     output:
         results=f"{RESULTS}/results.csv",
         timings=f"{RESULTS}/timings.csv",
+        epochs=f"{RESULTS}/epochs.csv",
+        diagnostics=f"{RESULTS}/diagnostics.csv",
+        histograms=f"{RESULTS}/weight_histograms.json",
     log:
         f"{RESULTS}/logs/collect.log",
     conda:
@@ -18,7 +21,8 @@ rule collect:
     shell:
         "{params.python:q} -m workflow.collect --suite {params.suite:q} --runs {params.runs:q}"
         " --jobs {input:q} --results {output.results:q} --timings {output.timings:q}"
-        " 2>&1 | tee {log:q}"
+        " --epochs {output.epochs:q} --diagnostics {output.diagnostics:q}"
+        " --histograms {output.histograms:q} 2>&1 | tee {log:q}"
 
 
 rule ablation_channel_error:
@@ -77,3 +81,39 @@ rule tables:
     shell:
         "{params.python:q} -m workflow.tables --results {input.results:q}"
         " --published {input.published:q} --out {params.out:q} 2>&1 | tee {log:q}"
+
+
+rule claims:
+    input:
+        f"{RESULTS}/results.csv",
+    output:
+        expand(f"{RESULTS}/claims.{{ext}}", ext=["csv", "md"]),
+    log:
+        f"{RESULTS}/logs/claims.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        out=output_stem,
+    shell:
+        "{params.python:q} -m workflow.claims --results {input:q} --out {params.out:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule variants:
+    input:
+        JOB_FILES,
+    output:
+        VARIANTS,
+    log:
+        f"{RESULTS}/logs/variants.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        runs=RUNS,
+        out=output_stem,
+    shell:
+        "{params.python:q} -m workflow.variants --suite {params.suite} --runs {params.runs}"
+        " --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"

@@ -5,6 +5,7 @@ rule mlflow_sync:
     input:
         jobs=JOB_FILES,
         plots=PLOT_FILES,
+        tables=TABLES,
         config=f"{RESULTS}/config.json",
     output:
         f"{RESULTS}/tracking.txt",
@@ -21,4 +22,5 @@ rule mlflow_sync:
     shell:
         "{params.python:q} -m workflow.track sync --suite {params.suite:q} --jobs {input.jobs:q}"
         " --runs {params.runs:q} --store {params.store:q} --data {params.data:q}"
-        " --extra-artifact {input.plots:q} {input.config:q} --done {output:q} 2>&1 | tee {log:q}"
+        " --extra-artifact {input.plots:q} {input.tables:q} {input.config:q} --done {output:q}"
+        " 2>&1 | tee {log:q}"

@@ -56,12 +56,13 @@ rule slice:
         compile=["--compile", config["compile"]] if config["compile"] else [],
         minutes=config["budget_minutes"],
         workers=slice_workers,
+        train_threads=SUITE.config["threads"],
         now=time.time(),
     threads: workflow.cores
     resources:
         gpu=SLICE_GPUS,
     shell:
-        "trap : INT TERM; OMP_NUM_THREADS={SUITE.config[threads]}"
+        "trap : INT TERM; OMP_NUM_THREADS={params.train_threads}"
         " {params.python:q} -m workflow.slice --suite {params.suite:q} {params.datasets:q}"
         " {params.compile:q} --workers {params.workers} --budget-minutes {params.minutes}"
         " --data {params.data:q} --runs {params.runs:q} --summary {output:q}"
