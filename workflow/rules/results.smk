@@ -115,5 +115,5 @@ rule variants:
         runs=RUNS,
         out=output_stem,
     shell:
-        "{params.python:q} -m workflow.variants --suite {params.suite} --runs {params.runs}"
+        "{params.python:q} -m workflow.variants --suite {params.suite:q} --runs {params.runs:q}"
         " --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"
