@@ -125,7 +125,7 @@ def _stopped(settings, root, runs, steps):
 
 @pytest.mark.parametrize("method", ("direct", "pact"))
 def test_a_signal_to_one_stops_both_and_they_resume_exactly(method, digits_root, tmp_path):
-    settings = config(method, ema=0.9, **STEPS)
+    settings = config(method, ema=0.9, compile="quantizers", **STEPS)
     for name, steps in (("whole", set()), ("stopped", {2, 3, 5})):
         together(tmp_path / name, _stopped, settings, digits_root, tmp_path / name, steps)
     one, two = tmp_path / "whole" / "run", tmp_path / "stopped" / "run"
