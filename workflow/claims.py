@@ -21,7 +21,7 @@ from workflow.collect import write_table
 from workflow.tables import (
     ARCHS,
     DATASETS,
-    PAPER_SUITE,
+    PAPER_SUITES,
     column_order,
     method_label,
     method_order,
@@ -222,7 +222,7 @@ def caption(suite: str) -> str:
         "interval, no verdict. Diverged: runs of the method / of the other that enter no "
         "difference; a method with one leads nothing."
     )
-    return text if suite == PAPER_SUITE else (
+    return text if suite in PAPER_SUITES else (
         f"Suite {suite}: small networks and short training; nothing follows for full-length "
         f"training. {text}"
     )

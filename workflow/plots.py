@@ -30,7 +30,7 @@ from workflow.collect import (
     read_json,
     representative,
 )
-from workflow.tables import ARCHS, DATASETS, PAPER_SUITE, column_order, method_order, read_results
+from workflow.tables import ARCHS, DATASETS, PAPER_SUITES, column_order, method_order, read_results
 
 INK, MUTED, GRID = "#1f2933", "#66717e", "#dde2e8"
 """Text, secondary text and grid; the report swaps them for the colours of its theme."""
@@ -91,7 +91,7 @@ def save_empty(out: Path, name: str, title: str, suite: str, reason: str) -> Non
 
 
 def suite_note(suite: str) -> str:
-    if suite == PAPER_SUITE:
+    if suite in PAPER_SUITES:
         return f"suite: {suite}"
     return f"suite: {suite}, not comparable with published numbers"
 

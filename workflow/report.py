@@ -29,7 +29,7 @@ from workflow.plots import GRID, INK, MUTED, si
 from workflow.tables import (
     ARCHS,
     DATASETS,
-    PAPER_SUITE,
+    PAPER_SUITES,
     TABLE_COLUMNS,
     TEMPLATES,
     blocks,
@@ -594,7 +594,7 @@ def render(args: argparse.Namespace) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )
     return environment.get_template("report.html.j2").render(
-        suite=args.suite, paper=args.suite == PAPER_SUITE, facts=facts,
+        suite=args.suite, paper=args.suite in PAPER_SUITES, facts=facts,
         tiles=tiles(results, timings), headline=headline(table),
         blocks=table_blocks(table), beside=published_rows(table),
         plots=[

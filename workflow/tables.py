@@ -28,8 +28,8 @@ ARCHS = {
     "alexnet": "AlexNet (BN)", "mobilenetv2": "MobileNetV2", "resnet18": "ResNet-18",
     "resnet20": "ResNet-20",
 }
-PAPER_SUITE = "paper"
-"""The one suite whose networks and data are those of the published numbers."""
+PAPER_SUITES = ("paper", "paper_shortcut_fp")
+"""The suites whose networks, data and lengths are those of the published numbers."""
 PUBLISHED_COLUMNS = (
     "dataset", "arch", "method", "w_bits", "a_bits", "top1", "first_last_layer", "shortcut",
     "pretrained", "epochs", "source_url", "note",
@@ -85,8 +85,8 @@ def leader(cells: list[dict]) -> str | None:
 
 
 def read_published(path: str | Path, suite: str) -> list[dict]:
-    """The published rows of the paper suite; no other suite is comparable and gets none."""
-    if suite != PAPER_SUITE:
+    """The published rows for a paper suite; no other suite is comparable and gets none."""
+    if suite not in PAPER_SUITES:
         return []
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
@@ -241,7 +241,7 @@ def caption(suite: str) -> str:
         "(number of seeds). Bold: leads the runner-up by more than one standard deviation, the "
         "larger of the two."
     )
-    if suite == PAPER_SUITE:
+    if suite in PAPER_SUITES:
         return text + " In brackets: the published value and its source."
     return (
         f"Suite {suite}: small networks and short training, not comparable with published "
