@@ -5,8 +5,8 @@ batch norm and the quantizers' fits see the whole batch, and the first process a
 `start`, or with one process, every function here is the identity.
 """
 
+import json
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -111,23 +111,24 @@ def greatest(value: int) -> int:
 
 
 def from_first(ask: Callable[[], object]) -> object:
-    """What `ask()` says in the first process. An error there is raised everywhere."""
+    """What `ask()` says in the first process, a JSON value. An error there is raised everywhere."""
     if world() == 1:
         return ask()
-    said: list = [None, None]
+    value, error, of_input = None, None, False
     if is_first():
         try:
-            said[0] = ask()
-        except (InputError, OSError) as error:
-            said[1] = error
-    data = torch.frombuffer(bytearray(pickle.dumps(said)), dtype=torch.uint8)
+            value = ask()
+        except (InputError, OSError) as caught:
+            error, of_input = str(caught), isinstance(caught, InputError)
+    said = json.dumps([value, error, of_input]).encode()
+    data = torch.frombuffer(bytearray(said), dtype=torch.uint8)
     length = torch.tensor(len(data))
     dist.broadcast(length, 0)
     data = data if is_first() else torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(data, 0)
-    value, error = pickle.loads(data.numpy().tobytes())
+    value, error, of_input = json.loads(data.numpy().tobytes())
     if error is not None:
-        raise error
+        raise (InputError if of_input else OSError)(error)
     return value
 
 
