@@ -5,9 +5,8 @@ from torch import Tensor, nn
 
 from lowbit_core import kernels
 from lowbit_core.fused import fused
-from lowbit_core.gate import rectified
-from lowbit_core.quantizer import ActivationQuantizer, Method, WeightQuantizer
-from lowbit_core.uniform import ClipRound, clip_round
+from lowbit_core.quantizer import Method, WeightQuantizer
+from lowbit_core.uniform import UniformActivation
 
 _SMALLEST = 1e-12  # of max|tanh(w)|: a layer of zeros stays finite
 
@@ -86,11 +85,10 @@ class DoReFaWeight(WeightQuantizer):
         return torch.linspace(-1, 1, 2**self.bits, device=self.weight.device)[None]
 
 
-class DoReFaActivation(ActivationQuantizer):
+class DoReFaActivation(UniformActivation):
     """Clip to [0, 1] ([-1, 1] when signed: our extension) and round to 2^bits levels (eq. 5)."""
 
     INIT = "fixed range"
-    DOES_RELU = True
 
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__(bits, signed)
@@ -103,14 +101,8 @@ class DoReFaActivation(ActivationQuantizer):
     def levels(self) -> Tensor:
         return torch.linspace(float(self.bottom), 1.0, 2**self.bits)
 
-    def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        grid = (self.top, self.bottom, self.step, self.signed, self.ceiling)
-        if not self.training:
-            y = clip_round(x, *grid)
-            return (rectified(x, self.signed, self.ceiling), y) if fork else y
-        y, *relu, bad = ClipRound.apply(x, *grid, fork)
-        self.nonfinite += bad
-        return (*relu, y) if fork else y
+    def grid(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.top, self.bottom, self.step
 
 
 METHODS = (Method("dorefa", "DoReFa", "#E69F00", "s", DoReFaWeight, DoReFaActivation),)

@@ -5,13 +5,13 @@ from torch import Tensor, nn
 
 from baselines.dorefa import DoReFaWeight
 from lowbit_core.gate import rectified
-from lowbit_core.quantizer import ActivationQuantizer, Method
-from lowbit_core.uniform import ClipRound, clip_round
+from lowbit_core.quantizer import Method
+from lowbit_core.uniform import UniformActivation, clip_round
 
 _CANDIDATES = 40  # clip levels tried on the first batch
 
 
-class PACTActivation(ActivationQuantizer):
+class PACTActivation(UniformActivation):
     """Clip to [0, alpha] ([-alpha, alpha] when signed: our extension), round to 2^bits levels.
 
     alpha is learned: gradient 1 above the clip, 0 inside (eq. 3); it is pulled down by L2, a
@@ -20,7 +20,6 @@ class PACTActivation(ActivationQuantizer):
     """
 
     GROUPS = {"alpha": "clip"}
-    DOES_RELU = True
 
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__(bits, signed)
@@ -51,14 +50,8 @@ class PACTActivation(ActivationQuantizer):
         unit = torch.linspace(0, 1, 2**self.bits, device=self.alpha.device)
         return self._bottom() + unit * (self.alpha - self._bottom())
 
-    def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        grid = (self.alpha, self._bottom(), self._step(), self.signed, self.ceiling)
-        if not self.training:
-            y = clip_round(x, *grid)
-            return (rectified(x, self.signed, self.ceiling), y) if fork else y
-        y, *relu, bad = ClipRound.apply(x, *grid, fork)
-        self.nonfinite += bad
-        return (*relu, y) if fork else y
+    def grid(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.alpha, self._bottom(), self._step()
 
 
 METHODS = (Method("pact", "PACT", "#009E73", "^", DoReFaWeight, PACTActivation),)

@@ -25,9 +25,13 @@ class QuantLayer(nn.Module):
         if weight_quantizer is None:
             self.weight = layer.weight
         self.bias = layer.bias
-        self.convolution = None
+        self.convolution = self.reads = None
         if isinstance(layer, nn.Conv2d):
-            self.convolution = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            stride = layer.stride
+            if layer.kernel_size == (1, 1) and layer.padding == (0, 0) and stride != (1, 1):
+                # It reads every so many pixels alone: the others are not quantized, nor fitted.
+                self.reads, stride = (..., *(slice(None, None, s) for s in stride)), (1, 1)
+            self.convolution = (stride, layer.padding, layer.dilation, layer.groups)
 
     def used_weight(self) -> Tensor:
         """The weight of this forward pass, in the layer's shape."""
@@ -42,13 +46,15 @@ class QuantLayer(nn.Module):
     def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The layer's output; (relu(x), output) if `fork`, where `does_relu`."""
         quantizer = self.activation_quantizer
+        if self.reads is not None and not fork:
+            x = x[self.reads]
         if quantizer is None:
             return self._compute(x)
         if quantizer.calibrating:
             quantizer.calibrate(x)
         if fork:
             relu, y = quantizer(x, fork=True)
-            return relu, self._compute(y)
+            return relu, self._compute(y if self.reads is None else y[self.reads])
         return self._compute(quantizer(x))
 
     def _compute(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from lowbit_core import kernels
 from lowbit_core.blocks import as_blocks, from_blocks
 from lowbit_core.fused import fused
 from lowbit_core.gate import ABOVE, BELOW, gate_of, rectified, through_gate, through_gate_summed
+from lowbit_core.quantizer import ActivationQuantizer
 
 
 @fused(cpu=kernels.clip_round)
@@ -72,3 +73,22 @@ class ClipRound(torch.autograd.Function):
         else:
             to, top, bottom = through_gate(blocks, relu, gate), None, None
         return from_blocks(to, g), top, bottom, None, None, None, None
+
+
+class UniformActivation(ActivationQuantizer):
+    """Clips to a range and rounds to 2^bits levels at equal distances; `grid` says which range."""
+
+    DOES_RELU = True
+
+    def grid(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(top, bottom, step) of the present range."""
+        raise TypeError(f"{type(self).__name__} does not define grid()")
+
+    def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        grid = (*self.grid(), self.signed, self.ceiling)
+        if not self.training:
+            y = clip_round(x, *grid)
+            return (rectified(x, self.signed, self.ceiling), y) if fork else y
+        y, *relu, bad = ClipRound.apply(x, *grid, fork)
+        self.nonfinite += bad
+        return (*relu, y) if fork else y

@@ -247,9 +247,7 @@ def test_calibration_needs_one_batch_and_leaves_the_mode_as_it_was():
     assert not model.training
     quantizers = [m for m in model.modules() if isinstance(m, BasisActivation)]
     distinct = {tuple(q.v.tolist()) for q in quantizers}
-    assert (
-        len(distinct) == len(quantizers) - 2
-    )  # a shortcut reads what its block's first layer reads
+    assert len(distinct) == len(quantizers)
     assert not any(q.calibrating for q in quantizers)
 
 
@@ -323,3 +321,23 @@ def test_the_weight_gradient_is_that_of_the_quantized_input():
     quantized(x).backward(g)
     expected = torch.nn.grad.conv2d_weight(before, layer.weight.shape, g, padding=1)
     torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fork", (False, True))
+def test_a_strided_pointwise_layer_quantizes_what_it_reads_and_no_more(fork):
+    torch.manual_seed(1)
+    layer, x = nn.Conv2d(8, 16, 1, (2, 3)), torch.randn(4, 8, 9, 7)
+    x[:, :, 1::2] = 100.0  # never read
+    method = baselines.method("direct")
+    quantized = QuantLayer(layer, None, method.activation(3, False))
+    quantizer = quantized.activation_quantizer
+    calibrate(quantized, x)
+    assert quantizer.levels().max() < 10
+    quantized.eval()
+    expected = nn.functional.conv2d(quantizer(x), layer.weight, layer.bias, (2, 3))
+    if fork:
+        relu, y = quantized(x, fork=True)
+        torch.testing.assert_close(relu, x.relu())
+    else:
+        y = quantized(x)
+    torch.testing.assert_close(y, expected)
