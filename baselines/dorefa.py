@@ -29,7 +29,6 @@ def dorefa_gradient(g: Tensor, w: Tensor) -> Tensor:
     return (g / top + through_max) * (1 - u * u)
 
 
-@fused
 def binary_weight(w: Tensor) -> Tensor:
     """sign(w) times the layer's mean |w| (eq. 7); sign(0) counts as +1."""
     return torch.where(w >= 0, w.abs().mean(), -w.abs().mean()) + 0.0 * w
