@@ -59,9 +59,11 @@ def test_from_jpeg_files_to_a_table(tmp_path):
     small_imagenet(project)
     odd = lay_out(tmp_path / "source")
     config = (f"data_source={tmp_path / 'source'}",)
+    project.hold()
     sweep = project.snakemake("results/tiny/results.csv", config=config)
-    project.wait_for("results/runs/*/metrics.csv", sweep, "train_loss")
+    project.wait_until_held(1, sweep)
     signal_group(sweep, signal.SIGTERM)
+    project.release()
     manifests = tmp_path / "data" / "imagenet"
     listed = {}
     for split in ("train", "test"):

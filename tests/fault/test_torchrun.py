@@ -14,12 +14,14 @@ def test_a_sweep_with_two_processes_a_run_is_stopped_and_goes_on(project):
     target, config = f"results/tiny/jobs/{job}.jsonl", ("gpus_per_run=2",)
     words = ["--suite", "tiny", "--job", job, "--data", str(project.data), "--out", target]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    project.hold()
     trained = project.start(
         sys.executable, *torchrun, "-m", "workflow.train", *words, "--runs", "results/runs"
     )
-    project.wait_for("results/runs/*/metrics.csv", trained, "train_loss")
+    project.wait_until_held(2, trained)
     signal_group(trained, signal.SIGTERM)
-    assert project.said().count("stopped by SIGTERM") == 1 or (project.folder / target).exists()
+    assert project.said().count("stopped by SIGTERM") == 1 and not (project.folder / target).exists()
+    project.release()
     said = project.sweep(target, config=config)
     assert "error" not in said
     run = json.loads((project.folder / target).read_text().splitlines()[0])["run_id"]
