@@ -89,8 +89,8 @@ def _peer_activations(bits: int) -> Iterator[tuple[str, Callable]]:
         if brevitas_found():
             from brevitas.nn import QuantReLU
 
-            # For its first 300 steps it collects percentiles, by far its slowest part: of a whole
-            # training that is little, so what is timed is the learned scale that follows.
+            # As it comes it collects percentiles for its first 300 steps; the learned scale follows.
+            yield "Brevitas QuantReLU, first steps", QuantReLU(bit_width=bits).to(device()).train()
             peer = QuantReLU(bit_width=bits, collect_stats_steps=1)
             yield "Brevitas QuantReLU", peer.to(device()).train()
 
