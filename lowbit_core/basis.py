@@ -13,8 +13,7 @@ from torch import Tensor
 from lowbit_core import kernels
 from lowbit_core.fused import fused
 
-RIDGE = 1e-4  # of the element count, towards the present basis (docs/method.md: LQ-Nets);
-# also in kernels.cpp
+RIDGE = 1e-4  # of the element count, towards the present basis (docs/method.md: LQ-Nets)
 MOMENTUM = 0.9  # of the moving average with which a new fit enters the basis
 # Up to here every pair of bits is counted by a sum of its own; the compiler's work grows as 3^K.
 FEW_BITS = 4

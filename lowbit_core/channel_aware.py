@@ -64,20 +64,16 @@ def quantize(x: Tensor, v: Tensor, signed: bool, ceiling: float = math.inf) -> T
     return successive(c, list(v.unbind()), signed)[0].to(x.dtype)
 
 
-def channel_weights(variance: Tensor, floor: float = VARIANCE_FLOOR) -> Tensor:
+def channel_weights(variance: Tensor) -> Tensor:
     """w_c = 1 / (var(x_c) + eps), mean 1 over the channels; 0 for a dead channel."""
-    weights = torch.where(variance > 0, 1 / (variance + floor * variance.mean() + 1e-30), 0.0)
+    weights = torch.where(
+        variance > 0, 1 / (variance + VARIANCE_FLOOR * variance.mean() + 1e-30), 0.0
+    )
     return weights / weights.mean().clamp_min(1e-30)
 
 
 def fit_basis(
-    sums: Tensor,
-    v: Tensor,
-    channels: int,
-    size: int,
-    weighting: str,
-    signed: bool,
-    floor: float = VARIANCE_FLOOR,
+    sums: Tensor, v: Tensor, channels: int, size: int, weighting: str, signed: bool
 ) -> Tensor:
     """Ordered basis (K,) that minimises sum_c w_c ||x_c - B_c v||^2, from `quantize_and_sum`.
 
@@ -93,7 +89,7 @@ def fit_basis(
         return ordered(fits.median(0).values)
     if weighting == "inverse_variance":
         variance = (square / size - (total / size) ** 2).clamp_min(0)
-        weights = channel_weights(variance, floor)
+        weights = channel_weights(variance)
         total, count, *rest = (s * weights for s in (total, count, *rest))
     total, count, *rest = (s.sum(0, keepdim=True) for s in (total, count, *rest))
     return ordered(solve_basis(total, count, rest, v, signed)[0])
@@ -101,23 +97,16 @@ def fit_basis(
 
 @fused(cpu=kernels.update_basis)
 def update_basis(
-    sums: Tensor,
-    v: Tensor,
-    channels: int,
-    size: int,
-    weighting: str,
-    signed: bool,
-    momentum: float,
-    floor: float,
+    sums: Tensor, v: Tensor, channels: int, size: int, weighting: str, signed: bool
 ) -> tuple[Tensor, Tensor]:
     """The basis (K,) after a training step, 0.9 v + 0.1 fit, and whether the batch was not finite.
 
     A batch with NaN must not poison the levels: the run stops as diverged by its loss.
     """
-    fit = fit_basis(sums, v, channels, size, weighting, signed, floor)
+    fit = fit_basis(sums, v, channels, size, weighting, signed)
     sound = torch.isfinite(fit).all() & torch.isfinite(sums[0]).all()  # sums[0]: of x
     # In order without projection: ordered bases are a convex cone.
-    return torch.where(sound, momentum * v + (1 - momentum) * fit, v), ~sound
+    return torch.where(sound, MOMENTUM * v + (1 - MOMENTUM) * fit, v), ~sound
 
 
 def refit_to_convergence(x: Tensor, v: Tensor, signed: bool, weighting: str) -> Tensor:
@@ -152,9 +141,7 @@ class _QuantizeAndRefit(torch.autograd.Function):
         channels = x.shape[1]
         y, relu, gate, sums = quantize_and_sum(as_blocks(x), v, signed, ceiling, fork)
         sums, size = batch_sums(sums, x.numel() // channels)
-        new, bad = update_basis(
-            sums, v, channels, size, weighting, signed, MOMENTUM, VARIANCE_FLOOR
-        )
+        new, bad = update_basis(sums, v, channels, size, weighting, signed)
         ctx.save_for_backward(gate)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(new, bad)

@@ -16,9 +16,9 @@ from lowbit_core.quantizer import WeightQuantizer
 MIN_STEP = 1e-4  # smallest mean level distance used to precondition, in weight units
 
 
-def level_step(v: Tensor, smallest: float = MIN_STEP) -> Tensor:
+def level_step(v: Tensor) -> Tensor:
     """d_o = (top - bottom) / (L - 1): mean distance of neighbouring levels (O, 1), for v (O, K)."""
-    return (2 * v.abs().sum(1, keepdim=True) / (2 ** v.shape[1] - 1)).clamp_min(smallest)
+    return (2 * v.abs().sum(1, keepdim=True) / (2 ** v.shape[1] - 1)).clamp_min(MIN_STEP)
 
 
 def code_bits(z: Tensor, bits: int) -> list[Tensor]:
@@ -48,7 +48,7 @@ def direct_weight(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @fused(cpu=kernels.direct_gradient)
-def direct_gradient(g: Tensor, z: Tensor, v: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
+def direct_gradient(g: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Preconditioned straight-through gradient of z, exact gradient of v.
 
     The gradient of z is g d_o times 1 / d_o^2, so that a step moves the weight by lr g; it is zero
@@ -56,9 +56,7 @@ def direct_gradient(g: Tensor, z: Tensor, v: Tensor, smallest: float) -> tuple[T
     """
     bits = v.shape[1]
     outside = (z < -1) | (z > 2**bits)
-    return torch.where(outside, 0.0, g / level_step(v, smallest)), basis_gradient(
-        g, code_bits(z, bits)
-    )
+    return torch.where(outside, 0.0, g / level_step(v)), basis_gradient(g, code_bits(z, bits))
 
 
 class _Direct(torch.autograd.Function):
@@ -71,7 +69,7 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g, _):
-        return direct_gradient(g.contiguous(), *ctx.saved_tensors, MIN_STEP)
+        return direct_gradient(g.contiguous(), *ctx.saved_tensors)
 
 
 def code_position(x: Tensor, levels: Tensor) -> Tensor:

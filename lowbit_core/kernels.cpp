@@ -18,6 +18,10 @@ constexpr int64_t CHUNK = 4096;         // elements that one thread takes at a t
 constexpr int64_t PARALLEL = 1 << 15;   // fewer elements than this are not worth a second thread
 constexpr int MAX_BITS = 8;
 
+// Of the Python modules, by the same names (tests/test_kernels.py holds them together).
+constexpr double RIDGE = 1e-4, MOMENTUM = 0.9, VARIANCE_FLOOR = 1e-3;
+constexpr float MIN_STEP = 1e-4f;
+
 typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Mask __attribute__((vector_size(32)));  // a lane is -1 where true, else 0
 typedef uint8_t Bytes __attribute__((vector_size(8)));
@@ -237,7 +241,7 @@ void gate_all(const float* g, const float* g_relu, const uint8_t* gate, int64_t 
 void solve(double sum, double count, const double* products, const double* counts,
            const float* present, int bits, bool is_signed, double* fit) {
     double normal[MAX_BITS][MAX_BITS], right[MAX_BITS];
-    const double ridge = std::max(1e-4 * count, 1e-12);
+    const double ridge = std::max(RIDGE * count, 1e-12);
     for (int k = 0, p = 0; k < bits; k++)
         for (int m = k; m < bits; m++) normal[k][m] = counts[p++];
     double own[MAX_BITS];
@@ -356,7 +360,7 @@ void direct_rows(const float* z, int64_t rows, int64_t size, float* v, float* w)
 // Gradients of codes (DIRECT) and basis from that of the weight: direct_gradient, indirect_gradient.
 template <int K, bool DIRECT>
 void gradient_rows(const float* g, const float* x, const float* v, int64_t rows, int64_t size,
-                   float smallest, float* codes, float* basis) {
+                   float* codes, float* basis) {
 #pragma omp parallel for schedule(static) if (rows * size > PARALLEL)
     for (int64_t row = 0; row < rows; row++) {
         Floats levels[K], all_v = all(0), sums[K] = {};
@@ -366,7 +370,7 @@ void gradient_rows(const float* g, const float* x, const float* v, int64_t rows,
             span += std::abs(v[row * K + k]);
         }
         const float step = 2 * span / ((1 << K) - 1);
-        const Floats distance = all(step < smallest ? smallest : step);
+        const Floats distance = all(step < MIN_STEP ? MIN_STEP : step);
         for (int64_t i = 0; i < size; i += LANES) {
             const int64_t lanes = size - i, at = row * size + i;
             const bool whole = lanes >= LANES;
@@ -397,13 +401,16 @@ float largest(const float* u, int64_t size) {
     return std::isnan(top) ? top : std::max(top, 1e-12f);
 }
 
-// F<K>(...) for the bits that are offered.
+// F<K>(...) for 1 to MAX_BITS bits.
 #define FOR_BITS(bits, F, ...)                    \
     switch (bits) {                               \
         case 1: F(1, __VA_ARGS__); break;         \
         case 2: F(2, __VA_ARGS__); break;         \
         case 3: F(3, __VA_ARGS__); break;         \
         case 4: F(4, __VA_ARGS__); break;         \
+        case 5: F(5, __VA_ARGS__); break;         \
+        case 6: F(6, __VA_ARGS__); break;         \
+        case 7: F(7, __VA_ARGS__); break;         \
         default: F(8, __VA_ARGS__); break;        \
     }
 
@@ -459,7 +466,7 @@ void through_gate(const float* g, const float* g_relu, const uint8_t* gate, int6
 // weighting: 0 equal, 1 inverse_variance, 2 median (channel_aware.update_basis).
 void update_basis(const float* sums, int64_t blocks, int64_t columns, int64_t channels,
                   int64_t size, const float* v, int bits, int is_signed, int weighting,
-                  double momentum, double floor, float* updated, uint8_t* bad) {
+                  float* updated, uint8_t* bad) {
     const int count = 2 + bits + pairs(bits);
     std::vector<double> totals(count * channels, 0.0);
 #pragma omp parallel for schedule(static) if (count * blocks * columns > PARALLEL)
@@ -505,7 +512,7 @@ void update_basis(const float* sums, int64_t blocks, int64_t columns, int64_t ch
                 mean += weights[c] / channels;
             }
             for (double& weight : weights) {
-                weight = weight > 0 ? 1 / (weight + floor * mean + 1e-30) : 0.0;
+                weight = weight > 0 ? 1 / (weight + VARIANCE_FLOOR * mean + 1e-30) : 0.0;
                 all_weights += weight / channels;
             }
             for (double& weight : weights) weight /= std::max(all_weights, 1e-30);
@@ -522,7 +529,7 @@ void update_basis(const float* sums, int64_t blocks, int64_t columns, int64_t ch
     order(found, bits);
     for (int k = 0; k < bits; k++) sound &= std::isfinite(found[k]);
     for (int k = 0; k < bits; k++)
-        updated[k] = sound ? float(momentum) * v[k] + float(1 - momentum) * found[k] : v[k];
+        updated[k] = sound ? float(MOMENTUM) * v[k] + float(1 - MOMENTUM) * found[k] : v[k];
     *bad = !sound;
 }
 
@@ -550,8 +557,8 @@ void direct_weight(const float* z, int64_t rows, int64_t size, float* v, int bit
 
 // codes: the gradient of z, or null for the gradient of the basis alone.
 void basis_gradient(const float* g, const float* x, const float* v, int64_t rows, int64_t size,
-                    int bits, float smallest, float* codes, float* basis) {
-#define GRADIENT(K, D) gradient_rows<K, D>(g, x, v, rows, size, smallest, codes, basis)
+                    int bits, float* codes, float* basis) {
+#define GRADIENT(K, D) gradient_rows<K, D>(g, x, v, rows, size, codes, basis)
     if (codes) {
         FOR_BITS(bits, GRADIENT, true)
     } else {

@@ -31,7 +31,6 @@ FLAGS = (
     *(["-mtune=haswell"] if platform.machine() == "x86_64" else []),
 )  # fmt: skip
 COMPILERS = ("g++", "clang++", "c++")
-BITS = (1, 2, 3, 4, 8)  # that kernels are made for
 WEIGHTINGS = {"equal": 0, "inverse_variance": 1, "median": 2}
 
 
@@ -85,7 +84,7 @@ def _processor() -> str:
 
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_FLOAT, _DOUBLE = ctypes.c_float, ctypes.c_double
+_FLOAT = ctypes.c_float
 _TYPES = {
     "quantize_and_sum": [
         _POINTER, _LONG, _LONG, _LONG, _POINTER, _INT, _INT, _FLOAT, *[_POINTER] * 4,
@@ -94,12 +93,12 @@ _TYPES = {
     "clip_round": [_POINTER, _LONG, *[_POINTER] * 3, _INT, _FLOAT, *[_POINTER] * 4],
     "through_gate": [*[_POINTER] * 3, _LONG, _POINTER, _POINTER],
     "update_basis": [
-        _POINTER, *[_LONG] * 4, _POINTER, _INT, _INT, _INT, _DOUBLE, _DOUBLE, _POINTER, _POINTER,
+        _POINTER, *[_LONG] * 4, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER,
     ],
     "quantize_rows": [_POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER, _POINTER],
     "order_rows": [_POINTER, _LONG, _INT],
     "direct_weight": [_POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER],
-    "basis_gradient": [*[_POINTER] * 3, _LONG, _LONG, _INT, _FLOAT, _POINTER, _POINTER],
+    "basis_gradient": [*[_POINTER] * 3, _LONG, _LONG, _INT, _POINTER, _POINTER],
     "dorefa_weight": [_POINTER, _LONG, _POINTER, _POINTER],
     "dorefa_gradient": [_POINTER, _POINTER, _LONG, _POINTER],
 }  # fmt: skip
@@ -140,41 +139,34 @@ def quantize_and_sum(x, v, signed, ceiling=math.inf, fork=False):
 
 
 def quantize(x, v, signed, ceiling=math.inf):
-    x = x if x.is_contiguous() or _is_dense(x) else x.contiguous()
+    x = _dense(x)
     y = torch.empty_like(x)
     library().quantize(_at(x), x.numel(), _at(v), len(v), signed, ceiling, _at(y))
     return y
 
 
-def _is_dense(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+def _dense(x: Tensor) -> Tensor:
+    """x, or a copy of it without gaps; its own order of memory is kept."""
+    in_place = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if in_place else x.contiguous()
 
 
-def update_basis(sums, v, channels, size, weighting, signed, momentum, floor):
+def update_basis(sums, v, channels, size, weighting, signed):
     new, bad = torch.empty_like(v), torch.empty((), dtype=torch.bool)
     library().update_basis(
         _at(sums), *sums.shape[1:], channels, size, _at(v), len(v), signed, WEIGHTINGS[weighting],
-        momentum, floor, _at(new), _at(bad),
+        _at(new), _at(bad),
     )  # fmt: skip
     return new, bad
 
 
 def clip_round(x, top, bottom, step, signed, ceiling):
-    x = x if x.is_contiguous() or _is_dense(x) else x.contiguous()
+    x = _dense(x)
     y = torch.empty_like(x)
     library().clip_round(
-        _at(x),
-        x.numel(),
-        _at(top),
-        _at(bottom),
-        _at(step),
-        signed,
-        ceiling,
-        _at(y),
-        None,
-        None,
-        None,
-    )
+        _at(x), x.numel(), _at(top), _at(bottom), _at(step), signed, ceiling,
+        _at(y), None, None, None,
+    )  # fmt: skip
     return y
 
 
@@ -222,11 +214,9 @@ def direct_weight(z, v):
     return w, v
 
 
-def direct_gradient(g, z, v, smallest):
+def direct_gradient(g, z, v):
     codes, basis = torch.empty_like(z), torch.empty_like(v)
-    library().basis_gradient(
-        _at(g), _at(z), _at(v), *z.shape, v.shape[1], smallest, _at(codes), _at(basis)
-    )
+    library().basis_gradient(_at(g), _at(z), _at(v), *z.shape, v.shape[1], _at(codes), _at(basis))
     return codes, basis
 
 
@@ -238,7 +228,7 @@ def indirect_weight(w, v):
 
 def indirect_gradient(g, w, v):
     basis = torch.empty_like(v)
-    library().basis_gradient(_at(g), _at(w), _at(v), *w.shape, v.shape[1], 0.0, None, _at(basis))
+    library().basis_gradient(_at(g), _at(w), _at(v), *w.shape, v.shape[1], None, _at(basis))
     return basis
 
 
