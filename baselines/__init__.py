@@ -3,8 +3,8 @@
 import importlib
 import pkgutil
 
-from lowbit_core.errors import InputError
-from lowbit_core.quantizer import Method
+from lowbit_core.quantizers.interface import Method
+from lowbit_core.runtime.errors import InputError
 
 METHODS: dict[str, Method] = {}
 SOURCES: dict[str, str] = {}

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from lowbit_core import kernels
-from lowbit_core.fused import fused
-from lowbit_core.quantizer import Method, WeightQuantizer
-from lowbit_core.uniform import UniformActivation
+from lowbit_core.kernels import bindings as kernels
+from lowbit_core.kernels.fused import fused
+from lowbit_core.quantizers.interface import Method, WeightQuantizer
+from lowbit_core.quantizers.uniform import UniformActivation
 
 _SMALLEST = 1e-12  # of max|tanh(w)|: a layer of zeros stays finite
 

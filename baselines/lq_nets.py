@@ -5,15 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lowbit_core.basis import (
-    FEW_BITS,
-    MOMENTUM,
-    all_levels,
-    fit_rows,
-    refit_rows,
-)
-from lowbit_core.channel_aware import BasisActivation
-from lowbit_core.quantizer import Method, WeightQuantizer, update_buffer
+from lowbit_core.quantizers.basis import FEW_BITS, MOMENTUM, all_levels, fit_rows, refit_rows
+from lowbit_core.quantizers.basis_activation import BasisActivation
+from lowbit_core.quantizers.interface import Method, WeightQuantizer, update_buffer
 
 
 class _Refit(torch.autograd.Function):
@@ -61,7 +55,13 @@ class LQWeight(WeightQuantizer):
 
 METHODS = (
     Method(
-        "lq_nets", "LQ-Nets", "#0072B2", "o", LQWeight, partial(BasisActivation, weighting="equal")
+        "lq_nets",
+        "LQ-Nets",
+        "#0072B2",
+        "o",
+        LQWeight,
+        partial(BasisActivation, weighting="equal"),
+        measures_channels=True,
     ),
     Method(
         "lq_channel_aware",

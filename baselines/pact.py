@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from baselines.dorefa import DoReFaWeight
-from lowbit_core.gate import rectified
-from lowbit_core.quantizer import Method
-from lowbit_core.uniform import UniformActivation, clip_round
+from lowbit_core.quantizers.interface import Method
+from lowbit_core.quantizers.ste_mask import rectified
+from lowbit_core.quantizers.uniform import UniformActivation, clip_round
 
 _CANDIDATES = 40  # clip levels tried on the first batch
 

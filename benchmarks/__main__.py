@@ -10,10 +10,10 @@ import torch
 
 from benchmarks import loaders, plot, quantizers, startup, steps
 from benchmarks.timing import say
-from lowbit_core.errors import InputError, run_cli
-from lowbit_core.files import replace_file
-from lowbit_core.fused import compiler_found
-from lowbit_core.hardware import git_commit, hardware_name
+from lowbit_core.kernels.fused import compiler_found
+from lowbit_core.runtime.errors import InputError, run_cli
+from lowbit_core.runtime.files import replace_file
+from lowbit_core.runtime.hardware import git_commit, hardware_name
 
 OUT = Path("results/benchmarks")
 ROUNDS, QUICK_ROUNDS = 15, 3

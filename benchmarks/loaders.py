@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import say
-from lowbit_core.errors import InputError, run_cli
+from lowbit_core.runtime.errors import InputError, run_cli
 
 ROOT = Path(__file__).parent.parent
 SETS = ("cifar100", "fashion_mnist")
@@ -97,10 +97,11 @@ def _ffcv_images(source: Path, scratch: Path, cores: int, epochs: int):
     """
     import numpy as np
 
-    from lowbit_core.data import augment, dataset
-    from lowbit_core.data.backend import import_ffcv
-    from lowbit_core.data.beton import write_beton
-    from lowbit_core.data.sources import source_module
+    from lowbit_core.data import augment
+    from lowbit_core.datasets.beton import write_beton
+    from lowbit_core.datasets.catalog import dataset
+    from lowbit_core.datasets.sources import source_module
+    from lowbit_core.runtime.backend import import_ffcv
 
     import_ffcv()
     from lowbit_core.data.ffcv_reader import FfcvReader
@@ -127,7 +128,9 @@ def _torchvision(data: str, source: str, cores: int, epochs: int):
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
 
-    import lowbit_core.torchvision_ops  # noqa: F401  # before torchvision
+    import lowbit_core.runtime.torchvision_ops  # noqa: F401  before torchvision
+
+    # isort: split
     from torchvision import transforms
 
     class Images(Dataset):
@@ -168,7 +171,7 @@ def _waiting(source: str, cores: int) -> dict:
 
     from benchmarks.steps import NETWORKS, training_step
     from lowbit_core.data.loader import make_loader
-    from lowbit_core.fused import set_compile
+    from lowbit_core.kernels.fused import set_compile
 
     torch.set_num_threads(cores)
     set_compile(True)

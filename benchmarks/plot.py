@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from lowbit_core.files import replace_file
+from lowbit_core.runtime.files import replace_file
 
 OURS, PEER = "#D55E00", "#8A94A0"
 BAR_QUANTIZER, BAR_STEP = 1.5, 1.15  # the project's aims, drawn as lines

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import baselines
 from benchmarks.timing import ratios, say, timed
-from lowbit_core.fused import set_compile
+from lowbit_core.kernels.fused import set_compile
 
 ACTIVATIONS = {"dorefa": "DoReFa", "pact": "PACT", "lq_nets": "LQ-Nets", "direct": "channel-aware"}
 WEIGHTS = {"dorefa": "DoReFa", "lq_nets": "LQ-Nets", "direct": "direct"}

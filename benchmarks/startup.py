@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from benchmarks.timing import say
-from lowbit_core.errors import InputError
-from workflow.suite import load_suite
+from lowbit_core.runtime.errors import InputError
+from workflow.suite.suite import load_suite
 
 ROOT = Path(__file__).parent.parent
 SUITE, COMPILE = "smoke", "quantizers"
@@ -16,7 +16,7 @@ SUITE, COMPILE = "smoke", "quantizers"
 # The real entry point, stopped where the first step reports itself.
 FIRST_STEP = """
 import os, sys, time
-from lowbit_core.progress import Progress
+from lowbit_core.runtime.progress import Progress
 began = float(sys.argv.pop())
 def report(self, epoch, count):
     print(time.time() - began, flush=True)

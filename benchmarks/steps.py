@@ -15,10 +15,11 @@ import baselines
 from benchmarks.quantizers import device
 from benchmarks.timing import ratios, say, timed
 from lowbit_core import models
-from lowbit_core.convert import Plan, convert
-from lowbit_core.errors import InputError, run_cli
-from lowbit_core.fused import set_compile
-from lowbit_core.layers import calibrate
+from lowbit_core.conversion.layers import calibrate
+from lowbit_core.conversion.policy import QuantPolicy
+from lowbit_core.conversion.swap import convert
+from lowbit_core.kernels.fused import set_compile
+from lowbit_core.runtime.errors import InputError, run_cli
 
 NETWORKS = {  # name: (options, batch, channels, side)
     "resnet20": ({"width": 16}, 128, 3, 32),
@@ -40,7 +41,7 @@ def training_step(arch: str, method: str, bits: int, compile: str) -> Callable[[
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(100, (batch,), device=device())
     if method != "fp":
-        convert(model, Plan(baselines.method(method), bits, bits), images[:1])
+        convert(model, QuantPolicy(baselines.method(method), bits, bits), images[:1])
     model = model.to(memory_format=torch.channels_last)
     if method != "fp":
         calibrate(model, images)

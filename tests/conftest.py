@@ -19,8 +19,8 @@ def _seeded():
 @pytest.fixture(scope="session")
 def digits_root(tmp_path_factory):
     """A data folder that holds the prepared data set `digits`."""
-    from lowbit_core.data import dataset
-    from lowbit_core.data.prepare import prepare
+    from lowbit_core.datasets.catalog import dataset
+    from lowbit_core.datasets.prepare import prepare
 
     root = tmp_path_factory.mktemp("datasets")
     prepare(dataset("digits"), root / "digits")

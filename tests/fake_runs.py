@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowbit_core.run_folder import RunFolder
-from workflow.checked import job_text
+from lowbit_core.runtime.run_folder import RunFolder
+from workflow.results.checked import job_text
 
 BITS = ((1, 2), (2, 2), (3, 3))
 METHODS = ("direct", "direct_plain", "lq_channel_aware", "lq_nets", "dorefa", "pact")

@@ -17,8 +17,8 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from workflow import claims, collect, tables, variants
-from workflow.suite import DEFAULT_SUITE, ROOT, load_suite
+from workflow.results import claims, collect, tables, variants
+from workflow.suite.suite import DEFAULT_SUITE, ROOT, load_suite
 
 COLUMNS = {
     "results.csv": collect.RESULT_COLUMNS,

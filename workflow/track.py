@@ -21,26 +21,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lowbit_core.bits import bits_label
-from lowbit_core.errors import InputError, run_cli
-from lowbit_core.files import write_text
-from lowbit_core.run_folder import RunFolder
-from workflow.checked import check_jobs, read_job
+from lowbit_core.quantizers.bits import bits_label
+from lowbit_core.runtime.errors import InputError, run_cli
+from lowbit_core.runtime.files import write_text
+from lowbit_core.runtime.run_folder import RunFolder
+from workflow.results.checked import check_jobs, read_job
 
 ROOT = Path(__file__).parent.parent
 WATCH_EVERY = 5.0  # seconds between looks at the run folders
 ARTIFACTS = (
-    "config.json", "metrics.csv", "timings.csv", "layers.json", "weight_state.csv",
-    "channel_error.csv", "weight_histograms.json", "final.json",
+    "config.json",
+    "metrics.csv",
+    "timings.csv",
+    "layers.json",
+    "weight_state.csv",
+    "channel_error.csv",
+    "weight_histograms.json",
+    "final.json",
 )
 EPOCH_METRICS = (
-    "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds", "images_per_s",
-    "data_wait_share", "peak_memory_mb",
+    "train_loss",
+    "train_top1",
+    "val_loss",
+    "val_top1",
+    "lr",
+    "seconds",
+    "images_per_s",
+    "data_wait_share",
+    "peak_memory_mb",
 )
 # final.json's name and the metric's
 FINAL_METRICS = {
-    "top1": "test_top1", "top5": "test_top5", "test_loss": "test_loss",
-    "size_bytes": "size_bytes", "bitops": "bitops",
+    "top1": "test_top1",
+    "top5": "test_top5",
+    "test_loss": "test_loss",
+    "size_bytes": "size_bytes",
+    "bitops": "bitops",
 }
 # MLflow's limits for one log_batch call
 MAX_METRICS, MAX_PARAMS, MAX_VALUE = 1000, 100, 6000
@@ -129,11 +145,14 @@ def read_epochs(folder: Path) -> list[dict]:
     """One {"epoch", metric: value} per epoch whose metrics and timings are both complete."""
     timings = {row["epoch"]: row for row in _epoch_rows(folder / "timings.csv")}
     return [
-        {"epoch": int(row["epoch"])} | {
-            name: float(value) for name, value in (row | timings[row["epoch"]]).items()
+        {"epoch": int(row["epoch"])}
+        | {
+            name: float(value)
+            for name, value in (row | timings[row["epoch"]]).items()
             if name in EPOCH_METRICS and value
         }
-        for row in _epoch_rows(folder / "metrics.csv") if row["epoch"] in timings
+        for row in _epoch_rows(folder / "metrics.csv")
+        if row["epoch"] in timings
     ]
 
 
@@ -167,8 +186,10 @@ def job_runs(jobs: Iterable[Path], runs: Path) -> list[TrackedRun]:
     for job in jobs:
         for run_id, role in read_job(job).items():
             if not (runs / run_id / "config.json").exists():
-                raise InputError(f"{job} lists run {run_id}, but {runs / run_id} has no "
-                                 "config.json; delete the job file and rerun")
+                raise InputError(
+                    f"{job} lists run {run_id}, but {runs / run_id} has no "
+                    "config.json; delete the job file and rerun"
+                )
             found[run_id] = TrackedRun(runs / run_id, role)
     return list(found.values())
 
@@ -177,7 +198,10 @@ def job_runs(jobs: Iterable[Path], runs: Path) -> list[TrackedRun]:
 
 
 def sync(
-    store: Store, suite: str, runs: list[TrackedRun], data: Path = Path("data"),
+    store: Store,
+    suite: str,
+    runs: list[TrackedRun],
+    data: Path = Path("data"),
     reports: Iterable[Path] = (),
 ) -> int:
     """Bring the experiment `suite` up to date with `runs` and the `reports` files.
@@ -250,8 +274,10 @@ def _tags(config: dict, suite: str, run: TrackedRun) -> dict[str, str]:
         "role": run.role,
         "bits": bits_label(config["w_bits"], config["a_bits"]),
         "status": "running",
-        **{key: str(config[key]) for key in
-           ("dataset", "arch", "method", "seed", "run_key", "run_id", "code_version")},
+        **{
+            key: str(config[key])
+            for key in ("dataset", "arch", "method", "seed", "run_key", "run_id", "code_version")
+        },
     }
 
 
@@ -273,20 +299,26 @@ def _log_values(client, tracked, config: dict, folder: Path, final: dict | None)
         clock += int(1000 * epoch.get("seconds", 0))
         if epoch["epoch"] > logged:
             last = epoch["epoch"]
-            metrics += [Metric(name, epoch[name], clock, last)
-                        for name in EPOCH_METRICS if name in epoch]
+            metrics += [
+                Metric(name, epoch[name], clock, last) for name in EPOCH_METRICS if name in epoch
+            ]
     new_tags = {"epochs_logged": str(last)} if last > logged else {}
     if final is not None:
-        metrics += [Metric(name, float(final[key]), clock, last)
-                    for key, name in FINAL_METRICS.items() if final.get(key) is not None]
+        metrics += [
+            Metric(name, float(final[key]), clock, last)
+            for key, name in FINAL_METRICS.items()
+            if final.get(key) is not None
+        ]
         new_tags |= {"status": final["status"], "git_commit": str(final["git_commit"])}
         if final["diverged_layer"]:
             new_tags["diverged_layer"] = final["diverged_layer"]
         if final["diverged_before"]:
             new_tags["restarts"] = str(len(final["diverged_before"]))
-    params = [] if tracked.data.params else [
-        Param(key, value[:MAX_VALUE]) for key, value in flatten(config).items()
-    ]
+    params = (
+        []
+        if tracked.data.params
+        else [Param(key, value[:MAX_VALUE]) for key, value in flatten(config).items()]
+    )
     if not (metrics or params or new_tags):
         return False
     run_id = tracked.info.run_id
@@ -390,7 +422,7 @@ def _suite_runs(suite: str) -> list[dict]:
     """The runs of a suite as the files on disk now define it: read by a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "suite.json"
-        command = [sys.executable, "-m", "workflow.suite", suite, "--out", str(out)]
+        command = [sys.executable, "-m", "workflow.suite.suite", suite, "--out", str(out)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(f"suite {suite}: {done.stderr.strip().splitlines()[-1]}")
@@ -411,9 +443,20 @@ def serve(watcher: Watcher, port: int) -> None:
     with store.client() as client:  # makes the database before the server opens it
         client.search_experiments(max_results=1)
     command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--backend-store-uri", store.uri, "--workers", "1",
-        "--default-artifact-root", (store.folder.resolve() / "artifacts").as_uri(),
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--backend-store-uri",
+        store.uri,
+        "--workers",
+        "1",
+        "--default-artifact-root",
+        (store.folder.resolve() / "artifacts").as_uri(),
     ]
     settings = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     server = subprocess.Popen(command, env=settings, start_new_session=True)

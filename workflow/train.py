@@ -7,19 +7,19 @@ import argparse
 import os
 from pathlib import Path
 
-from lowbit_core import signals
-from lowbit_core.errors import InputError, run_cli
-from lowbit_core.files import write_text
-from lowbit_core.progress import say
-from workflow.device_slots import gpu_names, lock_folder, take_slot
+from lowbit_core.runtime import signals
+from lowbit_core.runtime.errors import InputError, run_cli
+from lowbit_core.runtime.files import write_text
+from lowbit_core.runtime.progress import say
+from workflow.gpu_slots import gpu_names, lock_folder, take_slot
 
 
 def main() -> None:
     signals.listen()  # before the imports that take seconds
     import baselines
-    from lowbit_core.data.backend import pick_backend
-    from workflow.checked import job_text
-    from workflow.suite import COMPILE_MODES, ROOT, load_suite
+    from lowbit_core.runtime.backend import pick_backend
+    from workflow.results.checked import job_text
+    from workflow.suite.suite import COMPILE_MODES, ROOT, load_suite
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suite", required=True)
@@ -40,21 +40,21 @@ def main() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
     import torch
 
-    from lowbit_core import distributed
-    from lowbit_core.training import Place, train_run
+    from lowbit_core.parallel import processes
+    from lowbit_core.training.run import Place, train_run
 
     device = torch.device("cpu")
     if torch.cuda.is_available():
         names, per_gpu = gpu_names(), arguments.per_gpu
-        if distributed.launched():  # the processes of one run need a GPU each
+        if processes.launched():  # the processes of one run need a GPU each
             per_gpu = 1
             if (count := int(os.environ["LOCAL_WORLD_SIZE"])) > len(names):
                 raise InputError(f"a run on {count} GPUs: this machine has {len(names)}")
         slot = take_slot(names, per_gpu, lock_folder())  # held until the end
         device = torch.device("cuda", slot.device)
         torch.cuda.set_device(device)
-    if distributed.launched():
-        distributed.start(device)
+    if processes.launched():
+        processes.start(device)
     place = Place(arguments.data, arguments.runs, device, suite.config["threads"])
     job = suite.jobs[arguments.job]
 
@@ -73,9 +73,9 @@ def main() -> None:
         else:
             told = f"test top-1 {final['top1']:.2f} %"
         say(f"{run['run_id']}: {final['status']}, {told}")
-    if distributed.is_first():
+    if processes.is_first():
         write_text(arguments.out, job_text(job.runs))
-    distributed.finish()
+    processes.finish()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lowbit_core.errors import InputError
+from lowbit_core.runtime.errors import InputError
 
 # What each name does to stored-raw images. Images of varying size have their own (see loader).
 CROP, FLIP = {"crop", "crop_flip"}, {"flip", "crop_flip", "resized_crop_flip"}

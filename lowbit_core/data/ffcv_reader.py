@@ -23,7 +23,7 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.transforms import ToTensor
 from torch import Tensor
 
-from lowbit_core.errors import InputError
+from lowbit_core.runtime.errors import InputError
 
 TIMEOUT = 120.0  # seconds without a batch before the loader is given up (the JIT takes a few)
 CENTER_RATIO = 224 / 256

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit_core.data import augment, dataset
-from lowbit_core.data.backend import BACKENDS, import_ffcv
-from lowbit_core.data.manifest import check, read_manifest
+from lowbit_core.data import augment
+from lowbit_core.data.normalisation import MEAN_STD
 from lowbit_core.data.resident_reader import ResidentReader, fits
-from lowbit_core.errors import InputError
+from lowbit_core.datasets.catalog import dataset
+from lowbit_core.datasets.manifest import check, read_manifest
+from lowbit_core.runtime.backend import BACKENDS, import_ffcv
+from lowbit_core.runtime.errors import InputError
 
 
 class BatchLoader:
@@ -41,7 +43,7 @@ class BatchLoader:
         self._train, self._augmentation, self._seed = train, augmentation, seed
         self._device, self._side = device, side
         # x / 255 normalised by mean and std, as one multiplication and one addition.
-        mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+        mean, std = map(torch.tensor, MEAN_STD[data.name])
         self._scale = (1 / (255 * std)).view(1, -1, 1, 1).to(device)
         self._shift = (-mean / std).view(1, -1, 1, 1).to(device)
         self.batch_size, self._share = batch_size, share
@@ -162,8 +164,8 @@ def make_loader(
         reader = ResidentReader(data_dir, split, device)
     elif backend == "ffcv":
         import_ffcv()
-        from lowbit_core.data.beton import check_beton
         from lowbit_core.data.ffcv_reader import FfcvReader
+        from lowbit_core.datasets.beton import check_beton
 
         check_beton(data_dir / f"{split}.beton", data, manifest["images"])
         reader = FfcvReader(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lowbit_core.errors import InputError
+from lowbit_core.runtime.errors import InputError
 
 SPLIT_SEED = 2020  # one split for all runs, whatever their seed
 

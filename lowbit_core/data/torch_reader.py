@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lowbit_core.data.imagenet import read_image
-from lowbit_core.errors import InputError
+from lowbit_core.datasets.imagenet import read_image
+from lowbit_core.runtime.errors import InputError
 
 CENTER_RATIO = 224 / 256
 CROP_SCALE, CROP_RATIO, CROP_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10

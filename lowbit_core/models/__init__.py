@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from lowbit_core.errors import InputError
 from lowbit_core.models.alexnet import alexnet
 from lowbit_core.models.mobilenetv2 import mobilenetv2
 from lowbit_core.models.resnet import resnet18, resnet20
+from lowbit_core.runtime.errors import InputError
 
 ARCHS: dict[str, Callable[..., nn.Module]] = {
     "alexnet": alexnet,

@@ -2,7 +2,9 @@
 
 from torch import nn
 
-import lowbit_core.torchvision_ops  # noqa: F401  (before torchvision)
+import lowbit_core.runtime.torchvision_ops  # noqa: F401  before torchvision
+
+# isort: split
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 
 from lowbit_core.models.stem import check_stem

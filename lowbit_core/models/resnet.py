@@ -7,9 +7,9 @@ the next one takes it, so that a quantizer that reads it can do it in its own pa
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowbit_core.errors import InputError
-from lowbit_core.layers import after_relu, with_relu
+from lowbit_core.conversion.relu import after_relu, with_relu
 from lowbit_core.models.stem import initialise, stem_layers
+from lowbit_core.runtime.errors import InputError
 
 # Of fewer planes, the gradient of a 1x1 stride-2 convolution writes beyond its memory in oneDNN on
 # processors without AVX-512 (torch 2.13; channels_last): the process dies, or worse, goes on.

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from lowbit_core.errors import InputError
+from lowbit_core.runtime.errors import InputError
 
 STEMS = ("imagenet", "small", "small_stride2")
 

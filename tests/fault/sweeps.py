@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import lowbit_core.training  # noqa: F401  here, so that no fork has to import it
-from lowbit_core.errors import run_cli
-from workflow import suite, train
+import lowbit_core.training.run  # noqa: F401  here, so that no fork has to import it
+from lowbit_core.runtime.errors import run_cli
+from workflow import train
+from workflow.suite import suite
 
 ROOT = Path(__file__).parent.parent.parent
 CODE = ("Snakefile", "workflow", "lowbit_core", "baselines", "config", "profiles")
@@ -108,7 +109,7 @@ class Project:
         """Names of the suite's jobs, checkpoint first."""
         found = getattr(self, "_jobs", None)
         if found is None:
-            code = "from workflow.suite import load_suite as s; print(*s('tiny').jobs)"
+            code = "from workflow.suite.suite import load_suite as s; print(*s('tiny').jobs)"
             done = subprocess.run(
                 [sys.executable, "-c", code],
                 cwd=self.folder,

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweeps import SAME, assert_same_runs, in_child, status_of
 
-from lowbit_core.data import manifest
-from lowbit_core.errors import InputError
-from lowbit_core.run_folder import load_tensors
-from workflow import checked, claims, collect, plots, report, suite, tables, track
+from lowbit_core.datasets import manifest
+from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.run_folder import load_tensors
+from workflow import track
+from workflow.results import checked, claims, collect, plots, report, tables
+from workflow.suite import suite
 
 DAMAGES = ("empty", "cut", "flip", "junk")
 OTHER_RUN = "another run's"

@@ -8,7 +8,7 @@ from sweeps import Project, assert_same_runs
 from test_signals import config
 
 import baselines
-from lowbit_core.training import Place, train_run
+from lowbit_core.training.run import Place, train_run
 
 
 def test_four_jobs_at_once_give_the_bytes_of_one_at_a_time(reference, tmp_path, digits_root):

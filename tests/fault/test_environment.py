@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from sweeps import LONGEST, assert_same_runs, in_child, status_of
 
-from lowbit_core.data.prepare import main as prepare
-from lowbit_core.errors import run_cli
-from lowbit_core.progress import Progress
+from lowbit_core.datasets.prepare import main as prepare
+from lowbit_core.runtime.errors import run_cli
+from lowbit_core.runtime.progress import Progress
 from workflow import track
 from workflow.track import Store, TrackedRun, Watcher
 
@@ -81,7 +81,9 @@ def test_a_full_disk_stops_training_and_loses_nothing(on_small_disk, small_disk,
     job = reference.jobs()[1]
     for free in (0, 16, 128, 512):
         filler = fill(small_disk, free)
-        refused(capfd, lambda: on_small_disk.train_here(job), os.strerror(errno.ENOSPC), "results/runs")
+        refused(
+            capfd, lambda: on_small_disk.train_here(job), os.strerror(errno.ENOSPC), "results/runs"
+        )
     filler.unlink()
     whole_in_the_end(on_small_disk, reference, job)
 
@@ -288,7 +290,7 @@ def test_eight_runs_trained_at_once_are_tracked_to_the_last_metric(digits_root, 
     from test_signals import config
 
     import baselines
-    from lowbit_core.training import Place, train_run
+    from lowbit_core.training.run import Place, train_run
 
     runs, store = tmp_path / "runs", Store(tmp_path / "mlflow")
     with store.client() as client:
@@ -299,7 +301,9 @@ def test_eight_runs_trained_at_once_are_tracked_to_the_last_metric(digits_root, 
         settings = config("direct", epochs=4) | {
             "seed": seed, "run_id": names[seed], "run_key": f"{seed}".rjust(64, "0"),
         }  # fmt: skip
-        train_run(settings, baselines.method("direct"), Place(digits_root, runs, torch.device("cpu")))
+        train_run(
+            settings, baselines.method("direct"), Place(digits_root, runs, torch.device("cpu"))
+        )
 
     children = [in_child(lambda seed=seed: work(seed)) for seed in range(8)]
     running, looks = set(children), 0
@@ -312,4 +316,6 @@ def test_eight_runs_trained_at_once_are_tracked_to_the_last_metric(digits_root, 
     assert len(list(runs.glob("*/final.json"))) == 8
     assert tracked(store.folder) == recorded(runs)
     assert len(recorded(runs)) == 8 * (4 * 9 + 5)
-    assert track.sync(store, "eight", [TrackedRun(runs / n, "run") for n in names], digits_root) == 0
+    assert (
+        track.sync(store, "eight", [TrackedRun(runs / n, "run") for n in names], digits_root) == 0
+    )

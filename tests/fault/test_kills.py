@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from sweeps import Project, assert_same_runs, in_child, signal_group, soak, status_of
 
-from lowbit_core import files, run_folder
-from lowbit_core.run_folder import RunFolder
+from lowbit_core.runtime import files, run_folder
+from lowbit_core.runtime.run_folder import RunFolder
 
 KILLED = -signal.SIGKILL
 
@@ -162,8 +162,8 @@ def test_preparing_data_killed_at_random_moments(seed, kills, tmp_path):
     """Also while the .beton is written: what is left is never taken for data, and is removed."""
     import sys
 
-    from lowbit_core.data import prepare
-    from lowbit_core.errors import run_cli
+    from lowbit_core.datasets import prepare
+    from lowbit_core.runtime.errors import run_cli
 
     def work(folder: Path) -> None:
         sys.argv = ["prepare", "digits", "--out", str(folder)]

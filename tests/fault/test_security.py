@@ -18,13 +18,16 @@ from sweeps import ROOT, Project
 from test_signals import config
 
 import baselines
-from lowbit_core.data import dataset, manifest
-from lowbit_core.data.beton import check_beton
-from lowbit_core.errors import InputError
-from lowbit_core.files import checksum, write_json
-from lowbit_core.run_folder import check_run_id, load_tensors
-from lowbit_core.training import Place, train_run
-from workflow import checked, plan, suite
+from lowbit_core.datasets import manifest
+from lowbit_core.datasets.beton import check_beton
+from lowbit_core.datasets.catalog import dataset
+from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.files import checksum, write_json
+from lowbit_core.runtime.run_folder import check_run_id, load_tensors
+from lowbit_core.training.run import Place, train_run
+from workflow.away import queue as plan
+from workflow.results import checked
+from workflow.suite import suite
 
 
 class Payload:
@@ -58,7 +61,10 @@ def test_a_suite_runs_no_code(tag, tmp_path):
     mark = tmp_path / "mark"
     text = (suite.SUITES / "smoke.yaml").read_text()
     payload = f"!!{tag} ['touch {mark}']"
-    for hostile in (text.replace("suite: smoke", f"suite: {payload}"), f"{text}\nloader: {payload}\n"):
+    for hostile in (
+        text.replace("suite: smoke", f"suite: {payload}"),
+        f"{text}\nloader: {payload}\n",
+    ):
         assert payload in hostile
         with pytest.raises(InputError, match="not valid YAML.*constructor") as caught:
             suite.parse_suite(hostile, "my.yaml")
@@ -130,7 +136,7 @@ def test_our_own_betons_are_not_refused(digits_root):
 
 # -- names -----------------------------------------------------------------------------------
 
-HOSTILE_NAME = "it's \"a\" $(touch pwned) `touch pwned`; touch pwned & b"
+HOSTILE_NAME = 'it\'s "a" $(touch pwned) `touch pwned`; touch pwned & b'
 
 
 def test_configured_paths_reach_the_shell_as_they_are(tmp_path):
@@ -145,7 +151,9 @@ def test_configured_paths_reach_the_shell_as_they_are(tmp_path):
     assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
 
 
-@pytest.mark.parametrize("name", (HOSTILE_NAME, "tiny; id", "$(id)", "../suites/smoke", "smoke\n", ""))
+@pytest.mark.parametrize(
+    "name", (HOSTILE_NAME, "tiny; id", "$(id)", "../suites/smoke", "smoke\n", "")
+)
 def test_names_that_are_no_suite_or_data_set_are_refused(name):
     for work in (
         lambda: suite.load_suite(name),
@@ -185,7 +193,9 @@ def test_job_files_and_plans_lead_nowhere_else(name, tmp_path):
         if changes == {"pretrained": None} or changes == {"pretrained": ""}:
             continue  # none
         run = config("direct") | changes
-        write_json(tmp_path / "plan.json", {"suite": "x", "runs": [run], "commit": "", "sources": {}})
+        write_json(
+            tmp_path / "plan.json", {"suite": "x", "runs": [run], "commit": "", "sources": {}}
+        )
         with pytest.raises(InputError, match="is not a plan"):
             plan.read_plan(tmp_path)
 

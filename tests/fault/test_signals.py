@@ -14,10 +14,11 @@ import torch
 from sweeps import LONGEST, assert_same_runs, in_child, signal_group, soak, status_of
 
 import baselines
-from lowbit_core import signals, training
-from lowbit_core.errors import StopTraining
-from lowbit_core.progress import Progress
-from lowbit_core.training import Place, train_run
+from lowbit_core.runtime import signals
+from lowbit_core.runtime.errors import StopTraining
+from lowbit_core.runtime.progress import Progress
+from lowbit_core.training import run as training
+from lowbit_core.training.run import Place, train_run
 
 SAVED = re.compile(
     r"^stopped by (SIGINT|SIGTERM): (\S+) is saved in epoch (\d+) after step (\d+) of (\d+); "

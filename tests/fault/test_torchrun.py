@@ -20,7 +20,9 @@ def test_a_sweep_with_two_processes_a_run_is_stopped_and_goes_on(project):
     )
     project.wait_until_held(2, trained)
     signal_group(trained, signal.SIGTERM)
-    assert project.said().count("stopped by SIGTERM") == 1 and not (project.folder / target).exists()
+    assert (
+        project.said().count("stopped by SIGTERM") == 1 and not (project.folder / target).exists()
+    )
     project.release()
     said = project.sweep(target, config=config)
     assert "error" not in said

@@ -7,11 +7,11 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir)))
 
-from lowbit_core.errors import InputError
-from workflow.cost import Costs
-from workflow.plan import describe, suite_plan
-from workflow.suite import DEFAULT_SUITE, check_config, load_suite
-from workflow.sweep import begin
+from lowbit_core.runtime.errors import InputError
+from workflow.away.cost import Costs
+from workflow.away.queue import describe, suite_plan
+from workflow.suite.suite import DEFAULT_SUITE, check_config, load_suite
+from workflow.guard import begin
 
 try:
     check_config(config)

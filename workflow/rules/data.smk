@@ -16,5 +16,5 @@ rule prepare_data:
         download="--download" if config["download"] else "",
     threads: 2
     shell:
-        "{params.python:q} -m lowbit_core.data.prepare {wildcards.dataset} --out {params.out:q}"
+        "{params.python:q} -m lowbit_core.datasets.prepare {wildcards.dataset} --out {params.out:q}"
         " {params.source:q} {params.download} 2>&1 | tee {log:q}"

@@ -24,4 +24,4 @@ rule reference_report:
         python=PYTHON,
         folder=input_folder,
     shell:
-        "{params.python:q} -m workflow.reference tables {params.folder:q} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.results.reference tables {params.folder:q} 2>&1 | tee {log:q}"

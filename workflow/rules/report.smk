@@ -18,7 +18,7 @@ rule plots:
         python=PYTHON,
         out=output_folder,
     shell:
-        "{params.python:q} -m workflow.plots --results {input.results:q} --epochs {input.epochs:q}"
+        "{params.python:q} -m workflow.results.plots --results {input.results:q} --epochs {input.epochs:q}"
         " --histograms {input.histograms:q}"
         " --channel-error {input.channel_error:q} --direct-weights {input.direct_weights:q}"
         " --out {params.out:q} 2>&1 | tee {log:q}"
@@ -36,7 +36,7 @@ rule suite_config:
         suite=SUITE.name,
         run_keys=sorted(key for job in SUITE.jobs.values() for key in job.keys),
     shell:
-        "{params.python:q} -m workflow.suite {params.suite:q} --out {output:q} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.suite.suite {params.suite:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 rule html_report:
@@ -61,7 +61,7 @@ rule html_report:
         suite=SUITE.name,
         plots=plots_folder,
     shell:
-        "{params.python:q} -m workflow.report --suite {params.suite:q} --results {input.results:q}"
+        "{params.python:q} -m workflow.results.report --suite {params.suite:q} --results {input.results:q}"
         " --timings {input.timings:q} --tables {input.tables:q}"
         " --claims {input.claims:q} --diagnostics {input.diagnostics:q}"
         " --channel-summary {input.channel_summary:q} --direct-summary {input.direct_summary:q}"

@@ -19,7 +19,7 @@ rule collect:
         suite=SUITE.name,
         runs=RUNS,
     shell:
-        "{params.python:q} -m workflow.collect --suite {params.suite:q} --runs {params.runs:q}"
+        "{params.python:q} -m workflow.results.collect --suite {params.suite:q} --runs {params.runs:q}"
         " --jobs {input:q} --results {output.results:q} --timings {output.timings:q}"
         " --epochs {output.epochs:q} --diagnostics {output.diagnostics:q}"
         " --histograms {output.histograms:q} 2>&1 | tee {log:q}"
@@ -40,7 +40,7 @@ rule ablation_channel_error:
         suite=SUITE.name,
         runs=RUNS,
     shell:
-        "{params.python:q} -m workflow.collect --suite {params.suite:q} --runs {params.runs:q}"
+        "{params.python:q} -m workflow.results.collect --suite {params.suite:q} --runs {params.runs:q}"
         " --jobs {input:q} --channel-error {output.rows:q} --channel-summary {output.summary:q}"
         " 2>&1 | tee {log:q}"
 
@@ -60,7 +60,7 @@ rule ablation_direct_weights:
         suite=SUITE.name,
         runs=RUNS,
     shell:
-        "{params.python:q} -m workflow.collect --suite {params.suite:q} --runs {params.runs:q}"
+        "{params.python:q} -m workflow.results.collect --suite {params.suite:q} --runs {params.runs:q}"
         " --jobs {input:q} --direct-weights {output.rows:q} --direct-summary {output.summary:q}"
         " 2>&1 | tee {log:q}"
 
@@ -79,7 +79,7 @@ rule tables:
         python=PYTHON,
         out=output_stem,
     shell:
-        "{params.python:q} -m workflow.tables --results {input.results:q}"
+        "{params.python:q} -m workflow.results.tables --results {input.results:q}"
         " --published {input.published:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
@@ -96,7 +96,7 @@ rule claims:
         python=PYTHON,
         out=output_stem,
     shell:
-        "{params.python:q} -m workflow.claims --results {input:q} --out {params.out:q}"
+        "{params.python:q} -m workflow.results.claims --results {input:q} --out {params.out:q}"
         " 2>&1 | tee {log:q}"
 
 
@@ -115,5 +115,5 @@ rule variants:
         runs=RUNS,
         out=output_stem,
     shell:
-        "{params.python:q} -m workflow.variants --suite {params.suite:q} --runs {params.runs:q}"
+        "{params.python:q} -m workflow.results.variants --suite {params.suite:q} --runs {params.runs:q}"
         " --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"

@@ -63,7 +63,7 @@ rule slice:
         gpu=SLICE_GPUS,
     shell:
         "trap : INT TERM; OMP_NUM_THREADS={params.train_threads}"
-        " {params.python:q} -m workflow.slice --suite {params.suite:q} {params.datasets:q}"
+        " {params.python:q} -m workflow.away.worker --suite {params.suite:q} {params.datasets:q}"
         " {params.compile:q} --workers {params.workers} --budget-minutes {params.minutes}"
         " --data {params.data:q} --runs {params.runs:q} --summary {output:q}"
         " 2>&1 | (trap '' INT TERM; tee {log:q})"

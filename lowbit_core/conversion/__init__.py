@@ -1,0 +1,1 @@
+"""From a full-precision network to a quantized one, and what it costs."""

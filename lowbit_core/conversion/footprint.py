@@ -1,0 +1,52 @@
+"""What a network costs: multiply-accumulates, size, bit operations."""
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_core.conversion.layers import QuantLayer
+from lowbit_core.conversion.policy import quantizable
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
+    """Multiply-accumulates of every layer for one image (1, C, H, W)."""
+    counts: dict[str, int] = {}
+
+    def hook(name):
+        def count(layer, _inputs, output):
+            counts[name] = output.numel() * layer.weight[0].numel()
+
+        return count
+
+    handles = [m.register_forward_hook(hook(n)) for n, m in quantizable(model).items()]
+    was_training = model.training
+    model.eval()(image)
+    model.train(was_training)
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+def size_and_bitops(model: nn.Module, report: list[dict]) -> tuple[int, int, int]:
+    """(bytes of the deployed model, bytes at full precision, bit operations an image).
+
+    Codes take w_bits a weight, levels and all unquantized parameters 4 bytes, batch-norm buffers
+    included. BitOps: MACs x w_bits x a_bits, 32 for what is kept.
+    """
+    weights = sum(row["weights"] for row in report)
+    coded = sum(-(-row["weights"] * row["w_bits"] // 8) for row in report)
+    levels = 4 * sum(row["level_numbers"] for row in report)
+    biases = sum(
+        m.bias.numel()
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d | nn.Linear | QuantLayer) and m.bias is not None
+    )
+    norms = sum(
+        t.numel()
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        for t in (m.weight, m.bias, m.running_mean, m.running_var)
+    )
+    rest = 4 * (biases + norms)
+    bitops = sum(row["macs"] * row["w_bits"] * row["a_bits"] for row in report)
+    return coded + levels + rest, 4 * weights + rest, bitops

@@ -1,0 +1,52 @@
+"""The data sets: names, classes, sizes, numbers of images."""
+
+from dataclasses import dataclass
+
+from lowbit_core.runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An image classification data set. `side` is the input side in pixels: of every image up to 32, and of the crop above that."""
+
+    name: str
+    classes: int
+    channels: int
+    side: int
+    train_images: int
+    test_images: int
+
+    @property
+    def stored_raw(self) -> bool:
+        """True where pixels are stored as they are; False where images vary in size (JPEG)."""
+        return self.side <= 32
+
+    def images(self, split: str) -> int:
+        """Number of images in `split`, `train` or `test`."""
+        return {"train": self.train_images, "test": self.test_images}[check_split(split)]
+
+
+DATASETS = {
+    d.name: d
+    for d in (
+        Dataset("fashion_mnist", 10, 1, 28, 60_000, 10_000),
+        Dataset("digits", 10, 1, 8, 1_437, 360),
+        Dataset("cifar100", 100, 3, 32, 50_000, 10_000),
+        Dataset("imagenet", 1000, 3, 224, 1_281_167, 50_000),
+    )
+}
+SPLITS = ("train", "test")
+
+
+def dataset(name: str) -> Dataset:
+    """The data set called `name`; `InputError` names the legal ones."""
+    if name not in DATASETS:
+        raise InputError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def check_split(split: str) -> str:
+    """Return `split` if it is legal."""
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    return split

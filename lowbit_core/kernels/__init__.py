@@ -1,0 +1,1 @@
+"""The quantizers' passes on a processor in C++, and how they are built and called."""

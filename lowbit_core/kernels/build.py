@@ -1,0 +1,100 @@
+"""The kernels' library: built once by the C++ compiler, kept in a cache, loaded by ctypes."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from lowbit_core.runtime.files import locked, replace_file
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+# No fused multiply-add: eager arithmetic has none, and levels must be equal to the last bit.
+FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-fno-math-errno",
+    "-fno-trapping-math", "-shared", "-fPIC",
+    # What it tunes for on an unknown AMD splits every unaligned store in two.
+    *(["-mtune=haswell"] if platform.machine() == "x86_64" else []),
+)  # fmt: skip
+COMPILERS = ("g++", "clang++", "c++")
+
+
+def compiler() -> str | None:
+    """Path of a C++ compiler, if there is one."""
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
+def cache_folder() -> Path:
+    """Of this user, shared by all checkouts: a library is named by all that it is made from."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit-bench"
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, built if need be; None, with one sentence on stderr, where that fails."""
+    try:
+        return _declared(ctypes.CDLL(str(_built())))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip().splitlines()[0]
+        print(f"warning: the quantizers' kernels cannot be built: {reason}", file=sys.stderr)
+        return None
+
+
+def _built() -> Path:
+    command = compiler()
+    if command is None:
+        raise FileNotFoundError("no C++ compiler is found")
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    parts = (SOURCE.read_text(), *FLAGS, version.stdout, _processor())
+    path = cache_folder() / f"kernels-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        with locked(
+            path.with_suffix(".lock"), "waiting for another process that builds the kernels"
+        ):
+            if not path.exists():
+                with replace_file(path) as temporary:
+                    words = [command, *FLAGS, str(SOURCE), "-o", str(temporary)]
+                    subprocess.run(words, capture_output=True, text=True, check=True)
+    return path
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache may be shared by machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    wanted = ("flags", "Features", "model name", "vendor_id")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+
+
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_FLOAT = ctypes.c_float
+_TYPES = {
+    "quantize_and_sum": [
+        _POINTER, _LONG, _LONG, _LONG, _POINTER, _INT, _INT, _FLOAT, *[_POINTER] * 4,
+    ],
+    "quantize": [_POINTER, _LONG, _POINTER, _INT, _INT, _FLOAT, _POINTER],
+    "clip_round": [_POINTER, _LONG, *[_POINTER] * 3, _INT, _FLOAT, *[_POINTER] * 4],
+    "through_gate": [*[_POINTER] * 3, _LONG, _POINTER, _POINTER],
+    "update_basis": [
+        _POINTER, *[_LONG] * 4, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER,
+    ],
+    "quantize_rows": [_POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER, _POINTER],
+    "order_rows": [_POINTER, _LONG, _INT],
+    "direct_weight": [_POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER],
+    "basis_gradient": [*[_POINTER] * 3, _LONG, _LONG, _INT, _POINTER, _POINTER],
+    "dorefa_weight": [_POINTER, _LONG, _POINTER, _POINTER],
+    "dorefa_gradient": [_POINTER, _POINTER, _LONG, _POINTER],
+}  # fmt: skip
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, types in _TYPES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, None
+    return library

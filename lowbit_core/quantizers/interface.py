@@ -1,0 +1,94 @@
+"""What a weight quantizer, an activation quantizer and a method are."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+def update_buffer(module: nn.Module, name: str, value: Tensor) -> None:
+    """Give a buffer its next value. Not in place: the backward pass still needs the old one.
+
+    A compiled model sorts that out itself, and its CUDA graph knows a buffer by its place.
+    """
+    if torch.compiler.is_compiling():
+        getattr(module, name).copy_(value)
+    else:
+        setattr(module, name, value)
+
+
+class WeightQuantizer(nn.Module):
+    """Owns the state from which one layer's weights are made; calling it makes them.
+
+    A subclass is built from a full-precision weight (any shape, output channels first) and a
+    bit-width. State is kept as (O, N) rows: O output channels of N weights.
+    """
+
+    GROUPS: ClassVar[dict[str, str]] = {"weight": "weights"}
+    """Optimizer group of each parameter: `weights`, `codes`, `levels` or `clip`."""
+    GRANULARITY: ClassVar[str] = "per_channel"
+    INIT: ClassVar[str] = "pretrained weight"
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.shape = weight.shape
+
+    def forward(self) -> Tensor:
+        """The weight that the layer computes with, in the layer's shape."""
+        raise TypeError(f"{type(self).__name__} does not define forward()")
+
+    def latent(self) -> Tensor:
+        """The real-valued weight (O, N) that gradient descent moves, in weight units."""
+        raise TypeError(f"{type(self).__name__} does not define latent()")
+
+    def levels(self) -> Tensor:
+        """All representable weights in rising order, (O, L) or (1, L)."""
+        raise TypeError(f"{type(self).__name__} does not define levels()")
+
+
+class ActivationQuantizer(nn.Module):
+    """Quantizes one layer's input. `calibrate(x)` sets its range from a first batch.
+
+    NaN goes through; `nonfinite` counts the training batches that held NaN or infinity.
+    """
+
+    GROUPS: ClassVar[dict[str, str]] = {}
+    GRANULARITY: ClassVar[str] = "per_layer"
+    INIT: ClassVar[str] = "first batch"
+    DOES_RELU: ClassVar[bool] = False
+    """True if, unsigned, it takes x from before its ReLU (Q(x) = Q(relu(x)), gradient included) and
+    gives (relu(x), Q(x)) for `fork=True`: then the network leaves that ReLU to it."""
+
+    def __init__(self, bits: int, signed: bool) -> None:
+        super().__init__()
+        self.bits, self.signed = bits, signed
+        self.ceiling = math.inf  # of the ReLU that it does: 6 for a ReLU6
+        self.calibrating = False
+        self.register_buffer("nonfinite", torch.zeros((), dtype=torch.int64))
+
+    def calibrate(self, x: Tensor) -> None:
+        """Set the initial range from x, (N, C, ...)."""
+
+    def levels(self) -> Tensor:
+        """All representable activations in rising order, (L,)."""
+        raise TypeError(f"{type(self).__name__} does not define levels()")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the benchmark: how weights and activations are quantized, and how it is drawn."""
+
+    name: str
+    label: str
+    color: str
+    marker: str
+    weight: Callable[[Tensor, int], WeightQuantizer] | None
+    activation: Callable[[int, bool], ActivationQuantizer] | None
+    ablation: bool = False
+    """True for a variant that belongs to an ablation, not to the main table."""
+    measures_channels: bool = False
+    """True where a finished run measures the quantization error of each activation channel."""

@@ -1,0 +1,1 @@
+"""Files, errors, signals, progress, hardware: nothing here changes a number."""

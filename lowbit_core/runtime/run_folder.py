@@ -1,0 +1,211 @@
+"""The files of one run (results/runs/<run_id>/): append-only tables, checkpoint, final record.
+
+Every file can be checked: tensors by the CRC of their zip records, the others by the SHA-256 that
+final.json keeps of each, final.json by its own; while a run lasts, its checkpoint holds its tables.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+
+from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.files import checksum, write_bytes, write_json, write_text
+
+TABLES = ("metrics.csv", "timings.csv", "weight_state.csv")
+WEIGHTS = "weights.pt"
+SEALED = (
+    "config.json",
+    "layers.json",
+    *TABLES,
+    "weight_histograms.json",
+    "channel_error.csv",
+    WEIGHTS,
+)
+
+METRICS = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
+TIMINGS = ("epoch", "seconds", "images_per_s", "data_wait_share", "peak_memory_mb")
+WEIGHT_STATE = ("epoch", "layer", "mismatch", "flip_rate", "level_min", "level_max", "used_levels")
+CHANNEL_ERROR = (
+    "layer",
+    "channel",
+    "variance",
+    "error_equal",
+    "error_inverse_variance",
+    "error_median",
+)
+
+
+def check_run_id(name: object) -> str:
+    """The name, if it is that of a folder; InputError for one that leads elsewhere."""
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise InputError(
+            f"run {name!r}: a run's name is made of letters, digits, `_`, `-` and `.`, and does not "
+            "begin with `-` or `.`"
+        )
+    return name
+
+
+def _cell(value: object) -> object:
+    if value is None:
+        return ""
+    return f"{value:.8g}" if isinstance(value, float) else value
+
+
+def table_text(columns: tuple[str, ...], rows: list[dict], header: bool = True) -> str:
+    """CSV text with a fixed float format, so that equal runs give equal bytes."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows({c: _cell(row[c]) for c in columns} for row in rows)
+    return text.getvalue()
+
+
+class RunFolder:
+    """Paths and tables of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    def append(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
+        """Add rows to the table `name`; the header comes with the first."""
+        path = self.path / name
+        try:
+            with path.open("a") as file:
+                file.write(table_text(columns, rows, header=path.stat().st_size == 0))
+        except OSError as error:
+            error.filename = str(path)  # a full disk does not say where
+            raise
+
+    def tables(self) -> dict[str, str]:
+        """The text of every table that there is, by name: what a checkpoint keeps."""
+        paths = [self.path / name for name in TABLES]
+        return {path.name: path.read_text() for path in paths if path.exists()}
+
+    def restore_tables(self, texts: dict[str, str]) -> None:
+        """Put the tables back as they were; rows written later, or torn, are gone."""
+        for name in TABLES:
+            if name in texts:
+                write_text(self.path / name, texts[name])
+            else:
+                (self.path / name).unlink(missing_ok=True)
+
+    def write_table(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
+        write_text(self.path / name, table_text(columns, rows))
+
+    def read_json(self, name: str) -> dict | None:
+        """The JSON file's value; None if it is not there; InputError if it is not JSON."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is not valid JSON ({error})") from error
+
+    def write_json(self, name: str, value: object) -> None:
+        write_json(self.path / name, value)
+
+    def remove(self, *names: str) -> None:
+        """Delete files of the run, where they are there."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+
+    def finish(self, final: dict) -> dict:
+        """Write final.json: `final` with the checksums of the run's files and its own."""
+        files = {name: _sha256(self.path / name) for name in SEALED if (self.path / name).exists()}
+        final = {**final, "files": files}
+        final["checksum"] = checksum(final)
+        self.write_json("final.json", final)
+        return final
+
+    def finished(self, weights: bool = False) -> dict | None:
+        """final.json, its files checked, with `weights` the network's too; None if there is none.
+
+        Raises InputError that names a damaged file.
+        """
+        final = self.read_json("final.json")
+        if final is None:
+            return None
+        path = self.path / "final.json"
+        if not isinstance(final, dict) or "checksum" not in final or "files" not in final:
+            raise InputError(f"{path} is not a final record of this version")
+        if final["checksum"] != checksum(final):
+            raise InputError(f"{path} is not what was written: its checksum differs")
+        for name, expected in final["files"].items():
+            if name == WEIGHTS and not weights:
+                continue
+            file = self.path / name
+            if not file.exists():
+                raise InputError(f"{file} is missing")
+            if _sha256(file) != expected:
+                raise InputError(f"{file} is not what was written: its checksum differs")
+        return final
+
+    def save_tensors(self, name: str, value: dict) -> None:
+        buffer = io.BytesIO()  # so that a full disk is an OSError, not one of torch's own
+        torch.save(value, buffer)
+        write_bytes(self.path / name, buffer.getvalue())
+
+    def load_tensors(self, name: str) -> dict | None:
+        """The saved dict; None if it is not there; InputError if it cannot be read."""
+        path = self.path / name
+        return load_tensors(path) if path.exists() else None
+
+
+class UnwrittenFolder(RunFolder):
+    """The folder of a run as another process writes it: it is read here, and nothing is written."""
+
+    def append(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
+        pass
+
+    def restore_tables(self, texts: dict[str, str]) -> None:
+        pass
+
+    def write_table(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
+        pass
+
+    def write_json(self, name: str, value: object) -> None:
+        pass
+
+    def save_tensors(self, name: str, value: dict) -> None:
+        pass
+
+    def remove(self, *names: str) -> None:
+        pass
+
+    def finish(self, final: dict) -> dict:
+        return final
+
+
+def check_tensors(path: Path) -> None:
+    """Compare every record of the file with its CRC-32 (torch does not); zipfile.BadZipFile."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"record {damaged} is damaged")
+
+
+def load_tensors(path: Path) -> dict:
+    """Read tensors without running code. Raises InputError naming a missing or damaged file."""
+    try:
+        check_tensors(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"checkpoint {path} is missing: rerun the job that trains it") from error
+    except Exception as error:  # torch raises many types for a damaged file
+        raise InputError(
+            f"checkpoint {path} is corrupt ({type(error).__name__}): delete it and run again"
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,396 @@
+"""The kernels of our own, and what the compiler makes, against the functions as they are written."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import baselines
+from baselines.dorefa import DoReFaActivation, dorefa_gradient, dorefa_weight
+from baselines.pact import PACTActivation
+from lowbit_core.conversion import swap as convert
+from lowbit_core.conversion.layers import QuantLayer, calibrate
+from lowbit_core.conversion.policy import QuantPolicy
+from lowbit_core.conversion.relu import hand_over_relus
+from lowbit_core.kernels import bindings as kernels
+from lowbit_core.kernels import build, fused
+from lowbit_core.quantizers import basis, uniform
+from lowbit_core.quantizers.basis_activation import (
+    MOMENTUM,
+    VARIANCE_FLOOR,
+    WEIGHTINGS,
+    BasisActivation,
+    quantize,
+    quantize_and_sum,
+    update_basis,
+)
+from lowbit_core.quantizers.blocks import as_blocks
+from lowbit_core.quantizers.direct import (
+    MIN_STEP,
+    direct_gradient,
+    direct_weight,
+    indirect_gradient,
+    indirect_weight,
+)
+from lowbit_core.quantizers.ste_mask import through_gate, through_gate_summed
+
+LOW_BITS = tuple(range(1, 9))
+each_bits = pytest.mark.parametrize("bits", LOW_BITS)
+each_sign = pytest.mark.parametrize("signed", (False, True), ids=("unsigned", "signed"))
+needs_kernels = pytest.mark.skipif(
+    not fused.compiler_found(), reason="no C++ compiler: there are no kernels here"
+)
+seeds = st.integers(0, 2**31)
+# Sizes with whole and broken vectors, one block and many, narrow and wide.
+SHAPES = ((2, 3, 5, 5), (4, 16, 8, 8), (3, 9, 4, 4), (7, 21), (1, 1, 1, 1), (64, 8, 16, 16))
+ACTIVATIONS = {
+    "dorefa": DoReFaActivation,
+    "pact": PACTActivation,
+    **{f"basis_{w}": partial(BasisActivation, weighting=w) for w in WEIGHTINGS},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiling():
+    """Every test here runs kernels, unless it switches them off for itself."""
+    yield fused.set_compile(fused.compiler_found())
+    fused.set_compile(False)
+
+
+def draw(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn_basis(seed, *shape):
+    generator = torch.Generator().manual_seed(seed)
+    return basis.ordered(torch.rand(*shape, generator=generator) + 0.1)
+
+
+def assert_agree(function, *arguments, exactly=()):
+    """Kernel and eager give the same; results of the indices `exactly` to the last bit."""
+    assert kernels.usable(*arguments)
+    fast, slow = function(*arguments), function.eager(*arguments)
+    fast, slow = ((r,) if isinstance(r, torch.Tensor) else r for r in (fast, slow))
+    assert len(fast) == len(slow)
+    for index, (a, b) in enumerate(zip(fast, slow, strict=True)):
+        if a is None or index in exactly:
+            assert (a is None) == (b is None) and (a is None or torch.equal(a, b)), index
+        else:  # sums are taken in another order
+            scale = b.abs().max().nan_to_num(1.0).item() + 1
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * scale, equal_nan=True)
+
+
+@needs_kernels
+@each_bits
+@each_sign
+@pytest.mark.parametrize("fork", (False, True))
+@given(seed=seeds, shape=st.sampled_from(SHAPES), ceiling=st.sampled_from((0.7, torch.inf)))
+@settings(max_examples=6)
+def test_activation_kernels(bits, signed, fork, seed, shape, ceiling):
+    x, v = draw(seed, *shape), drawn_basis(seed, bits)
+    x.view(-1)[0] = 0.0
+    blocks = as_blocks(x)
+    assert_agree(quantize_and_sum, blocks, v, signed, ceiling, fork, exactly=(0, 1, 2))
+    assert_agree(quantize, x, v, signed, ceiling, exactly=(0,))
+    top = torch.tensor(1.1)
+    bottom, levels = torch.tensor(-1.1 if signed else 0.0), 2**bits - 1
+    grid = (top, bottom, (top - bottom) / levels, signed, ceiling)
+    assert_agree(uniform.clip_round, x, *grid, exactly=(0,))
+    assert_agree(uniform.clip_round_gated, blocks, *grid, fork, exactly=(0, 1, 2, 3))
+    gate = uniform.clip_round_gated(blocks, *grid, fork)[2]
+    relu = draw(seed + 1, *blocks.shape) if fork else None
+    assert_agree(through_gate, blocks, relu, gate, exactly=(0,))
+    assert_agree(through_gate_summed, blocks, relu, gate, exactly=(0,))
+
+
+@needs_kernels
+@each_bits
+@each_sign
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_basis_update_kernel(bits, signed, weighting):
+    for seed, shape in enumerate(SHAPES):
+        x = draw(seed, *shape) * torch.logspace(-1, 1, shape[1]).view(-1, *[1] * (len(shape) - 2))
+        x[:, 0] = 0.0  # a dead channel
+        v, size = drawn_basis(seed, bits), x.numel() // shape[1]
+        sums = quantize_and_sum.eager(as_blocks(x), v, signed)[3]
+        rest = (shape[1], size, weighting, signed)
+        assert_agree(update_basis, sums, v, *rest, exactly=(1,))
+        x.view(-1)[0] = torch.nan
+        sums = quantize_and_sum.eager(as_blocks(x), v, signed)[3]
+        new, bad = update_basis(sums, v, *rest)
+        assert bad and torch.equal(new, v)
+
+
+@needs_kernels
+@each_bits
+@given(seed=seeds, rows=st.integers(1, 9), size=st.sampled_from((1, 7, 8, 27, 5000)))
+@settings(max_examples=10)
+def test_weight_kernels(bits, seed, rows, size):
+    w, g, v = draw(seed, rows, size), draw(seed + 1, rows, size), drawn_basis(seed, rows, bits)
+    z = torch.rand(rows, size, generator=torch.Generator().manual_seed(seed)) * (2**bits + 3) - 2
+    unordered = v.flip(1).contiguous()
+    assert_agree(basis.quantize_rows, w, v, exactly=(0,))
+    fast, slow = basis.refit_rows(w, v), basis.refit_rows.eager(w, v)
+    assert torch.equal(fast[0], slow[0])
+    if size > 1000:  # of fewer values the fit is ill-conditioned: the last digits are amplified
+        torch.testing.assert_close(fast[1], slow[1], rtol=1e-3, atol=1e-3)
+    assert_agree(direct_weight, z, unordered, exactly=(0, 1))
+    assert_agree(direct_gradient, g, z, v)
+    assert_agree(indirect_weight, w, unordered, exactly=(0, 1))
+    assert_agree(indirect_gradient, g, w, v)
+    assert_agree(dorefa_weight, w, torch.tensor(2.0**bits - 1))
+    assert_agree(dorefa_gradient, g, w)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bad", (torch.nan, torch.inf, -torch.inf), ids=str)
+@each_sign
+def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed):
+    x, v = draw(1, 4, 8, 5, 5), drawn_basis(1, 2)
+    x[1, 2, 3, 3] = bad
+    grid = (torch.tensor(1.0), torch.tensor(-1.0 if signed else 0.0), torch.tensor(0.3), signed)
+    for function, arguments in (
+        (quantize_and_sum, (as_blocks(x), v, signed, torch.inf, True)),
+        (uniform.clip_round_gated, (as_blocks(x), *grid, torch.inf, True)),
+        (quantize, (x, v, signed, torch.inf)),
+        (uniform.clip_round, (x, *grid, torch.inf)),
+    ):
+        fast, slow = function(*arguments), function.eager(*arguments)
+        for a, b in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (fast, slow))):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5, equal_nan=True)
+    w = draw(2, 3, 40)
+    w[1, 7] = bad
+    rows = drawn_basis(2, 3, 2)
+    for function, arguments in (
+        (direct_weight, (w, rows)),
+        (indirect_weight, (w, rows)),
+        (basis.quantize_rows, (w, rows)),
+        (dorefa_weight, (w, torch.tensor(3.0))),
+    ):
+        fast, slow = function(*arguments), function.eager(*arguments)
+        for a, b in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (fast, slow))):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@needs_kernels
+def test_results_do_not_depend_on_the_number_of_threads():
+    x, v, w = draw(1, 64, 16, 16, 16), drawn_basis(1, 3), draw(2, 64, 576)
+    rows, results = drawn_basis(2, 64, 3), []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        y, _, gate, sums = quantize_and_sum(as_blocks(x), v, False)
+        results.append(
+            (y, sums, through_gate_summed(y, None, gate)[1], *basis.refit_rows(w, rows))
+            + update_basis(sums, v, 16, 16384, "equal", False)
+        )
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_constants_of_the_kernels_are_those_of_python():
+    source = build.SOURCE.read_text()
+    for name, value in (
+        ("RIDGE", basis.RIDGE), ("MOMENTUM", MOMENTUM), ("VARIANCE_FLOOR", VARIANCE_FLOOR),
+        ("MIN_STEP", MIN_STEP),
+    ):  # fmt: skip
+        [found] = re.findall(rf"\b{name} = ([0-9.e-]+)", source)
+        assert float(found) == value, name
+
+
+# -- the ReLU that a quantizer does ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+@each_bits
+@pytest.mark.parametrize("compiled", (False, pytest.param(True, marks=needs_kernels)))
+@pytest.mark.parametrize("fork", (False, True))
+@pytest.mark.parametrize("relu", (nn.ReLU(), nn.ReLU6()), ids=("relu", "relu6"))
+def test_a_quantizer_does_the_relu_before_it(kind, bits, compiled, fork, relu):
+    """Q(x) and all gradients are those of relu(x) handed to the same quantizer."""
+    fused.set_compile(compiled)
+    try:
+        x = 4 * draw(bits, 6, 5, 4, 4).contiguous(memory_format=torch.channels_last)
+        x[0, 0, 0, :3] = torch.tensor([0.0, 6.0, -1.0])
+        own = ACTIVATIONS[kind](bits, False)
+        other = copy.deepcopy(own)
+        own.ceiling = 6.0 if isinstance(relu, nn.ReLU6) else torch.inf
+        own.calibrate(x)
+        other.calibrate(relu(x))
+        torch.testing.assert_close(own.levels(), other.levels())
+        g, g_relu = draw(1, *x.shape), draw(2, *x.shape)
+        one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
+        between = relu(two)
+        expected = other(between)
+        if fork:
+            r, y = own(one, fork=True)
+            torch.testing.assert_close(r, between)
+            torch.autograd.backward((y, r), (g, g_relu))
+            torch.autograd.backward((expected, between), (g, g_relu))
+        else:
+            y = own(one)
+            y.backward(g)
+            expected.backward(g)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(one.grad, two.grad)
+        torch.testing.assert_close(own.levels(), other.levels())
+        for (name, a), (_, b) in zip(own.named_parameters(), other.named_parameters()):
+            torch.testing.assert_close(a.grad, b.grad, msg=name)
+        with torch.no_grad():
+            torch.testing.assert_close(own.eval()(x), other.eval()(relu(x)))
+            if fork:
+                torch.testing.assert_close(own(x, fork=True)[0], relu(x))
+    finally:
+        fused.set_compile(fused.compiler_found())
+
+
+def chain():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False),
+        nn.Sequential(nn.BatchNorm2d(8), nn.ReLU6()),
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)),
+        nn.Conv2d(8, 8, 3, groups=4),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(8, 8, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32, 12),
+        nn.ReLU(),
+        nn.Linear(12, 4),
+    )
+    net.signed_inputs, net.shortcut_layers = frozenset({"0", "3"}), frozenset()
+    return net
+
+
+@pytest.mark.parametrize("name", ("direct", "pact", "dorefa"))
+def test_a_chain_hands_its_relus_over_and_stays_the_same(name, monkeypatch):
+    images = draw(3, 16, 1, 12, 12)
+    results = []
+    for hand_over in (hand_over_relus, lambda model: None):
+        net = chain()
+        monkeypatch.setattr(convert, "hand_over_relus", hand_over)
+        convert.convert(net, QuantPolicy(baselines.method(name), 2, 2), images[:1])
+        calibrate(net, images)
+        relus = [n for n, m in net.named_modules() if isinstance(m, nn.ReLU | nn.ReLU6)]
+        loss = net(images).square().sum()
+        loss.backward()
+        gradients = {n: p.grad for n, p in net.named_parameters()}
+        results.append((relus, loss.detach(), gradients, net.state_dict()))
+    (handed, loss, gradients, state), (kept, *expected) = results
+    # An average pool does not let a ReLU through; what reads the last one is not quantized.
+    assert handed == ["8", "14"] and kept == ["1.1", "5", "8", "11", "14"]
+    torch.testing.assert_close(loss, expected[0])
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[1][key], rtol=1e-4, atol=1e-5)
+    for key, value in state.items():
+        torch.testing.assert_close(value, expected[2][key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_that_does_no_relu_gets_one():
+    """A quantizer of somebody's own defines forward(x) and knows nothing of ReLUs."""
+
+    class Seen(nn.Module):
+        DOES_RELU, signed, calibrating = False, False, False
+
+        def forward(self, x):
+            assert (x >= 0).all()
+            return x
+
+    from lowbit_core import models
+
+    model = models.build("resnet20", 10, 1, width=8, stem="small_stride2")
+    for block in model.blocks:
+        for name in ("conv1", "conv2"):
+            layer = getattr(block, name)
+            setattr(block, name, QuantLayer(layer, None, Seen()))
+    model(draw(1, 2, 1, 28, 28))
+
+
+# -- where there is no compiler, or no kernel ------------------------------------------------
+
+
+def test_without_a_compiler_quantizers_run_uncompiled_and_say_so(monkeypatch, capsys):
+    monkeypatch.setattr(fused, "compiler_found", lambda: False)
+    assert fused.set_compile(True) is False
+    monkeypatch.undo()
+    assert "no C++ compiler" in capsys.readouterr().err
+    monkeypatch.setattr(kernels, "library", None)  # whoever calls it fails
+    z, v = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0]])
+    assert direct_weight(z, v)[0].tolist() == [[-1.0, 1.0]]
+    assert direct_gradient(torch.ones(1, 2), z, v)[1].item() == 0
+    monkeypatch.undo()
+    fused.set_compile(fused.compiler_found())
+
+
+def test_a_build_that_fails_is_one_sentence_and_no_crash(monkeypatch, capsys, tmp_path):
+    source = tmp_path / "kernels.cpp"
+    source.write_text("this is no C++")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "SOURCE", source)
+    build.library.cache_clear()
+    try:
+        assert build.library() is None
+    finally:
+        build.library.cache_clear()
+    said = capsys.readouterr().err
+    assert said.startswith("warning: the quantizers' kernels cannot be built: ")
+    assert said.count("\n") == 1
+    assert not list((tmp_path / "lowbit-bench").glob("*.so"))
+
+
+_COMPILED = """
+import torch
+from lowbit_core.quantizers import basis, uniform
+from lowbit_core.quantizers.blocks import as_blocks
+from lowbit_core.quantizers.basis_activation import quantize_and_sum, update_basis
+from lowbit_core.quantizers.direct import direct_gradient, direct_weight
+from lowbit_core.quantizers.ste_mask import through_gate
+torch.manual_seed(0)
+w, v, z = torch.randn(6, 90), basis.ordered(torch.rand(6, 2) + 0.2), 6 * torch.rand(6, 90) - 2
+x, one = as_blocks(torch.randn(8, 5, 7, 7)), basis.ordered(torch.rand(2) + 0.2)
+top, zero, step = torch.tensor(0.8), torch.tensor(0.0), torch.tensor(0.8 / 3)
+_, _, gate, sums = quantize_and_sum(x, one, False)
+for function, arguments in (
+    (basis.refit_rows, (w, v)), (direct_weight, (z, v)), (direct_gradient, (w, z, v)),
+    (quantize_and_sum, (x, one, False, torch.inf, True)), (through_gate, (x, x, gate)),
+    (uniform.clip_round_gated, (x, top, zero, step, False, 6.0, True)),
+    (update_basis, (sums, one, 5, 392, "inverse_variance", False)),
+):
+    fast = torch.compile(function.eager, dynamic=True, fullgraph=True)(*arguments)
+    slow = function.eager(*arguments)
+    for a, b in zip(*((t,) if isinstance(t, torch.Tensor) else t for t in (fast, slow))):
+        # Sums over a channel are taken in another order.
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+print("agree")
+"""
+
+
+@pytest.mark.slow  # most of a minute on a machine that never compiled them
+@needs_kernels
+def test_what_the_compiler_makes_for_gpus_agrees_with_eager_functions():
+    """Made for the processor here, by the same compiler from the same functions."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPILED],
+        env=environment,
+        timeout=600,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "agree\n", done.stderr[-2000:]

@@ -1,0 +1,75 @@
+"""The table of variants: chosen on validation data, compared in pairs."""
+
+import json
+
+import pytest
+
+from workflow.results.reference import make_tables
+from workflow.results.variants import change, markdown, variant_rows
+
+BASE = {"name": "base", "lr": 0.1, "quantizer_groups": {"levels": {"lr_scale": 0.1}}}
+FASTER = BASE | {"name": "faster", "quantizer_groups": {"levels": {"lr_scale": 1}}}
+
+
+def runs(method: str, recipe: dict, values: list) -> list:
+    return [
+        (
+            {"dataset": "cifar100", "arch": "resnet20", "w_bits": 2, "a_bits": 2, "seed": seed,
+             "method": method, "recipe": recipe, "pretrained": f"checkpoint-{seed}"},
+            {"status": "done" if value else "diverged", "val_top1": value, "top1": 99.0},
+        )
+        for seed, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def test_golden_table():
+    found = variant_rows("tuning", [
+        *runs("direct", BASE, [50.0, 52.0, 54.0]),
+        *runs("lq_nets", BASE, [49.0, 50.0, 53.0]),
+        *runs("direct", FASTER, [51.0, 54.0, 57.0]),
+        *runs("lq_nets", FASTER, [52.0, 54.0, None]),
+        *runs("fp", BASE, [70.0]),
+    ])  # fmt: skip
+    table = {(row["method"], row["recipe"]): row for row in found}
+    assert list(table) == [(m, r) for m in ("direct", "lq_nets") for r in ("base", "faster")]
+    assert table["direct", "base"]["val_top1_mean"] == 52.0
+    assert table["direct", "base"]["val_top1_std"] == 2.0
+    assert "top1_difference_mean" not in table["direct", "base"]
+    faster = table["direct", "faster"]
+    assert faster["change"] == "levels.lr_scale=1"
+    assert faster["top1_difference_mean"] == pytest.approx(2.0)
+    assert (faster["top1_difference_low"], faster["top1_difference_high"]) == (1.0, 3.0)
+    assert faster["verdict"] == "leads"
+    # A rival is set against the first method by its own recipe.
+    assert table["lq_nets", "base"]["top1_difference_mean"] == pytest.approx(-4 / 3)
+    rival = table["lq_nets", "faster"]
+    assert (rival["n"], rival["diverged"], rival["verdict"]) == (2, 1, "undecided")
+    assert rival["top1_difference_mean"] == 0.5
+    text = markdown(found, "tuning")
+    assert "99" not in text.replace("95", "")  # no test accuracy
+    assert (
+        "| faster | levels.lr_scale=1 | 3 | 0 | 54.00 ± 3.00 | +2.00 [+1.00, +3.00] | leads |"
+        in text
+    )
+
+
+def test_change_names_what_differs():
+    assert change(BASE, BASE) == ""
+    assert change(BASE | {"lr": 0.2}, BASE) == "lr=0.2"
+
+
+def test_the_table_is_made_from_the_record_alone(tmp_path):
+    record = tmp_path / "tuning"
+    record.mkdir()
+    found = [*runs("direct", BASE, [50.0, 52.0, 54.0]), *runs("direct", FASTER, [51.0, None, 57.0])]
+    (record / "runs.jsonl").write_text(
+        "".join(
+            json.dumps({"role": "run", "config": {**config, "run_id": str(i)}, "final": final})
+            + "\n"
+            for i, (config, final) in enumerate(found)
+        )
+    )
+    (record / "suite.json").write_text('{"suite": {"suite": "tuning"}, "variants": true}')
+    make_tables(record, tmp_path / "made")
+    assert (record / "variants.md").read_text() == markdown(variant_rows("tuning", found), "tuning")
+    assert not (tmp_path / "made").exists()

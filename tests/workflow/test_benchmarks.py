@@ -1,0 +1,93 @@
+"""The benchmarks measure what they say; no test depends on speed."""
+
+import pytest
+import torch
+from torch import nn
+
+import baselines
+from benchmarks import quantizers, timing
+from benchmarks.steps import METHODS, peak_bytes
+from lowbit_core.conversion.layers import calibrate
+from lowbit_core.conversion.policy import QuantPolicy
+from lowbit_core.conversion.swap import convert
+from lowbit_core.kernels.fused import set_compile
+
+
+@pytest.fixture(autouse=True)
+def _compile_off():
+    yield
+    set_compile(False)
+
+
+def test_ratios_are_taken_round_by_round():
+    rows = timing.ratios({"base": [1.0, 2.0, 4.0], "twice": [2.0, 4.0, 8.0]}, "base")
+    assert rows["twice"]["ratio"] == rows["twice"]["ratio_q1"] == rows["twice"]["ratio_q3"] == 2
+    assert rows["base"]["ratio"] == 1 and rows["twice"]["ms"] == 4000
+    assert timing.ratios({"base": [2.0], "half": [1.0]}, "base")["half"]["ratio"] == 0.5
+    two = timing.ratios({"base": [1.0, 1.0], "other": [1.0, 3.0]}, "base")["other"]
+    assert 1 <= two["ratio_q1"] < two["ratio"] == 2 < two["ratio_q3"] <= 3
+
+
+def test_callables_take_turns():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}
+    seconds = timing.timed(calls, rounds=2, inner=1)
+    assert order == list("aabb") + list("abab")
+    assert {len(each) for each in seconds.values()} == {2}
+
+
+def test_quantizer_rows_name_every_quantizer_once(monkeypatch):
+    monkeypatch.setattr(quantizers, "set_compile", lambda _: False)
+    rows = quantizers.activation_rows((4, 8, 6, 6), 2, rounds=1)
+    rows += quantizers.weight_rows((8, 4, 3, 3), 2, rounds=1)
+    names = [(row["kind"], row["what"]) for row in rows]
+    assert len(names) == len(set(names))
+    for label in quantizers.ACTIVATIONS.values():
+        assert {("activation", label), ("activation", f"{label}, eager")} <= set(names)
+    assert all(row["ms"] > 0 and row["ratio"] > 0 for row in rows)
+
+
+def test_brevitas_is_timed_with_its_learned_scale_and_its_rows_have_values():
+    pytest.importorskip("brevitas")
+    peer = dict(quantizers._peer_activations(2))["Brevitas QuantReLU"]
+    x = torch.rand(2, 3, 4, 4)
+    for _ in range(2):  # the warm-up of `timed`: its scale no longer follows the data afterwards
+        peer(x)
+    assert peer(10 * x).max() == peer(x).max() > 0
+    weight = torch.randn(8, 4, 3, 3)
+    for bits in (2, 3, 4, 8):
+        ((_, run),) = quantizers._peer_weights(weight, bits)
+        assert run(weight).shape == weight.shape and torch.isfinite(run(weight)).all()
+
+
+def test_peak_memory_is_that_of_the_tensors_held_at_once():
+    def two_then_one():
+        a = torch.empty(1000, 256)
+        b = torch.empty(1000, 256)
+        del a, b
+        return torch.empty(1000, 256)
+
+    assert peak_bytes(two_then_one) == pytest.approx(2 * 4 * 256_000, rel=0.01)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "fp"])
+def test_a_quantized_step_holds_hardly_more_than_a_full_precision_one(method):
+    def step(name):
+        torch.manual_seed(0)
+        block = (nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), *block, *map(_copy, block),
+                            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))  # fmt: skip
+        net.signed_inputs = net.shortcut_layers = frozenset()
+        x = torch.randn(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        if name != "fp":
+            convert(net, QuantPolicy(baselines.method(name), 2, 2), x[:1])
+            calibrate(net, x)
+        return peak_bytes(lambda: net(x).sum().backward())
+
+    # Eager quantizers hold temporaries; what lasts from forward to backward is what counts.
+    assert step(method) <= 1.6 * step("fp")
+
+
+def _copy(layer):
+    return type(layer)(8, 8, 3, padding=1, bias=False) if isinstance(layer, nn.Conv2d) else (
+        nn.BatchNorm2d(8) if isinstance(layer, nn.BatchNorm2d) else nn.ReLU())  # fmt: skip

@@ -1,0 +1,1 @@
+"""Suites of runs: read, checked, expanded into runs and jobs."""
