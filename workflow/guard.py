@@ -1,4 +1,4 @@
-"""One sweep (a Snakemake call) at a time in a folder, and signals that reach the jobs of a sweep."""
+"""One sweep (a Snakemake call) at a time in a folder, and signals that reach its jobs."""
 
 import fcntl
 import os
