@@ -6,7 +6,6 @@ On several GPUs: `torchrun --standalone --nproc-per-node=8 -m workflow.train --j
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowbit_core.runtime import signals
 from lowbit_core.runtime.errors import InputError, run_cli
@@ -14,18 +13,23 @@ from lowbit_core.runtime.files import write_text
 from lowbit_core.runtime.progress import say
 from workflow.gpu_slots import Slot, gpu_names, lock_folder, take_slot
 
-if TYPE_CHECKING:
-    import torch
-
 
 def main() -> None:
     signals.listen()  # before the imports that take seconds
     import baselines
     from lowbit_core.runtime.backend import pick_backend
     from workflow.results.checked import job_text
-    from workflow.suite.suite import ROOT, load_suite
+    from workflow.suite.suite import COMPILE_MODES, ROOT, load_suite
 
-    arguments = _arguments()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--per-gpu", type=int, default=1, help="training processes on one GPU")
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
+    arguments = parser.parse_args()
     suite = load_suite(arguments.suite, arguments.compile)
     if arguments.job not in suite.jobs:
         raise InputError(
@@ -35,10 +39,13 @@ def main() -> None:
     job = suite.jobs[arguments.job]
     # One kernel cache for all jobs, kept between sweeps; set before torch compiles anything.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
+    import torch
+
     from lowbit_core.parallel import processes
     from lowbit_core.training.run import Place, train_run
 
-    device, slot = _take_device(arguments.per_gpu)  # the slot is held until the process ends
+    slot = _take_gpu(arguments.per_gpu)  # it is held until the process ends
+    device = torch.device("cuda", slot.device) if slot else torch.device("cpu")
     if processes.launched():
         processes.start(device)
     place = Place(arguments.data, arguments.runs, device, suite.config["threads"])
@@ -58,37 +65,22 @@ def main() -> None:
     processes.finish()
 
 
-def _arguments() -> argparse.Namespace:
-    from workflow.suite.suite import COMPILE_MODES
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", required=True)
-    parser.add_argument("--job", required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--per-gpu", type=int, default=1, help="training processes on one GPU")
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
-    return parser.parse_args()
-
-
-def _take_device(per_gpu: int) -> "tuple[torch.device, Slot | None]":
-    """The device to train on, and the slot on it if it is a GPU."""
+def _take_gpu(per_gpu: int) -> Slot | None:
+    """A slot on a GPU, waiting for one if it must; None on a machine without GPUs."""
     import torch
 
     from lowbit_core.parallel import processes
 
     if not torch.cuda.is_available():
-        return torch.device("cpu"), None
+        return None
     names = gpu_names()
     if processes.launched():  # the processes of one run need a GPU each
         per_gpu = 1
         if (count := int(os.environ["LOCAL_WORLD_SIZE"])) > len(names):
             raise InputError(f"a run on {count} GPUs: this machine has {len(names)}")
     slot = take_slot(names, per_gpu, lock_folder())
-    device = torch.device("cuda", slot.device)
-    torch.cuda.set_device(device)
-    return device, slot
+    torch.cuda.set_device(slot.device)
+    return slot
 
 
 def _outcome(final: dict) -> str:
