@@ -6,12 +6,16 @@ On several GPUs: `torchrun --standalone --nproc-per-node=8 -m workflow.train --j
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowbit_core.runtime import signals
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_text
 from lowbit_core.runtime.progress import say
-from workflow.gpu_slots import gpu_names, lock_folder, take_slot
+from workflow.gpu_slots import Slot, gpu_names, lock_folder, take_slot
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main() -> None:
@@ -19,44 +23,25 @@ def main() -> None:
     import baselines
     from lowbit_core.runtime.backend import pick_backend
     from workflow.results.checked import job_text
-    from workflow.suite.suite import COMPILE_MODES, ROOT, load_suite
+    from workflow.suite.suite import ROOT, load_suite
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", required=True)
-    parser.add_argument("--job", required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--per-gpu", type=int, default=1, help="training processes on one GPU")
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
-    arguments = parser.parse_args()
+    arguments = _arguments()
     suite = load_suite(arguments.suite, arguments.compile)
     if arguments.job not in suite.jobs:
         raise InputError(
             f"suite {suite.name!r} has no job {arguments.job!r}: if the suite or the code changed "
             "while the sweep ran, start snakemake again"
         )
+    job = suite.jobs[arguments.job]
     # One kernel cache for all jobs, kept between sweeps; set before torch compiles anything.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
-    import torch
-
     from lowbit_core.parallel import processes
     from lowbit_core.training.run import Place, train_run
 
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        names, per_gpu = gpu_names(), arguments.per_gpu
-        if processes.launched():  # the processes of one run need a GPU each
-            per_gpu = 1
-            if (count := int(os.environ["LOCAL_WORLD_SIZE"])) > len(names):
-                raise InputError(f"a run on {count} GPUs: this machine has {len(names)}")
-        slot = take_slot(names, per_gpu, lock_folder())  # held until the end
-        device = torch.device("cuda", slot.device)
-        torch.cuda.set_device(device)
+    device, slot = _take_device(arguments.per_gpu)  # the slot is held until the process ends
     if processes.launched():
         processes.start(device)
     place = Place(arguments.data, arguments.runs, device, suite.config["threads"])
-    job = suite.jobs[arguments.job]
 
     def train(run: dict) -> dict:
         config = {key: value for key, value in run.items() if key != "role"}
@@ -67,15 +52,52 @@ def main() -> None:
         train(suite.jobs[job.needs].runs[0])
     for number, run in enumerate(job.runs, 1):
         say(f"{arguments.job}: run {number} of {len(job.runs)}: {run['run_id']}")
-        final = train(run)
-        if final["top1"] is None:
-            told = f"layer {final['diverged_layer']}: {final['diverged_because']}"
-        else:
-            told = f"test top-1 {final['top1']:.2f} %"
-        say(f"{run['run_id']}: {final['status']}, {told}")
+        say(f"{run['run_id']}: {_outcome(train(run))}")
     if processes.is_first():
         write_text(arguments.out, job_text(job.runs))
     processes.finish()
+
+
+def _arguments() -> argparse.Namespace:
+    from workflow.suite.suite import COMPILE_MODES
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--per-gpu", type=int, default=1, help="training processes on one GPU")
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
+    return parser.parse_args()
+
+
+def _take_device(per_gpu: int) -> "tuple[torch.device, Slot | None]":
+    """The device to train on, and the slot on it if it is a GPU."""
+    import torch
+
+    from lowbit_core.parallel import processes
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), None
+    names = gpu_names()
+    if processes.launched():  # the processes of one run need a GPU each
+        per_gpu = 1
+        if (count := int(os.environ["LOCAL_WORLD_SIZE"])) > len(names):
+            raise InputError(f"a run on {count} GPUs: this machine has {len(names)}")
+    slot = take_slot(names, per_gpu, lock_folder())
+    device = torch.device("cuda", slot.device)
+    torch.cuda.set_device(device)
+    return device, slot
+
+
+def _outcome(final: dict) -> str:
+    """How a run ended, in a few words, from its final record."""
+    if final["top1"] is None:
+        reason = f"layer {final['diverged_layer']}: {final['diverged_because']}"
+    else:
+        reason = f"test top-1 {final['top1']:.2f} %"
+    return f"{final['status']}, {reason}"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ rule suite_config:
         run_keys=sorted(key for job in SUITE.jobs.values() for key in job.keys),
     priority: 1
     shell:
-        "{params.python:q} -m workflow.suite.suite {params.suite:q} {params.compile:q} --out {output:q}"
+        "{params.python:q} -m workflow.suite {params.suite:q} {params.compile:q} --out {output:q}"
         " 2>&1 | tee {log:q}"
 
 
