@@ -5,7 +5,6 @@ normalised float images that are cropped and flipped at random. The first epoch 
 FFCV compiles, and torchvision starts its workers.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -49,9 +48,9 @@ def _compare(
     results = {}
     for loader in loaders:
         say(f"loader {loader} on {data}")
-        command = [sys.executable, "-m", "benchmarks.loaders", "--worker", loader, "--data", data]
-        command += ["--source", str(source), "--cores", str(cores), "--scratch", scratch]
-        command += ["--repeats", str(repeats)]
+        work = {"loader": loader, "data": data, "source": str(source), "scratch": scratch}
+        work |= {"cores": cores, "repeats": repeats}
+        command = [sys.executable, "-m", "benchmarks.loaders", json.dumps(work)]
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
         )
@@ -192,23 +191,16 @@ def _waiting(source: str, cores: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--source", required=True)
-    parser.add_argument("--cores", type=int, required=True)
-    parser.add_argument("--scratch", default="")
-    parser.add_argument("--repeats", type=int, required=True)
-    a = parser.parse_args()
-    if a.worker == "ffcv + step":
-        print(json.dumps(_waiting(a.source, a.cores)))
-        return
-    epochs = 1 + a.repeats
-    if a.worker == "ffcv":
-        made = _ffcv(a.data, a.source, a.cores, a.scratch, epochs)
+    """What `_compare` starts: measure one loader, described in JSON, and print its row."""
+    work = json.loads(sys.argv[1])
+    data, source, cores, epochs = work["data"], work["source"], work["cores"], 1 + work["repeats"]
+    if work["loader"] == "ffcv + step":
+        row = _waiting(source, cores)
+    elif work["loader"] == "ffcv":
+        row = _rate(_ffcv(data, source, cores, work["scratch"], epochs))
     else:
-        made = _torchvision(a.data, a.source, a.cores, epochs)
-    print(json.dumps(_rate(made)))
+        row = _rate(_torchvision(data, source, cores, epochs))
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":
