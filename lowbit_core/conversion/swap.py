@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from lowbit_core.conversion.footprint import count_macs
 from lowbit_core.conversion.layers import QuantLayer
-from lowbit_core.conversion.policy import QuantPolicy, layer_bits, quantizable
+from lowbit_core.conversion.policy import QuantPolicy, layer_bits
 from lowbit_core.conversion.relu import hand_over_relus
 from lowbit_core.quantizers.bits import FLOAT_BITS
 
@@ -14,15 +14,15 @@ def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
 
     Returns one row a layer: what was kept or quantized, with what, and why.
     """
-    layers, macs = quantizable(model), count_macs(model, image)
+    macs = count_macs(model, image)
     report = []
     for name, (w_bits, a_bits, reason) in layer_bits(model, policy).items():
-        layer = layers[name]
-        signed = name in model.signed_inputs  # type: ignore[operator]
+        layer = model.get_submodule(name)
+        signed = name in model.signed_inputs
         weight = activation = None
-        if policy.method.weight is not None and w_bits < FLOAT_BITS:
+        if w_bits < FLOAT_BITS:
             weight = policy.method.weight(layer.weight, w_bits)
-        if policy.method.activation is not None and a_bits < FLOAT_BITS:
+        if a_bits < FLOAT_BITS:
             activation = policy.method.activation(a_bits, signed)
         if weight is not None or activation is not None:
             parent, _, child = name.rpartition(".")

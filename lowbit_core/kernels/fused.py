@@ -75,5 +75,5 @@ def fused(
             return compiled()(*map(_detached, arguments))
         return (cpu if bindings.usable(*arguments) else function)(*arguments)
 
-    call.eager = function  # type: ignore[attr-defined]
+    call.eager = function
     return call

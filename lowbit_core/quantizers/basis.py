@@ -112,7 +112,7 @@ def solve_basis(
     ridge = (RIDGE * count).clamp_min(1e-12)
     right = [s.double() for s in sums[:bits]]
     pairs = iter(s.double() for s in sums[bits:])
-    normal = [[total] * bits for _ in range(bits)]  # filled below
+    normal = [[None] * bits for _ in range(bits)]
     for k in range(bits):
         for m in range(k, bits):
             normal[k][m] = next(pairs)
