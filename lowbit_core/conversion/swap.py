@@ -1,4 +1,4 @@
-"""Swap the layers of a full-precision network for quantized ones, and report every layer."""
+"""Replaces the layers of a full-precision network by quantized ones and reports every layer."""
 
 from torch import Tensor, nn
 
@@ -7,12 +7,13 @@ from lowbit_core.conversion.layers import QuantLayer
 from lowbit_core.conversion.policy import QuantPolicy, layer_bits
 from lowbit_core.conversion.relu import hand_over_relus
 from lowbit_core.quantizers.bits import FLOAT_BITS
+from lowbit_core.quantizers.interface import WeightQuantizer
 
 
 def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
     """Quantize `model` in place; `image` (1, C, H, W) is run once to count operations.
 
-    Returns one row a layer: what was kept or quantized, with what, and why.
+    Returns one row a layer: whether it was kept or quantized, by which quantizers, and why.
     """
     macs = count_macs(model, image)
     report = []
@@ -51,7 +52,6 @@ def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
     return report
 
 
-def _level_numbers(weight) -> int:
-    """Float numbers that a deployed layer stores to decode its weights: K basis numbers a row."""
-    rows = weight.levels().shape[0]
-    return rows * weight.bits
+def _level_numbers(weight: WeightQuantizer) -> int:
+    """Floats that a deployed layer stores to decode its weights: K for each row of levels."""
+    return weight.levels().shape[0] * weight.bits
