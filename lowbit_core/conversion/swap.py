@@ -15,16 +15,16 @@ def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
 
     Returns one row a layer: whether it was kept or quantized, by which quantizers, and why.
     """
-    macs = count_macs(model, image)
+    method, macs = policy.method, count_macs(model, image)
     report = []
     for name, (w_bits, a_bits, reason) in layer_bits(model, policy).items():
         layer = model.get_submodule(name)
         signed = name in model.signed_inputs
         weight = activation = None
-        if w_bits < FLOAT_BITS:
-            weight = policy.method.weight(layer.weight, w_bits)
-        if a_bits < FLOAT_BITS:
-            activation = policy.method.activation(a_bits, signed)
+        if method.weight is not None and w_bits < FLOAT_BITS:
+            weight = method.weight(layer.weight, w_bits)
+        if method.activation is not None and a_bits < FLOAT_BITS:
+            activation = method.activation(a_bits, signed)
         if weight is not None or activation is not None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, QuantLayer(layer, weight, activation))

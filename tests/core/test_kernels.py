@@ -66,6 +66,10 @@ def compiling():
     fused.set_compile(False)
 
 
+def as_tuple(result):
+    return (result,) if isinstance(result, torch.Tensor) else result
+
+
 def draw(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -79,9 +83,7 @@ def assert_agree(function, *arguments, exactly=()):
     """Kernel and eager give the same; results of the indices `exactly` to the last bit."""
     assert kernels.usable(*arguments)
     fast, slow = function(*arguments), function.eager(*arguments)
-    fast, slow = ((r,) if isinstance(r, torch.Tensor) else r for r in (fast, slow))
-    assert len(fast) == len(slow)
-    for index, (a, b) in enumerate(zip(fast, slow, strict=True)):
+    for index, (a, b) in enumerate(zip(as_tuple(fast), as_tuple(slow), strict=True)):
         if a is None or index in exactly:
             assert (a is None) == (b is None) and (a is None or torch.equal(a, b)), index
         else:  # sums are taken in another order
@@ -165,7 +167,7 @@ def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed):
         (uniform.clip_round, (x, *grid, torch.inf)),
     ):
         fast, slow = function(*arguments), function.eager(*arguments)
-        for a, b in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (fast, slow))):
+        for a, b in zip(as_tuple(fast), as_tuple(slow), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5, equal_nan=True)
     w = draw(2, 3, 40)
     w[1, 7] = bad
@@ -177,7 +179,7 @@ def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed):
         (dorefa_weight, (w, torch.tensor(3.0))),
     ):
         fast, slow = function(*arguments), function.eager(*arguments)
-        for a, b in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (fast, slow))):
+        for a, b in zip(as_tuple(fast), as_tuple(slow), strict=True):
             torch.testing.assert_close(a, b, equal_nan=True)
 
 
@@ -229,34 +231,36 @@ def test_a_quantizer_does_the_relu_before_it(kind, bits, compiled, also_relu, re
     try:
         x = 4 * draw(bits, 6, 5, 4, 4).contiguous(memory_format=torch.channels_last)
         x[0, 0, 0, :3] = torch.tensor([0.0, 6.0, -1.0])
-        own = ACTIVATIONS[kind](bits, False)
-        other = copy.deepcopy(own)
-        own.ceiling = 6.0 if isinstance(relu, nn.ReLU6) else torch.inf
-        own.calibrate(x)
-        other.calibrate(relu(x))
-        torch.testing.assert_close(own.levels(), other.levels())
+        quantizer = ACTIVATIONS[kind](bits, False)
+        reference = copy.deepcopy(quantizer)
+        quantizer.ceiling = 6.0 if isinstance(relu, nn.ReLU6) else torch.inf
+        quantizer.calibrate(x)
+        reference.calibrate(relu(x))
+        torch.testing.assert_close(quantizer.levels(), reference.levels())
         g, g_relu = draw(1, *x.shape), draw(2, *x.shape)
         one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
         between = relu(two)
-        expected = other(between)
+        expected = reference(between)
         if also_relu:
-            r, y = own(one, also_relu=True)
+            r, y = quantizer(one, also_relu=True)
             torch.testing.assert_close(r, between)
             torch.autograd.backward((y, r), (g, g_relu))
             torch.autograd.backward((expected, between), (g, g_relu))
         else:
-            y = own(one)
+            y = quantizer(one)
             y.backward(g)
             expected.backward(g)
         torch.testing.assert_close(y, expected)
         torch.testing.assert_close(one.grad, two.grad)
-        torch.testing.assert_close(own.levels(), other.levels())
-        for (name, a), (_, b) in zip(own.named_parameters(), other.named_parameters()):
+        torch.testing.assert_close(quantizer.levels(), reference.levels())
+        for (name, a), (_, b) in zip(
+            quantizer.named_parameters(), reference.named_parameters(), strict=True
+        ):
             torch.testing.assert_close(a.grad, b.grad, msg=name)
         with torch.no_grad():
-            torch.testing.assert_close(own.eval()(x), other.eval()(relu(x)))
+            torch.testing.assert_close(quantizer.eval()(x), reference.eval()(relu(x)))
             if also_relu:
-                torch.testing.assert_close(own(x, also_relu=True)[0], relu(x))
+                torch.testing.assert_close(quantizer(x, also_relu=True)[0], relu(x))
     finally:
         fused.set_compile(fused.compiler_found())
 
