@@ -431,7 +431,7 @@ def test_verify_hashes_everything(digits, monkeypatch, capsys):
 
 def test_without_ffcv_it_is_said_and_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ffcv", None)  # makes the import fail
-    monkeypatch.setattr(backend, "_said", set())
+    monkeypatch.setattr(backend, "_warned", set())
     prepare(dataset("digits"), tmp_path)
     chosen, reason = pick_backend("ffcv")
     assert chosen == "torch" and "cannot be imported" in reason
