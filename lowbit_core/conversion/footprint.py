@@ -47,6 +47,7 @@ def size_and_bitops(model: nn.Module, report: list[dict]) -> tuple[int, int, int
         for m in model.modules()
         if isinstance(m, nn.modules.batchnorm._BatchNorm)
         for t in (m.weight, m.bias, m.running_mean, m.running_var)
+        if t is not None
     )
     rest = 4 * (biases + norms)
     bitops = sum(row["macs"] * row["w_bits"] * row["a_bits"] for row in report)

@@ -26,7 +26,8 @@ class QuantLayer(nn.Module):
         if weight_quantizer is None:
             self.weight = layer.weight
         self.bias = layer.bias
-        self.convolution = self.reads = None
+        self.convolution: tuple | None = None
+        self.reads: tuple | None = None
         if isinstance(layer, nn.Conv2d):
             stride = layer.stride
             if layer.kernel_size == (1, 1) and layer.padding == (0, 0) and stride != (1, 1):

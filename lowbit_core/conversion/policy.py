@@ -49,8 +49,8 @@ class QuantPolicy:
                 raise InputError(
                     f"policy: exception {pattern!r} must set exactly w_bits and a_bits"
                 )
-            for key, value in bits.items():
-                check_bits(value, f"policy: exception {pattern!r}, {key}")
+            for key, number in bits.items():
+                check_bits(number, f"policy: exception {pattern!r}, {key}")
 
 
 def quantizable(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -68,7 +68,7 @@ def layer_bits(model: nn.Module, policy: QuantPolicy) -> dict[str, tuple[int, in
         elif name in (names[0], names[-1]):
             edge = (8, 8) if policy.first_last == "8bit" else (FLOAT_BITS, FLOAT_BITS)
             bits[name] = (*edge, "first layer" if name == names[0] else "last layer")
-        elif name in model.shortcut_layers and policy.shortcut == "fp":
+        elif name in model.shortcut_layers and policy.shortcut == "fp":  # type: ignore[operator]
             bits[name] = (FLOAT_BITS, FLOAT_BITS, "shortcut")
         else:
             bits[name] = (policy.w_bits, policy.a_bits, "policy")

@@ -43,8 +43,7 @@ def hand_over_relus(model: nn.Module) -> None:
             if isinstance(module, nn.ReLU | nn.ReLU6):
                 waiting = (parent, name, 6.0 if isinstance(module, nn.ReLU6) else math.inf)
             elif isinstance(module, QuantLayer) and module.does_relu and waiting:
-                assert module.activation_quantizer is not None  # since it does the ReLU
-                parent, name, module.activation_quantizer.ceiling = waiting
+                parent, name, module.activation_quantizer.ceiling = waiting  # type: ignore[union-attr]
                 parent[int(name)] = nn.Identity()
                 waiting = None
             elif not isinstance(module, _COMMUTES_WITH_RELU):

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from lowbit_core.conversion.footprint import count_macs
 from lowbit_core.conversion.layers import QuantLayer
-from lowbit_core.conversion.policy import QuantPolicy, layer_bits
+from lowbit_core.conversion.policy import QuantPolicy, layer_bits, quantizable
 from lowbit_core.conversion.relu import hand_over_relus
 from lowbit_core.quantizers.bits import FLOAT_BITS
 from lowbit_core.quantizers.interface import WeightQuantizer
@@ -15,16 +15,16 @@ def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
 
     Returns one row a layer: whether it was kept or quantized, by which quantizers, and why.
     """
-    method, macs = policy.method, count_macs(model, image)
+    layers, macs = quantizable(model), count_macs(model, image)
     report = []
     for name, (w_bits, a_bits, reason) in layer_bits(model, policy).items():
-        layer = model.get_submodule(name)
-        signed = name in model.signed_inputs
+        layer = layers[name]
+        signed = name in model.signed_inputs  # type: ignore[operator]
         weight = activation = None
-        if method.weight is not None and w_bits < FLOAT_BITS:
-            weight = method.weight(layer.weight, w_bits)
-        if method.activation is not None and a_bits < FLOAT_BITS:
-            activation = method.activation(a_bits, signed)
+        if policy.method.weight is not None and w_bits < FLOAT_BITS:
+            weight = policy.method.weight(layer.weight, w_bits)
+        if policy.method.activation is not None and a_bits < FLOAT_BITS:
+            activation = policy.method.activation(a_bits, signed)
         if weight is not None or activation is not None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, QuantLayer(layer, weight, activation))

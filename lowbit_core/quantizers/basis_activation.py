@@ -176,6 +176,8 @@ class BasisActivation(ActivationQuantizer):
 
     DOES_RELU = True
 
+    v: Tensor
+
     def __init__(self, bits: int, signed: bool, weighting: str) -> None:
         super().__init__(bits, signed)
         if weighting not in WEIGHTINGS:

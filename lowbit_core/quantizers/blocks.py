@@ -1,8 +1,9 @@
 """Activations as blocks of rows whose columns are channels: the layout of a one-pass reduction.
 
-A channels_last tensor (N, C, H, W) lies in memory as N H W rows of C values. It is cut into P
-blocks of B rows: a block fits in cache, and one core (or thread block) sums it. Narrow rows are
-joined, so that a row of M columns fills a vector register.
+A channels_last tensor (N, C, H, W) lies in memory as N H W rows of C values. It is cut into P blocks
+of B rows: a block fits in cache, and one core (or thread block) sums it. Narrow rows are joined, so
+that a row of M columns fills a vector register. Other layouts give the same result but cost a copy,
+so training makes images and weights channels_last, and convolutions keep that layout.
 """
 
 import functools
@@ -14,11 +15,9 @@ MAX_ROWS = 255  # of a block: it stays in cache, and its counts stay below 256
 
 
 def as_blocks(x: Tensor) -> Tensor:
-    """x (N, C, ...) as blocks (P, B, M); column j belongs to channel j % C.
+    """x (N, C, ...) as (P, B, M), where column j holds values of channel j % C.
 
-    A view of x if its memory is channels_last (or x is (N, C)). Any other layout is silently
-    copied: correct, but one more pass over memory. The training loop therefore makes images and
-    weights channels_last, and convolutions keep that layout from layer to layer.
+    A view of a channels_last tensor; a tensor in any other memory layout is copied.
     """
     rows = x.movedim(1, -1).contiguous().view(-1, x.shape[1])
     total, width = rows.shape
