@@ -1,4 +1,4 @@
-"""What surrounds training fails: disk, tracking, clock, GPU. Nothing is lost, and a rerun ends alike."""
+"""Disk, tracking, clock or GPU fail: nothing is lost, and a rerun ends in the same bytes."""
 
 import errno
 import json
