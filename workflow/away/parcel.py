@@ -36,14 +36,13 @@ def write_parcels(folder: Path, name: str, members: dict[str, bytes]) -> None:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, content in members.items():
             archive.writestr(member, content)
-    whole, digests = buffer.getvalue(), []
     for old in folder.glob(f"{name}.*"):
         old.unlink()
-    for start in range(0, len(whole), PARCEL_BYTES):
-        piece = whole[start : start + PARCEL_BYTES]
-        digests.append(hashlib.sha256(piece).hexdigest())
-        write_bytes(folder / f"{name}.{len(digests)}", piece)
-    write_json(folder / f"{name}.json", digests)
+    buffer.seek(0)
+    pieces = list(iter(lambda: buffer.read(PARCEL_BYTES), b""))
+    for number, piece in enumerate(pieces, 1):
+        write_bytes(folder / f"{name}.{number}", piece)
+    write_json(folder / f"{name}.json", [hashlib.sha256(piece).hexdigest() for piece in pieces])
 
 
 def open_parcels(folder: Path, name: str) -> zipfile.ZipFile:
@@ -69,52 +68,34 @@ def pack_data(data_dir: Path, out: Path) -> None:
         name = manifest["dataset"]
         if not dataset(name).stored_raw:
             raise InputError(f"data set {name} consists of JPEG files: copy its folder {data_dir}")
-        members[f"{split}.json"] = json.dumps(manifest).encode()
+        images = np.load(data_dir / f"{split}.npy")  # (N, C, H, W) uint8
+        for axis in (1, 2, 3):  # differences of neighbours, modulo 256, compress better
+            images = np.diff(images, axis=axis, prepend=np.uint8(0))
+        members[f"{split}.pixels"] = images.tobytes()
         members[f"{split}.labels"] = np.load(data_dir / f"{split}_labels.npy").tobytes()
-        members[f"{split}.pixels"] = differences(np.load(data_dir / f"{split}.npy")).tobytes()
+        members[f"{split}.json"] = json.dumps(manifest).encode()
     write_parcels(out, name, members)
 
 
 def unpack_data(folder: Path, name: str, data_dir: Path) -> None:
-    """Write the data set `name` to `data_dir`, for the loader without FFCV.
-
-    Raises InputError unless pixels and labels have the SHA-256 of the data set's manifest.
-    """
+    """Write the data set to `data_dir` without FFCV's files. InputError if the SHA-256 differs."""
     archive, info = open_parcels(folder, name), dataset(name)
     for split in SPLITS:
         manifest = json.loads(archive.read(f"{split}.json"))
-        pixels = np.frombuffer(archive.read(f"{split}.pixels"), np.uint8)
-        images = sums(pixels.reshape(-1, info.channels, info.side, info.side))
+        images = np.frombuffer(archive.read(f"{split}.pixels"), np.uint8)
+        images = images.reshape(-1, info.channels, info.side, info.side)
+        for axis in (1, 2, 3):
+            images = images.cumsum(axis, dtype=np.uint8)
         labels = np.frombuffer(archive.read(f"{split}.labels"), np.int64)
         digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
         if digest != manifest["samples_sha256"]:
-            raise InputError(
-                f"{folder}: the {split} images of {name} are not those that were packed"
-            )
+            raise InputError(f"{folder}: the {split} images of {name} are not those packed")
         arrays = {f"{split}.npy": images, f"{split}_labels.npy": labels}
         for file, array in arrays.items():
             with replace_file(data_dir / file) as temporary, temporary.open("wb") as stream:
                 np.save(stream, array)
-        files = {file: describe(data_dir / file) for file in arrays}
-        manifest |= {"backend": "torch", "files": files}
+        manifest |= {"backend": "torch", "files": {f: describe(data_dir / f) for f in arrays}}
         write_json(manifest_path(data_dir, split), manifest | {"checksum": checksum(manifest)})
-
-
-def differences(images: np.ndarray) -> np.ndarray:
-    """Differences modulo 256 of neighbouring channels, rows and columns: they compress better.
-
-    Images are (N, C, H, W) uint8. CIFAR-100 takes 98 MiB instead of 176.
-    """
-    for axis in (1, 2, 3):
-        images = np.diff(images, axis=axis, prepend=np.uint8(0))
-    return images
-
-
-def sums(images: np.ndarray) -> np.ndarray:
-    """Undo `differences`."""
-    for axis in (1, 2, 3):
-        images = images.cumsum(axis, dtype=np.uint8)
-    return images
 
 
 def pack_runs(
@@ -122,15 +103,14 @@ def pack_runs(
 ) -> list[str]:
     """Pack the folders in `root` of the given runs; returns the files that are left out.
 
-    First come records, then what is needed to go on (weights that others start from, states of
-    unfinished runs), then other weights while all files have at most `total` bytes.
+    Records are packed first, then weights that others start from and states to resume from, then
+    other weights; all of them while they have at most `total` bytes, records in any case.
     """
     starts = {run["run_id"] for run in runs if run["pretrained"] is None}
 
     def rank(path: Path) -> int:
-        if path.name == WEIGHTS and path.parent.name not in starts:
-            return 2
-        return int(path.name in (WEIGHTS, RESUME_STATE))
+        spare = path.name == WEIGHTS and path.parent.name not in starts
+        return 2 if spare else int(path.name in (WEIGHTS, RESUME_STATE))
 
     found = [path for run in runs for path in sorted((root / run["run_id"]).glob("[!.]*"))]
     members, left_out = {}, []
@@ -138,9 +118,9 @@ def pack_runs(
         member, size = f"{path.parent.name}/{path.name}", path.stat().st_size
         if rank(path) and size > total:
             left_out.append(member)
-        else:
-            members[member] = path.read_bytes()
-            total -= size
+            continue
+        members[member] = path.read_bytes()
+        total -= size
     about = {"suite": suite, "roles": {run["run_id"]: run["role"] for run in runs}}
     write_parcels(out, RUNS, members | {ABOUT: json.dumps(about).encode()})
     return left_out
@@ -149,8 +129,7 @@ def pack_runs(
 def merge(sources: Iterable[Path], runs: Path) -> list[str]:
     """Copy the runs in the parcels of `sources` to `runs`; returns those that are new or longer.
 
-    If any two records disagree, or a finished run is damaged, nothing is copied and InputError
-    names them.
+    Nothing is copied, and InputError says why, if records disagree or a finished run is damaged.
     """
     chosen: dict[str, Path] = {}
     runs.mkdir(parents=True, exist_ok=True)
@@ -173,8 +152,7 @@ def merge(sources: Iterable[Path], runs: Path) -> list[str]:
 
 def _completeness(folder: Path) -> tuple[bool, bool, int]:
     """What is compared: first whether it is finished, then weights or a state, then epochs."""
-    timings = folder / "timings.csv"
-    epochs = timings.read_text().count("\n") if timings.exists() else 0
+    epochs = RunFolder(folder).tables().get("timings.csv", "").count("\n")
     saved = (folder / WEIGHTS).exists() or (folder / RESUME_STATE).exists()
     return (folder / "final.json").exists(), saved, epochs
 
@@ -185,9 +163,9 @@ def _check_agreement(folders: list[Path]) -> None:
     keys = {RunFolder(folder).read_json("config.json")["run_key"] for folder in folders}
     if len(keys) > 1:
         raise InputError(f"run {run_id} has two different run keys: remove the wrong one")
-    finals = [RunFolder(folder).finished((folder / WEIGHTS).exists()) for folder in folders]
-    finals = [final for final in finals if final]
-    if any(final[name] != finals[0][name] for final in finals for name in COMPARED):
+    found = (RunFolder(folder).finished((folder / WEIGHTS).exists()) for folder in folders)
+    finals = [final for final in found if final]
+    if any(final[name] != finals[0][name] for final in finals[1:] for name in COMPARED):
         both = " and ".join(f"{f['top1']} on {f['hardware']} ({f['created']})" for f in finals)
         text = f"run {run_id} was trained twice with different results, top-1 {both}"
         raise InputError(f"{text}: remove the one that is not wanted")
@@ -197,13 +175,12 @@ def track(sources: Iterable[Path], runs: Path) -> None:
     """Bring MLflow up to date with the merged runs of the sources' parcels."""
     from workflow.track import Store, TrackedRun, sync  # takes seconds
 
-    store = Store(runs.parent / "mlflow")
     for source in sources:
         about = json.loads(open_parcels(source, RUNS).read(ABOUT))
         folders = {runs / check_run_id(run): role for run, role in about["roles"].items()}
         tracked = [TrackedRun(path, role) for path, role in folders.items() if path.is_dir()]
-        sync(store, about["suite"], tracked)
-        print(f"{len(tracked)} runs of suite {about['suite']} are in {store.folder}/mlflow.db")
+        sync(Store(runs.parent / "mlflow"), about["suite"], tracked)
+        print(f"{len(tracked)} runs of suite {about['suite']} are in {runs.parent}/mlflow")
 
 
 def main() -> None:

@@ -5,33 +5,29 @@ usage: python -m workflow.away.queue --suite paper [--datasets cifar100] [--out 
 
 import argparse
 import json
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
 
 from lowbit_core.datasets.manifest import sha256_file
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_json
+from lowbit_core.runtime.hardware import git_commit
 from lowbit_core.runtime.run_folder import check_run_id
 from lowbit_core.runtime.run_status import RunStatus, run_status
 from workflow.away.parcel import RESUME_STATE, pack_data, pack_runs
 
 ROOT = Path(__file__).parents[2]
-QUEUE = "queue.json"
 CODE = (".py", ".cpp", ".h")  # of lowbit_core/ and baselines/: the code that trains
 
 
 @dataclass(frozen=True)
 class Queue:
-    """The runs of a suite in the order of training."""
+    """A suite's runs (configurations with roles) in the order of training; the code's commit."""
 
     suite: str
-    runs: tuple[dict, ...]
-    """Resolved run configurations, each with its role in the suite."""
+    runs: list[dict]
     commit: str = ""
-    """The commit of the code that wrote the queue."""
 
     def done(self, root: Path) -> set[str]:
         """The ids of runs whose whole record is in `root`, with the weights that others load."""
@@ -50,24 +46,18 @@ def is_begun(run: dict, root: Path) -> bool:
 
 def suite_queue(name: str, datasets: str = "", compile: str = "") -> Queue:
     """The queue of a suite. It imports packages that a machine with only torch does not have."""
-    from lowbit_core.runtime.hardware import git_commit
     from workflow.suite.suite import load_suite
 
     suite = load_suite(name, compile).only(datasets)
     unique = {run["run_id"]: run for job in suite.jobs.values() for run in job.runs}
-    return Queue(suite.name, tuple(ordered(unique.values())), git_commit())
+    return Queue(suite.name, ordered(list(unique.values())), git_commit())
 
 
-def ordered(runs: Iterable[dict]) -> list[dict]:
-    """Sort by network, then seed, then bits, in the suite's order: a stop leaves whole answers.
-
-    In each group the run that others start from comes first, then full precision.
-    """
-
+def ordered(runs: list[dict]) -> list[dict]:
+    """Sort by network, seed (starts first) and bits, so that a stop leaves whole answers."""
     network, bits = itemgetter("dataset", "arch", "arch_options"), itemgetter("w_bits", "a_bits")
-    runs = list(runs)
     networks = [network(run) for run in runs]
-    known = [bits(run) for run in runs if run["role"] != "ablation"]  # full precision is first
+    known = [bits(run) for run in runs if run["role"] != "ablation"]  # begins with full precision
 
     def position(run: dict) -> tuple:
         rank = known.index(bits(run)) if bits(run) in known else len(known)
@@ -79,18 +69,14 @@ def ordered(runs: Iterable[dict]) -> list[dict]:
 
 def describe(queue: Queue, root: Path) -> str:
     """One line: how many runs the queue has, and how many of them are done, begun and left."""
-    done = queue.done(root)
-    left = [run for run in queue.runs if run["run_id"] not in done]
-    begun = sum(is_begun(run, root) for run in left)
-    counts = f"{len(queue.runs)} runs, {len(done)} done, {begun} begun, {len(left)} left"
-    return f"suite {queue.suite}: {counts}"
+    done, total = queue.done(root), len(queue.runs)
+    begun = sum(is_begun(run, root) for run in queue.runs if run["run_id"] not in done)
+    counts = f"{len(done)} done, {begun} begun, {total - len(done)} left"
+    return f"suite {queue.suite}: {total} runs, {counts}"
 
 
 def pack_left(queue: Queue, root: Path, data: Path, out: Path) -> Queue:
-    """Pack data sets and begun runs into `out`; returns the queue of what is left.
-
-    Finished runs are left out, except those that others start from.
-    """
+    """Pack data sets, begun runs and the starts of others into `out`; returns what is left."""
     done = queue.done(root)
     left = [run for run in queue.runs if run["run_id"] not in done]
     starts = {run["pretrained"] for run in left}
@@ -99,39 +85,39 @@ def pack_left(queue: Queue, root: Path, data: Path, out: Path) -> Queue:
         if not (out / f"{dataset}.json").exists():
             pack_data(data / dataset, out)
     carried = [run for run in kept if run["run_id"] in done or is_begun(run, root)]
-    pack_runs(carried, root, out, queue.suite, math.inf)
-    return Queue(queue.suite, tuple(kept), queue.commit)
+    pack_runs(carried, root, out, queue.suite, float("inf"))
+    return Queue(queue.suite, kept, queue.commit)
 
 
 def code_digests() -> dict[str, str]:
     """SHA-256 of every file of the code that trains, C++ sources included, by its path."""
-    files = [*(ROOT / "lowbit_core").rglob("*"), *(ROOT / "baselines").rglob("*")]
-    code = sorted(path for path in files if path.suffix in CODE)
-    return {path.relative_to(ROOT).as_posix(): sha256_file(path) for path in code}
+    files = [*ROOT.glob("lowbit_core/**/*"), *ROOT.glob("baselines/**/*")]
+    return {str(f.relative_to(ROOT)): sha256_file(f) for f in files if f.suffix in CODE}
 
 
 def write_queue(queue: Queue, folder: Path) -> None:
     """Write queue.json, with digests by which another machine checks that it has the same code."""
-    content = {"suite": queue.suite, "runs": queue.runs, "commit": queue.commit}
-    write_json(folder / QUEUE, content | {"code": code_digests()})
+    write_json(folder / "queue.json", asdict(queue) | {"code": code_digests()})
 
 
 def read_queue(folder: Path) -> Queue:
     """Read queue.json. Raises InputError if it is missing, damaged or made with other code."""
-    path, here = folder / QUEUE, code_digests()
+    path, here = folder / "queue.json", code_digests()
     try:
         found = json.loads(path.read_text())
-        queue = Queue(found["suite"], tuple(found["runs"]), found["commit"])
+        queue = Queue(found["suite"], list(found["runs"]), found["commit"])
         for run in queue.runs:
             for name in (run["run_id"], run["pretrained"] or run["run_id"], run["dataset"]):
                 check_run_id(name)
         different = sorted({name for name, _ in found["code"].items() ^ here.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        again = "write it with `python -m workflow.away.queue`"
-        raise InputError(f"{path} is missing or is not a queue ({error}): {again}") from error
+        raise InputError(
+            f"{path} is missing or is not a queue ({error}): write it again"
+        ) from error
     if different:
-        again = "copy lowbit_core/ and baselines/ from the machine that wrote the queue"
-        raise InputError(f"{path} was made with another {different[0]}: {again}")
+        raise InputError(
+            f"{path} was made with another {different[0]}: copy the code that wrote it"
+        )
     return queue
 
 

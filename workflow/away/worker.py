@@ -7,15 +7,16 @@ the same command goes on from there. It needs no packages but torch, torchvision
 """
 
 import argparse
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterable
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+
+import torch
 
 import baselines
 from lowbit_core.datasets.manifest import manifest_path
@@ -24,6 +25,7 @@ from lowbit_core.runtime.backend import pick_backend
 from lowbit_core.runtime.errors import DeviceLost, InputError, run_cli
 from lowbit_core.runtime.hardware import COMMIT
 from lowbit_core.runtime.progress import say
+from lowbit_core.training.run import Place, train_run
 from workflow.away.parcel import RUNS, merge, pack_runs, unpack_data
 from workflow.away.queue import Queue, describe, is_begun, read_queue
 from workflow.gpu_slots import gpu_names, lock_folder, take_slot
@@ -38,10 +40,6 @@ def train_one(run: dict, data: Path, runs: Path, workers: int) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(runs.parent / ".inductor"))
     signals.listen()  # the parent asks for a stop by SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import torch
-
-    from lowbit_core.training.run import Place, train_run
-
     device = torch.device("cpu")
     if names := gpu_names():
         slot = take_slot(names, -(-workers // len(names)), lock_folder())
@@ -50,27 +48,22 @@ def train_one(run: dict, data: Path, runs: Path, workers: int) -> None:
     config = {key: value for key, value in run.items() if key != "role"}
     config["loader"] = pick_backend(run["loader"])[0]
     try:
-        place = Place(data, runs, device, run["threads"])
-        train_run(config, baselines.method(run["method"]), place)
+        method = baselines.method(run["method"])
+        train_run(config, method, Place(data, runs, device, run["threads"]))
     except (InputError, OSError, DeviceLost) as error:
-        say(f"error: run {run['run_id']}: {error}")
-        sys.exit(1)
+        sys.exit(f"error: run {run['run_id']}: {error}")
 
 
 def train_queue(
     queue: Queue, data: Path, runs: Path, workers: int, deadline: float, stopped: list[int]
 ) -> set[str]:
-    """Train runs until `deadline` (of time.monotonic) or until a signal is in `stopped`.
-
-    Each run has a process of its own. Returns the runs that failed; the others go on without them.
-    """
-    start = multiprocessing.get_context("spawn").Process
+    """Train until `deadline` (of time.monotonic) or a signal in `stopped`; returns failed runs."""
     done, failed, reported = queue.done(runs), set(), time.monotonic()
-    active: dict[str, BaseProcess] = {}
+    active: dict[str, SpawnProcess] = {}
     while time.monotonic() < deadline and not stopped:
         for run in ready(queue, runs, done, failed | active.keys())[: workers - len(active)]:
             say(f"begins {run['run_id']}")
-            process = start(target=train_one, args=(run, data, runs, workers), daemon=True)
+            process = SpawnProcess(target=train_one, args=(run, data, runs, workers), daemon=True)
             process.start()
             active[run["run_id"]] = process
         if not active:
@@ -91,12 +84,12 @@ def train_queue(
 
 def ready(queue: Queue, runs: Path, done: set[str], taken: set[str]) -> list[dict]:
     """The runs that can be trained now, begun ones first: those whose start is trained already."""
-    free = [run for run in queue.runs if run["run_id"] not in done | taken]
-    free = [run for run in free if run["pretrained"] in (None, *done)]
+    started = [run for run in queue.runs if run["pretrained"] in (None, *done)]
+    free = [run for run in started if run["run_id"] not in done | taken]
     return sorted(free, key=lambda run: not is_begun(run, runs))
 
 
-def _stop(processes: Iterable[BaseProcess]) -> None:
+def _stop(processes: Iterable[SpawnProcess]) -> None:
     """Ask all processes to save and stop, and end those that do not within the time."""
     processes, deadline = list(processes), time.monotonic() + SAVE_SECONDS
     for process in processes:
@@ -119,28 +112,25 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("results/runs"))
     parser.add_argument("--out", type=Path, help="pack the queue's runs into this folder")
     arguments = parser.parse_args()
-    if not (arguments.minutes > 0 and arguments.workers > 0):
-        got = f"--minutes {arguments.minutes:g} --workers {arguments.workers}"
-        raise InputError(f"{got}: both must be above 0")
-    data, runs, seconds = arguments.data, arguments.runs, 60 * arguments.minutes
+    data, runs, workers = arguments.data, arguments.runs, arguments.workers
+    if not (arguments.minutes > 0 and workers > 0):
+        raise InputError(f"--minutes {arguments.minutes:g}, --workers {workers}: not above 0")
     queue = read_queue(arguments.queue)
     os.environ[COMMIT] = queue.commit
     if (arguments.queue / f"{RUNS}.json").exists():
         merge([arguments.queue], runs)
-    done = queue.done(runs)
-    for dataset in sorted({run["dataset"] for run in queue.runs if run["run_id"] not in done}):
+    for dataset in sorted({run["dataset"] for run in queue.runs}):
         if not manifest_path(data / dataset, "test").exists():
             say(f"unpacking {dataset}")
             unpack_data(arguments.queue, dataset, data / dataset)
     say(describe(queue, runs))
-    deadline = began + seconds - min(LAST_SECONDS, seconds / 10)
-    failed = train_queue(queue, data, runs, arguments.workers, deadline, stopped)
+    deadline = began + 60 * arguments.minutes - min(LAST_SECONDS, 6 * arguments.minutes)
+    failed = train_queue(queue, data, runs, workers, deadline, stopped)
     say(describe(queue, runs))
     if arguments.out:
         for name in pack_runs(queue.runs, runs, arguments.out, queue.suite):
             say(f"there is no room for {name}: it stays on this machine")
-    if failed:
-        sys.exit(1)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
