@@ -54,7 +54,7 @@ rule budget:
         data=data_folder,
         runs=RUNS,
         compile=["--compile", config["compile"]] if config["compile"] else [],
-        queue=output_folder,
+        queue=f"{RESULTS}/budget",
         minutes=config["budget_minutes"],
         workers=budget_workers,
         omp_threads=SUITE.config["threads"],
