@@ -39,11 +39,11 @@ report: "workflow/report/workflow.rst"
 # Instead of snakemake's own lock (`nolock` in the profiles), which a kill leaves behind.
 onstart:
     begin(Path.cwd())
-    print(plan_text(), file=sys.stderr, flush=True)
+    print(queue_text(), file=sys.stderr, flush=True)
 
 
 rule all:
     default_target: True
     input:
-        [f"{RESULTS}/config.json", f"{RESULTS}/slice.json"] if config["budget_minutes"] else [],
+        [f"{RESULTS}/config.json", f"{RESULTS}/budget/queue.json"] if config["budget_minutes"] else [],
         [] if config["budget_minutes"] else EVERYTHING,

@@ -25,7 +25,7 @@ from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import checksum, write_json
 from lowbit_core.runtime.run_folder import check_run_id, load_tensors
 from lowbit_core.training.run import Place, train_run
-from workflow.away import queue as plan
+from workflow.away.queue import read_queue
 from workflow.results import checked
 from workflow.suite import settings, suite
 
@@ -184,7 +184,7 @@ def test_no_run_name_leads_out_of_the_results(name):
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_job_files_and_plans_lead_nowhere_else(name, tmp_path):
+def test_job_files_and_queues_lead_nowhere_else(name, tmp_path):
     job = tmp_path / "job.jsonl"
     job.write_text(json.dumps({"run_id": name, "role": "run", "runs": 1}) + "\n")
     with pytest.raises(InputError, match="not a job line"):
@@ -193,11 +193,10 @@ def test_job_files_and_plans_lead_nowhere_else(name, tmp_path):
         if changes == {"pretrained": None} or changes == {"pretrained": ""}:
             continue  # none
         run = config("direct") | changes
-        write_json(
-            tmp_path / "plan.json", {"suite": "x", "runs": [run], "commit": "", "sources": {}}
-        )
-        with pytest.raises(InputError, match="is not a plan"):
-            plan.read_plan(tmp_path)
+        queue = {"suite": "x", "runs": [run], "commit": "", "code": {}}
+        write_json(tmp_path / "queue.json", queue)
+        with pytest.raises(InputError, match="is not a queue"):
+            read_queue(tmp_path)
 
 
 def test_every_run_of_every_suite_has_a_legal_name():

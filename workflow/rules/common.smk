@@ -8,8 +8,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir)))
 
 from lowbit_core.runtime.errors import InputError
-from workflow.away.cost import Costs
-from workflow.away.queue import describe, suite_plan
+from workflow.away.queue import describe, suite_queue
 from workflow.guard import begin, point_to
 from workflow.suite.settings import configured_suite
 from workflow.suite.suite import DEFAULT_SUITE
@@ -154,16 +153,15 @@ TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node={GPUS_PER_RU
 LAUNCHER = TORCHRUN.split() if GPUS_PER_RUN > 1 else []
 
 
-# How many training processes a slice may use: those that `--resources gpu=` allows, or the cores.
-SLICE_GPUS = max(1, workflow.global_resources.get("gpu").value or 1) if SUITE.config["gpus"] else 0
+# With a budget: the GPUs that `--resources gpu=` allows, and how many runs are trained at once.
+BUDGET_GPUS = max(1, workflow.global_resources.get("gpu").value or 1) if SUITE.config["gpus"] else 0
 
 
-def slice_workers(wildcards, threads):
-    return SLICE_GPUS or max(1, threads // SUITE.config["threads"])
+def budget_workers(wildcards, threads):
+    return BUDGET_GPUS or max(1, threads // SUITE.config["threads"])
 
 
-def plan_text():
-    """What the sweep is about to do: runs, what is done, predicted hours."""
-    costs = Costs()
-    costs.look(Path(RUNS))
-    return describe(suite_plan(SUITE.name, config["datasets"], config["compile"]), Path(RUNS), costs)
+def queue_text():
+    """How many of the suite's runs are done, begun and left."""
+    queue = suite_queue(SUITE.name, config["datasets"], config["compile"])
+    return describe(queue, Path(RUNS))

@@ -37,15 +37,15 @@ rule train:
         " 2>&1 | (trap '' INT TERM; tee {log:q})"
 
 
-# With a budget: the same runs through one command that picks what fits, stops in time and goes on
-# the next time. It has no end of its own, so it runs at every call.
-rule slice:
+# With a budget: the same runs, until the minutes are over; the next call goes on. The rule is
+# never complete, so it runs at every call.
+rule budget:
     input:
         data=MANIFESTS,
     output:
-        f"{RESULTS}/slice.json",
+        f"{RESULTS}/budget/queue.json",
     log:
-        f"{RESULTS}/logs/slice.log",
+        f"{RESULTS}/logs/budget.log",
     conda:
         "../envs/lowbit.yaml"
     params:
@@ -55,16 +55,18 @@ rule slice:
         data=data_folder,
         runs=RUNS,
         compile=["--compile", config["compile"]] if config["compile"] else [],
+        queue=f"{RESULTS}/budget",
         minutes=config["budget_minutes"],
-        workers=slice_workers,
-        train_threads=SUITE.config["threads"],
+        workers=budget_workers,
+        omp_threads=SUITE.config["threads"],
         now=time.time(),
     threads: workflow.cores
     resources:
-        gpu=SLICE_GPUS,
+        gpu=BUDGET_GPUS,
     shell:
-        "trap : INT TERM; OMP_NUM_THREADS={params.train_threads}"
-        " {params.python:q} -m workflow.away.worker --suite {params.suite:q} {params.datasets:q}"
-        " {params.compile:q} --workers {params.workers} --budget-minutes {params.minutes}"
-        " --data {params.data:q} --runs {params.runs:q} --summary {output:q}"
-        " 2>&1 | (trap '' INT TERM; tee {log:q})"
+        "trap : INT TERM; export OMP_NUM_THREADS={params.omp_threads};"
+        " (trap : INT TERM; {params.python:q} -m workflow.away.queue --suite {params.suite:q} {params.datasets:q}"
+        " {params.compile:q} --runs {params.runs:q} --out {params.queue:q} &&"
+        " {params.python:q} -m workflow.away.worker --queue {params.queue:q}"
+        " --minutes {params.minutes} --workers {params.workers} --data {params.data:q}"
+        " --runs {params.runs:q}) 2>&1 | (trap '' INT TERM; tee {log:q})"

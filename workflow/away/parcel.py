@@ -1,0 +1,200 @@
+"""Parcels: data sets and run folders in files of at most 16 MiB, carried between machines.
+
+usage: python -m workflow.away.parcel merge FOLDER ... [--runs results/runs]
+
+The parcels NAME.1, NAME.2, ... are the pieces of a zip archive. NAME.json lists their SHA-256.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lowbit_core.datasets.catalog import SPLITS, dataset
+from lowbit_core.datasets.manifest import check, describe, manifest_path, sha256_file
+from lowbit_core.runtime.errors import InputError, run_cli
+from lowbit_core.runtime.files import checksum, replace_file, write_bytes, write_json
+from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder, check_run_id
+
+PARCEL_BYTES = 16 * 2**20  # the most of one file
+TOTAL_BYTES = 60 * 2**20  # the most of the runs that come back together, before compression
+RUNS = "runs"  # the name of the parcels that hold run folders
+ABOUT = "about.json"  # in these parcels: the suite, and the role of each run in it
+RESUME_STATE = "checkpoint.pt"  # in a run folder: what an unfinished run resumes from
+COMPARED = ("status", "top1", "top5", "test_loss", "val_top1", "epochs_done")  # of final.json
+
+
+def write_parcels(folder: Path, name: str, members: dict[str, bytes]) -> None:
+    """Write {member: content} as parcels of `name`, in the place of earlier ones."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    for old in folder.glob(f"{name}.*"):
+        old.unlink()
+    buffer.seek(0)
+    pieces = list(iter(lambda: buffer.read(PARCEL_BYTES), b""))
+    for number, piece in enumerate(pieces, 1):
+        write_bytes(folder / f"{name}.{number}", piece)
+    write_json(folder / f"{name}.json", [hashlib.sha256(piece).hexdigest() for piece in pieces])
+
+
+def open_parcels(folder: Path, name: str) -> zipfile.ZipFile:
+    """The archive in the parcels of `name`. Raises InputError naming a missing or damaged one."""
+    index, whole = folder / f"{name}.json", io.BytesIO()
+    try:
+        digests = list(json.loads(index.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{index} is missing or damaged ({error}): copy it again") from error
+    for number, digest in enumerate(digests, 1):
+        path = folder / f"{name}.{number}"
+        if not path.is_file() or sha256_file(path) != digest:
+            raise InputError(f"{path} is missing or damaged: copy it again")
+        whole.write(path.read_bytes())
+    return zipfile.ZipFile(whole)
+
+
+def pack_data(data_dir: Path, out: Path) -> None:
+    """Pack a prepared data set. Raises InputError for images of varying size, stored as JPEG."""
+    members = {}
+    for split in SPLITS:
+        manifest = check(data_dir, split, "torch")
+        name = manifest["dataset"]
+        if not dataset(name).stored_raw:
+            raise InputError(f"data set {name} consists of JPEG files: copy its folder {data_dir}")
+        images = np.load(data_dir / f"{split}.npy")  # (N, C, H, W) uint8
+        for axis in (1, 2, 3):  # differences of neighbours, modulo 256, compress better
+            images = np.diff(images, axis=axis, prepend=np.uint8(0))
+        members[f"{split}.pixels"] = images.tobytes()
+        members[f"{split}.labels"] = np.load(data_dir / f"{split}_labels.npy").tobytes()
+        members[f"{split}.json"] = json.dumps(manifest).encode()
+    write_parcels(out, name, members)
+
+
+def unpack_data(folder: Path, name: str, data_dir: Path) -> None:
+    """Write the data set to `data_dir` without FFCV's files. InputError if the SHA-256 differs."""
+    archive, info = open_parcels(folder, name), dataset(name)
+    for split in SPLITS:
+        manifest = json.loads(archive.read(f"{split}.json"))
+        images = np.frombuffer(archive.read(f"{split}.pixels"), np.uint8)
+        images = images.reshape(-1, info.channels, info.side, info.side)
+        for axis in (1, 2, 3):
+            images = images.cumsum(axis, dtype=np.uint8)
+        labels = np.frombuffer(archive.read(f"{split}.labels"), np.int64)
+        digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
+        if digest != manifest["samples_sha256"]:
+            raise InputError(f"{folder}: the {split} images of {name} are not those packed")
+        arrays = {f"{split}.npy": images, f"{split}_labels.npy": labels}
+        for file, array in arrays.items():
+            with replace_file(data_dir / file) as temporary, temporary.open("wb") as stream:
+                np.save(stream, array)
+        manifest |= {"backend": "torch", "files": {f: describe(data_dir / f) for f in arrays}}
+        write_json(manifest_path(data_dir, split), manifest | {"checksum": checksum(manifest)})
+
+
+def pack_runs(
+    runs: Sequence[dict], root: Path, out: Path, suite: str, total: float = TOTAL_BYTES
+) -> list[str]:
+    """Pack the folders in `root` of the given runs; returns the files that are left out.
+
+    Records are packed first, then weights that others start from and states to resume from, then
+    other weights; all of them while they have at most `total` bytes, records in any case.
+    """
+    starts = {run["run_id"] for run in runs if run["pretrained"] is None}
+
+    def rank(path: Path) -> int:
+        spare = path.name == WEIGHTS and path.parent.name not in starts
+        return 2 if spare else int(path.name in (WEIGHTS, RESUME_STATE))
+
+    found = [path for run in runs for path in sorted((root / run["run_id"]).glob("[!.]*"))]
+    members, left_out = {}, []
+    for path in sorted((path for path in found if path.name != "lock"), key=rank):
+        member, size = f"{path.parent.name}/{path.name}", path.stat().st_size
+        if rank(path) and size > total:
+            left_out.append(member)
+            continue
+        members[member] = path.read_bytes()
+        total -= size
+    about = {"suite": suite, "roles": {run["run_id"]: run["role"] for run in runs}}
+    write_parcels(out, RUNS, members | {ABOUT: json.dumps(about).encode()})
+    return left_out
+
+
+def merge(sources: Iterable[Path], runs: Path) -> list[str]:
+    """Copy the runs in the parcels of `sources` to `runs`; returns those that are new or longer.
+
+    Nothing is copied, and InputError says why, if records disagree or a finished run is damaged.
+    """
+    chosen: dict[str, Path] = {}
+    runs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=runs.parent, prefix=".merge.") as scratch:
+        for number, source in enumerate(sources):
+            unpacked = Path(scratch) / f"{number}.new"
+            open_parcels(source, RUNS).extractall(unpacked)  # no member's path can lead out of it
+            for folder in [path.parent for path in unpacked.glob("*/config.json")]:
+                here = chosen.get(folder.name, runs / folder.name)
+                both = [here, folder] if (here / "config.json").exists() else [folder]
+                _check_agreement(both)
+                if max(both, key=_completeness) is folder:
+                    chosen[folder.name] = folder
+        for run_id, folder in chosen.items():  # renamed, so that there is never a part of one
+            if (runs / run_id).exists():
+                (runs / run_id).rename(Path(scratch) / f"{run_id}.old")
+            folder.rename(runs / run_id)
+    return sorted(chosen)
+
+
+def _completeness(folder: Path) -> tuple[bool, bool, int]:
+    """What is compared: first whether it is finished, then weights or a state, then epochs."""
+    epochs = RunFolder(folder).tables().get("timings.csv", "").count("\n")
+    saved = (folder / WEIGHTS).exists() or (folder / RESUME_STATE).exists()
+    return (folder / "final.json").exists(), saved, epochs
+
+
+def _check_agreement(folders: list[Path]) -> None:
+    """Raise InputError unless all folders have one run key, and finished ones the same results."""
+    run_id = folders[0].name
+    keys = {RunFolder(folder).read_json("config.json")["run_key"] for folder in folders}
+    if len(keys) > 1:
+        raise InputError(f"run {run_id} has two different run keys: remove the wrong one")
+    found = (RunFolder(folder).finished((folder / WEIGHTS).exists()) for folder in folders)
+    finals = [final for final in found if final]
+    if any(final[name] != finals[0][name] for final in finals[1:] for name in COMPARED):
+        both = " and ".join(f"{f['top1']} on {f['hardware']} ({f['created']})" for f in finals)
+        text = f"run {run_id} was trained twice with different results, top-1 {both}"
+        raise InputError(f"{text}: remove the one that is not wanted")
+
+
+def track(sources: Iterable[Path], runs: Path) -> None:
+    """Bring MLflow up to date with the merged runs of the sources' parcels."""
+    from workflow.track import Store, TrackedRun, sync  # takes seconds
+
+    for source in sources:
+        about = json.loads(open_parcels(source, RUNS).read(ABOUT))
+        folders = {runs / check_run_id(run): role for run, role in about["roles"].items()}
+        tracked = [TrackedRun(path, role) for path, role in folders.items() if path.is_dir()]
+        sync(Store(runs.parent / "mlflow"), about["suite"], tracked)
+        print(f"{len(tracked)} runs of suite {about['suite']} are in {runs.parent}/mlflow")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Merge runs that were trained on other machines.")
+    parser.add_argument("command", choices=["merge"])
+    parser.add_argument("folders", type=Path, nargs="+")
+    parser.add_argument("--runs", type=Path, default=Path("results/runs"))
+    parser.add_argument("--no-sync", action="store_true", help="do not bring MLflow up to date")
+    arguments = parser.parse_args()
+    changed = merge(arguments.folders, arguments.runs)
+    print(f"{len(changed)} runs are new or longer in {arguments.runs}")
+    if not arguments.no_sync:
+        track(arguments.folders, arguments.runs)
+
+
+if __name__ == "__main__":
+    run_cli(main)
