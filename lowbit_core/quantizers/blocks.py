@@ -14,7 +14,10 @@ MAX_ROWS = 255  # of a block, so that it stays in cache and its counts below 256
 
 
 def as_blocks(x: Tensor) -> Tensor:
-    """x (N, C, ...) as (P, B, M): a view if channels_last; column j is of channel j % C."""
+    """x (N, C, ...) as (P, B, M), where column j holds values of channel j % C.
+
+    A view of a channels_last tensor; a tensor in any other memory layout is copied.
+    """
     rows = x.movedim(1, -1).contiguous().view(-1, x.shape[1])
     total, width = rows.shape
     join = 1

@@ -1,0 +1,135 @@
+"""How a run begins, what is saved of it, and how it resumes: with the same bytes in the end."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from lowbit_core.conversion.layers import calibrate
+from lowbit_core.data.loader import all_images
+from lowbit_core.parallel import processes
+from lowbit_core.runtime import hardware
+from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.progress import say
+from lowbit_core.runtime.run_folder import MEASURED, TABLES, WEIGHTS, load_tensors
+from lowbit_core.training import diagnostics
+from lowbit_core.training.build import Place, Run
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class Sums:
+    """Running sums of one epoch. Loss and correct answers stay on the device: no step waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss, self.correct = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.steps = self.images = 0
+        self.began, self.waited = time.perf_counter(), 0.0  # seconds; waited: for data
+
+    def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
+        """Add one step of this process: its mean loss, scores (B, classes) and labels (B,)."""
+        self.loss += loss.detach() * len(labels)
+        self.correct += (scores.detach().argmax(1) == labels).sum()
+        self.images += len(labels) * processes.world()
+        self.steps += 1
+
+    def seconds(self) -> float:
+        """Seconds of training in this epoch so far, before and after a stop."""
+        return time.perf_counter() - self.began
+
+    def saved(self) -> dict:
+        rows = processes.gathered(torch.stack([self.loss, self.correct])).cpu()
+        times = {"seconds": self.seconds(), "waited": self.waited}
+        return {"rows": rows, "count": self.images} | times
+
+    def restore(self, saved: dict, steps: int) -> None:
+        rows = saved["rows"]  # one per process, so that the sums are added in the same order again
+        if len(rows) != processes.world():
+            rows = rows.sum(0) * (torch.arange(processes.world()) == 0)[:, None]
+        self.loss, self.correct = rows[processes.rank()].to(self.loss.device)
+        self.steps, self.images = steps, saved["count"]
+        self.began, self.waited = self.began - saved["seconds"], saved["waited"]
+
+
+def save(run: Run, epoch: int, sums: Sums | None = None) -> None:
+    """Save what a rerun needs after `epoch` whole epochs and the steps of the next in `sums`."""
+    run.folder.save_tensors(
+        CHECKPOINT,
+        {
+            "run_key": run.config["run_key"],
+            "versions": hardware.versions(),
+            "epoch": epoch,
+            "step": 0 if sums is None else sums.steps,
+            "sums": None if sums is None else sums.saved(),
+            "random": _random_state(run.place.device),
+            "tables": run.folder.tables(),
+            "model": run.model.state_dict(),
+            "ema": None if run.ema is None else run.ema.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "codes": run.codes,
+            "start": run.start_histograms,
+            "compiled": run.compiled,
+            "before": run.earlier,
+        },
+    )
+
+
+def load(config: dict, place: Place) -> dict | None:
+    """The saved state to resume from, or None. Warns of one that is damaged or of another run."""
+    path = place.runs / config["run_id"] / CHECKPOINT
+    state = reason = None
+    try:
+        state = load_tensors(path) if path.exists() else None
+    except InputError as error:
+        reason = str(error)
+    processes.greatest(0)  # waits until all processes have read it: the first will overwrite it
+    if state is not None:
+        if not isinstance(state, dict) or state.get("run_key") != config["run_key"]:
+            reason = f"checkpoint {path} is of another run"
+        elif "before" not in state or state["versions"] != hardware.versions():
+            reason = f"checkpoint {path} was made by other versions"
+    if reason is None:
+        return state
+    say(f"warning: {reason}: the run begins again")
+    return None
+
+
+def start(run: Run, saved: dict | None) -> tuple[int, Sums]:
+    """Resume from `saved`, or calibrate and begin without it.
+
+    Returns the number of whole epochs that are done, and the sums of the next one so far.
+    """
+    if saved is None:  # what the folder holds belongs to another configuration or attempt
+        run.folder.remove("final.json", WEIGHTS, CHECKPOINT, *MEASURED, *TABLES)
+    else:
+        _restore(run, saved)
+    run.folder.write_json("config.json", run.config)
+    run.folder.write_json("layers.json", run.report)
+    if saved is not None:
+        sums = Sums(run.place.device)
+        if saved["sums"] is not None:
+            sums.restore(saved["sums"], saved["step"])
+        return saved["epoch"], sums
+    if any(row["activation_quantizer"] for row in run.report):
+        with processes.alone():
+            calibrate(run.model, all_images(run.data.fit))
+    run.start_histograms = diagnostics.weight_histograms(run.model)
+    diagnostics.record_weights(run, 0)
+    return 0, Sums(run.place.device)
+
+
+def _restore(run: Run, saved: dict) -> None:
+    run.model.load_state_dict(saved["model"])
+    if run.ema is not None:
+        run.ema.load_state_dict(saved["ema"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    run.codes, run.start_histograms = saved["codes"], saved["start"]
+    run.folder.restore_tables(saved["tables"])
+    torch.set_rng_state(saved["random"]["cpu"])
+    if run.place.device.type == "cuda" and "cuda" in saved["random"]:
+        torch.cuda.set_rng_state(saved["random"]["cuda"], run.place.device)
+
+
+def _random_state(device: torch.device) -> dict:
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
