@@ -165,44 +165,36 @@ def make_loader(
         reader = ResidentReader(data_dir, split, device)
     else:
         crop = augmentation == "resized_crop_flip"
-        reader = _reader(data, data_dir, split, manifest, backend, threads, side, crop)
+        reader = _reader(data, data_dir, split, backend, threads, side, crop)
     return BatchLoader(
         reader, data, indices, batch_size, train, augmentation, seed, device, side, share
     )
 
 
 def _reader(
-    data: Dataset,
-    data_dir: Path,
-    split: str,
-    manifest: dict,
-    backend: str,
-    threads: int,
-    side: int,
-    random_crop: bool,
+    data: Dataset, folder: Path, split: str, backend: str, threads: int, side: int, crop: bool
 ):
-    """The reader of files on disk; its module is imported here because it may be missing."""
+    """A reader of files on disk; its module is imported here, as FFCV or Pillow may be missing."""
+    manifest = read_manifest(folder, split)
     if backend == "ffcv":
         import_ffcv()
         from lowbit_core.data.ffcv_reader import FfcvReader
         from lowbit_core.datasets.beton import check_beton
 
-        path = data_dir / f"{split}.beton"
+        path = folder / f"{split}.beton"
         check_beton(path, data, manifest["images"])
-        return FfcvReader(path, threads, None if data.stored_raw else side, random_crop)
+        return FfcvReader(path, threads, None if data.stored_raw else side, crop)
     from lowbit_core.data.torch_reader import ImageReader, RawReader
 
     if data.stored_raw:
-        return RawReader(data_dir, split)
-    return ImageReader(data_dir, split, Path(manifest["source"]), threads, side, random_crop)
+        return RawReader(folder, split)
+    return ImageReader(folder, split, Path(manifest["source"]), threads, side, crop)
 
 
-def _check_batches(
-    batch_size: int, train: bool, share: tuple[int, int], images: int, where: str
-) -> None:
+def _check_batches(batch_size: int, train: bool, share: tuple, images: int, where: str) -> None:
     if batch_size < 1 or (train and batch_size > images):
         raise InputError(
-            f"batch size {batch_size}: must be 1 to {images}, the number of images of {where} in use"
+            f"batch size {batch_size}: must be 1 to {images}, the images of {where} in use"
         )
     if not 0 <= share[0] < share[1] or (train and batch_size % share[1]):
         raise InputError(

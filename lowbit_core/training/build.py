@@ -1,6 +1,5 @@
 """Build what one run trains with: its data, its network and its optimizer."""
 
-import contextlib
 import os
 import time
 from dataclasses import dataclass, field
@@ -82,11 +81,10 @@ class Run:
         """The recipe's peak learning rate, halved by every restart."""
         return self.recipe["lr"] / 2 ** len(self.earlier)
 
-    def autocast(self) -> contextlib.AbstractContextManager:
+    def autocast(self) -> torch.autocast:
         """The precision of the forward pass."""
-        if self.recipe["precision"] == "bf16":
-            return torch.autocast(self.place.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+        reduced = self.recipe["precision"] == "bf16"
+        return torch.autocast(self.place.device.type, torch.bfloat16, enabled=reduced)
 
 
 def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | tuple = ()) -> Run:
@@ -115,8 +113,8 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
     network = model
     if compiled == "model":  # "reduce-overhead" uses CUDA graphs
         network = torch.compile(model, mode="reduce-overhead" if on_gpu else "default")
-    folder_type = RunFolder if processes.is_first() else ReadOnlyFolder
-    folder = folder_type(place.runs / config["run_id"])
+    path = place.runs / config["run_id"]
+    folder = RunFolder(path) if processes.is_first() else ReadOnlyFolder(path)
     return Run(
         config, method, place, list(earlier),
         folder, data, model, report, ema, optimizer, network, compiled,
@@ -145,29 +143,19 @@ def _load_data(config: dict, place: Place) -> Data:
             "training images: choose a smaller one"
         )
     processes.check_batch_size(batch_size)
-    share = (processes.rank(), processes.world())
-
-    def loader(split: str, indices, size: int, share=share, **training) -> BatchLoader:
-        return make_loader(
-            folder,
-            split,
-            batch_size=size,
-            indices=indices,
-            seed=config["seed"],
-            device=place.device,
-            backend=config["loader"],
-            threads=place.threads,
-            share=share,
-            **{"train": False} | training,
-        )
-
-    few, whole = CALIBRATION_IMAGES, (0, 1)
+    whole = {"seed": config["seed"], "backend": config["loader"]}
+    whole |= {"device": place.device, "threads": place.threads}
+    part = whole | {"share": (processes.rank(), processes.world())}
+    augmented = {"train": True, "augmentation": recipe["augmentation"]}
+    large = {"train": False, "batch_size": recipe["eval_batch_size"]}
+    few = {"train": False, "batch_size": CALIBRATION_IMAGES}
+    fit, held_out = (_evenly_spaced(indices, CALIBRATION_IMAGES) for indices in (train, val))
     return Data(
-        loader("train", train, batch_size, train=True, augmentation=recipe["augmentation"]),
-        loader("train", val, recipe["eval_batch_size"]),
-        loader("test", None, recipe["eval_batch_size"]),
-        loader("train", _evenly_spaced(train, few), few, whole),
-        loader("train", _evenly_spaced(val, few), few, whole),
+        make_loader(folder, "train", indices=train, batch_size=batch_size, **augmented, **part),
+        make_loader(folder, "train", indices=val, **large, **part),
+        make_loader(folder, "test", **large, **part),
+        make_loader(folder, "train", indices=fit, **few, **whole),
+        make_loader(folder, "train", indices=held_out, **few, **whole),
     )
 
 

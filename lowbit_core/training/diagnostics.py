@@ -76,24 +76,16 @@ def weight_state(model: nn.Module, previous: dict[str, Tensor]) -> tuple[list[di
         flips = None
         if name in previous:
             flips = (code != previous[name].to(code.device)).float().mean().item()
-        rows.append(
-            {
-                "layer": name,
-                "mismatch": ((latent - used).square().sum() / used.square().sum()).item(),
-                "flip_rate": flips,
-                "level_min": levels.min().item(),
-                "level_max": levels.max().item(),
-                "used_levels": present.mean().item(),
-                "dead": used.shape[1] > 1 and _one_value(used),
-            }
-        )
+        mismatch = (latent - used).square().sum() / used.square().sum()
+        spread = used.amax(1) - used.amin(1)
+        one_value = (spread <= SMALLEST_SPREAD * used.abs().amax(1)).all()
+        row = {"layer": name, "mismatch": mismatch.item(), "flip_rate": flips}
+        row |= {"level_min": levels.min().item(), "level_max": levels.max().item()}
+        row |= {"used_levels": present.mean().item()}
+        row |= {"dead": used.shape[1] > 1 and bool(one_value)}
+        rows.append(row)
     model.train(was_training)
     return rows, codes
-
-
-def _one_value(rows: Tensor) -> bool:
-    spread = rows.amax(1) - rows.amin(1)
-    return bool((spread <= SMALLEST_SPREAD * rows.abs().amax(1)).all())
 
 
 @torch.no_grad()
@@ -149,16 +141,13 @@ def channel_errors(model: nn.Module, fit_images: Tensor, held_out: Tensor) -> li
 
 def _layer_inputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """What each activation quantizer quantizes (after the ReLU), in evaluation mode, by layer."""
-    seen: dict[str, Tensor] = {}
+    seen, handles = {}, []
+    for name, quantizer in activation_quantizers(model).items():
 
-    def hook(name: str):
-        def keep(quantizer, inputs) -> None:
+        def keep(quantizer, inputs, name=name) -> None:
             seen[name] = rectified(inputs[0].detach(), quantizer.signed, quantizer.ceiling)
 
-        return keep
-
-    quantizers = activation_quantizers(model).items()
-    handles = [q.register_forward_pre_hook(hook(name)) for name, q in quantizers]
+        handles.append(quantizer.register_forward_pre_hook(keep))
     was_training = model.training
     model.eval()(images)
     model.train(was_training)

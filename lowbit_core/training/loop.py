@@ -92,7 +92,7 @@ def _end_epoch(
     run: Run, epoch: int, rate: float, sums: Sums, progress: Progress
 ) -> tuple[dict, dict | None]:
     """Evaluate, write the epoch's rows, look for divergence, and save the run if there is none."""
-    loss, correct = processes.summed(torch.stack([sums.loss, sums.correct])).tolist()
+    loss, correct = (x.item() for x in processes.summed(torch.stack([sums.loss, sums.correct])))
     seconds, count, device = sums.seconds(), sums.images, run.place.device
     val = evaluate(run, run.data.val)
     row = {"epoch": epoch, "lr": rate, "train_loss": loss / count}

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lowbit_core.conversion.footprint import size_and_bitops
-from lowbit_core.parallel import processes, synchronise
+from lowbit_core.parallel import processes
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime import hardware, signals
 from lowbit_core.runtime.errors import DeviceLost
@@ -36,7 +36,9 @@ def train_run(config: dict, method: Method, place: Place) -> dict:
     """
     path = place.runs / config["run_id"]
     if not processes.from_first(lambda: _status(config, path))[0]:
-        with _locked_by_first(path):
+        waiting = f"{path}: another process trains this run: waiting for it"
+        lock = locked(path / "lock", waiting) if processes.is_first() else contextlib.nullcontext()
+        with lock:
             done, damage = processes.from_first(lambda: _status(config, path))
             if not done:
                 if damage:
@@ -57,12 +59,6 @@ def _status(config: dict, path: Path) -> tuple[bool, str]:
     weights = config["pretrained"] is None or (path / WEIGHTS).exists()
     status, damage = run_status(path, config["run_key"], weights=weights)
     return status is RunStatus.DONE, damage
-
-
-def _locked_by_first(path: Path) -> contextlib.AbstractContextManager:
-    if not processes.is_first():
-        return contextlib.nullcontext()
-    return locked(path / "lock", f"{path}: another process trains this run: waiting for it")
 
 
 @contextlib.contextmanager
@@ -101,33 +97,22 @@ def _train_with_restarts(config: dict, method: Method, place: Place) -> dict:
 
 def _finish(run: Run, last: dict | None, cause: dict | None) -> dict:
     """Test, measure and write the final record, from what `loop.train` returned."""
-    model = run.model if run.ema is None else run.ema.module
+    device, model = run.place.device, run.model if run.ema is None else run.ema.module
     size, fp_size, bitops = size_and_bitops(model, run.report)
-    synchronise.keep_greatest(divergence.nonfinite_counters(run.model))
-    final = {
-        "run_key": run.config["run_key"],
-        "status": "done" if cause is None else "diverged",
-        **dict.fromkeys(("top1", "top5", "test_loss", "val_top1")),
-        "epochs_done": run.recipe["epochs"] if last is None else last["epoch"],
-        "size_bytes": size,
-        "fp_size_bytes": fp_size,
-        "bitops": bitops,
-        "hardware": hardware.hardware_name(run.place.device),
-        "device": run.place.device.type,
-        "threads": run.place.threads,
-        "processes": processes.world(),
-        "versions": hardware.versions(),
-        "git_commit": hardware.git_commit(),
-        "loader": run.data.train.backend,
-        "compile": run.compiled,
-        "diverged_layer": None if cause is None else cause["layer"],
-        "diverged_because": None if cause is None else cause["because"],
-        "diverged_before": run.earlier,
-        "lr": run.lr,
-        "nonfinite_batches": divergence.nonfinite_batches(run.model),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": time.monotonic() - run.started,
-    }
+    layer, because = (None, None) if cause is None else (cause["layer"], cause["because"])
+    epochs = run.recipe["epochs"] if last is None else last["epoch"]
+    final = {"run_key": run.config["run_key"], "status": "done" if cause is None else "diverged"}
+    final |= dict.fromkeys(("top1", "top5", "test_loss", "val_top1"))
+    final |= {"size_bytes": size, "fp_size_bytes": fp_size, "bitops": bitops}
+    final |= {"epochs_done": epochs, "lr": run.lr, "diverged_before": run.earlier}
+    final |= {"diverged_layer": layer, "diverged_because": because}
+    final |= {"nonfinite_batches": divergence.nonfinite_batches(run.model)}
+    final |= {"hardware": hardware.hardware_name(device), "device": device.type}
+    final |= {"threads": run.place.threads, "processes": processes.world()}
+    final |= {"versions": hardware.versions(), "git_commit": hardware.git_commit()}
+    final |= {"loader": run.data.train.backend, "compile": run.compiled}
+    final |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+    final |= {"seconds": time.monotonic() - run.started}
     if cause is None:
         test = evaluate(run, run.data.test)
         final |= {"top1": test["top1"], "top5": test["top5"], "test_loss": test["loss"]}

@@ -53,6 +53,9 @@ class Sums:
 
 def save(run: Run, epoch: int, sums: Sums | None = None) -> None:
     """Save what a rerun needs after `epoch` whole epochs and the steps of the next in `sums`."""
+    random = {"cpu": torch.get_rng_state()}
+    if run.place.device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(run.place.device)
     run.folder.save_tensors(
         CHECKPOINT,
         {
@@ -61,7 +64,7 @@ def save(run: Run, epoch: int, sums: Sums | None = None) -> None:
             "epoch": epoch,
             "step": 0 if sums is None else sums.steps,
             "sums": None if sums is None else sums.saved(),
-            "random": _random_state(run.place.device),
+            "random": random,
             "tables": run.folder.tables(),
             "model": run.model.state_dict(),
             "ema": None if run.ema is None else run.ema.state_dict(),
@@ -77,21 +80,20 @@ def save(run: Run, epoch: int, sums: Sums | None = None) -> None:
 def load(config: dict, place: Place) -> dict | None:
     """The saved state to resume from, or None. Warns of one that is damaged or of another run."""
     path = place.runs / config["run_id"] / CHECKPOINT
-    state = reason = None
+    saved = reason = None
     try:
-        state = load_tensors(path) if path.exists() else None
+        saved = load_tensors(path) if path.exists() else None
     except InputError as error:
         reason = str(error)
     processes.greatest(0)  # waits until all processes have read it: the first will overwrite it
-    if state is not None:
-        if not isinstance(state, dict) or state.get("run_key") != config["run_key"]:
+    if saved is not None:
+        if not isinstance(saved, dict) or saved.get("run_key") != config["run_key"]:
             reason = f"checkpoint {path} is of another run"
-        elif "before" not in state or state["versions"] != hardware.versions():
+        elif "before" not in saved or saved["versions"] != hardware.versions():
             reason = f"checkpoint {path} was made by other versions"
-    if reason is None:
-        return state
-    say(f"warning: {reason}: the run begins again")
-    return None
+    if reason is not None:
+        say(f"warning: {reason}: the run begins again")
+    return saved if reason is None else None
 
 
 def start(run: Run, saved: dict | None) -> tuple[int, Sums]:
@@ -128,8 +130,3 @@ def _restore(run: Run, saved: dict) -> None:
     torch.set_rng_state(saved["random"]["cpu"])
     if run.place.device.type == "cuda" and "cuda" in saved["random"]:
         torch.cuda.set_rng_state(saved["random"]["cuda"], run.place.device)
-
-
-def _random_state(device: torch.device) -> dict:
-    state = {"cpu": torch.get_rng_state()}
-    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state

@@ -47,7 +47,7 @@ HOLD = """
 def _held_step(self, epoch, count, step=Progress.step):
     from os import getpid
     from pathlib import Path
-    from lowbit_core import signals
+    from lowbit_core.runtime import signals
 
     step(self, epoch, count)
     while epoch == 2 and Path("hold").exists() and not signals.asked():
