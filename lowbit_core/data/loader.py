@@ -19,7 +19,7 @@ from lowbit_core.runtime.backend import BACKENDS, import_ffcv
 from lowbit_core.runtime.errors import InputError
 
 
-@dataclass
+@dataclass(eq=False)
 class BatchLoader:
     """Batches of one split; made by `make_loader`.
 
@@ -40,12 +40,11 @@ class BatchLoader:
 
     def __post_init__(self) -> None:
         self._labels = torch.from_numpy(self.reader.labels[self.indices])
+        self.backend, count = self.reader.name, len(self.indices)
         # x / 255 normalised by mean and std, as one multiplication and one addition.
         mean, std = map(torch.tensor, MEAN_STD[self.data.name])
         self._scale = (1 / (255 * std)).view(1, -1, 1, 1).to(self.device)
         self._shift = (-mean / std).view(1, -1, 1, 1).to(self.device)
-        self.backend = self.reader.name
-        count = len(self.indices)
         self.images = count // self.batch_size * self.batch_size if self.train else count
 
     def __len__(self) -> int:
@@ -99,10 +98,7 @@ class BatchLoader:
 
 
 def channels_last(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches with their images (B, C, H, W) in channels_last memory layout.
-
-    The network is in this layout too: neither a convolution nor a quantizer has to copy its input.
-    """
+    """The batches with images (B, C, H, W) in channels_last layout: no layer has to copy them."""
     for images, labels in batches:
         yield images.contiguous(memory_format=torch.channels_last), labels
 
@@ -137,12 +133,10 @@ def make_loader(
         between the two backends, and with FFCV they repeat only if there is one thread.
     resolution: side of ImageNet's crops in pixels, by default 224; not for raw sets.
     resident: keep the pixels of a raw set on the device; None does so on a GPU with enough memory.
-    share: (part, parts): load one of `parts` parts of every training batch, or of the images of an
-        evaluation. Together the parts are the batches of one process. `parts` must divide the
-        batch size of training.
+    share: (part, parts): load one of `parts` equal parts of every training batch, or of the images
+        of an evaluation; together the parts are what one process alone would load.
     Order, augmentation and pixels of raw sets are the same to the bit for both backends and for
-    resident pixels.
-    Raises InputError for an illegal argument, and for a file whose content is not what was written.
+    resident pixels. Raises InputError for an illegal argument, or if a file is not as written.
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown loader {backend!r}: choose one of {', '.join(BACKENDS)}")
@@ -204,9 +198,7 @@ def _check_batches(batch_size: int, train: bool, share: tuple, images: int, wher
 
 
 def _check_indices(indices: np.ndarray | None, count: int, where: str) -> np.ndarray:
-    if indices is None:
-        return np.arange(count, dtype=np.int64)
-    indices = np.asarray(indices, dtype=np.int64)
+    indices = np.asarray(np.arange(count) if indices is None else indices, dtype=np.int64)
     if len(indices) == 0 or indices.min() < 0 or indices.max() >= count:
         raise InputError(f"indices of {where}: must be at least one, from 0 to {count - 1}")
     return indices

@@ -28,8 +28,7 @@ def start(device: torch.device) -> None:
     """Join the other processes: by NCCL for tensors on GPUs, by Gloo for tensors on CPUs."""
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: its name may not resolve
-    gpu = device.type == "cuda"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
 def finish() -> None:
@@ -91,9 +90,9 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def batch_sums(sums: Tensor, size: int) -> tuple[Tensor, int]:
-    """Extend sums (S, P, M) and values per channel `size`, of this process's part, to the batch.
+    """Turn sums (S, P, M) and values per channel `size` of one part into those of the batch.
 
-    To send little, the P blocks are added first: the result is (S, 1, M) in float64.
+    The P blocks are added before they are sent: the sums become (S, 1, M), in float64.
     """
     if world() == 1:
         return sums, size
@@ -110,10 +109,7 @@ def greatest(value: int) -> int:
 
 
 def from_first(function: Callable[[], object]) -> object:
-    """The result of `function()` in the first process, a JSON value, in all processes.
-
-    An InputError or OSError that it raises there is raised in all processes.
-    """
+    """What `function()` returns (a JSON value) or raises (InputError, OSError) in process 0."""
     if world() == 1:
         return function()
     value, error, of_input = None, None, False

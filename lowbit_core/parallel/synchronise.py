@@ -13,8 +13,7 @@ from lowbit_core.parallel.processes import summed, world
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each gradient by its mean over the processes, which have equal parts of the batch.
 
-    All gradients are sent as one tensor, always in the same order, so that a resumed run gives the
-    same bits.
+    They are sent as one tensor, always in the same order, so that a resumed run has the same bits.
     """
     if world() == 1:
         return
@@ -73,7 +72,6 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     @classmethod
     def like(cls, norm: nn.modules.batchnorm._BatchNorm) -> "SyncBatchNorm":
-        """A layer with the parameters, buffers and mode of `norm`."""
         made = cls(norm.num_features, norm.eps, norm.momentum)
         for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
             setattr(made, name, getattr(norm, name))

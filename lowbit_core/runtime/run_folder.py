@@ -1,8 +1,7 @@
 """The files of one run (results/runs/<run_id>/): append-only tables, checkpoint, final record.
 
 Damage to any file is noticed: files of tensors have a CRC for each zip record, final.json has a
-checksum of itself and of every other file. While a run trains, its checkpoint has a copy of its
-tables.
+checksum of itself and of each other file, and the checkpoint has a copy of the growing tables.
 """
 
 import csv

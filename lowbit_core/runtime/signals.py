@@ -63,8 +63,8 @@ def _say(saved: str) -> None:
 def deferred(saved: str) -> Iterator[None]:
     """Let a signal take effect only when the block ends, or when the block calls `leave`.
 
-    `saved` says what a rerun goes on from. An error after a signal is not reported as an error:
-    Ctrl-C ends the compiler's processes too, for instance.
+    `saved` says what a rerun goes on from. An error after a signal is not reported as one: Ctrl-C
+    ends the compiler's processes too.
     """
     global _deferred
     _deferred = True

@@ -52,7 +52,7 @@ class Data:
     held_out: BatchLoader  # one batch of validation images, likewise, for the error by channel
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """One attempt to train a run, and what it remembers besides its network and optimizer."""
 
@@ -132,17 +132,15 @@ def _require_exact_kernels(exact: bool) -> None:
 def _load_data(config: dict, place: Place) -> Data:
     recipe, folder = config["recipe"], place.data / config["dataset"]
     batch_size = recipe["batch_size"]
-    train, val = split_indices(
-        read_labels(folder, "train"),
-        train_images=recipe["train_images"],
-        val_images=recipe["val_images"],
-    )
+    counts = {key: recipe[key] for key in ("train_images", "val_images")}
+    train, val = split_indices(read_labels(folder, "train"), **counts)
     if len(train) < batch_size:
         raise InputError(
             f"recipe {recipe['name']!r}: batch_size is {batch_size}, more than the {len(train)} "
             "training images: choose a smaller one"
         )
     processes.check_batch_size(batch_size)
+    # `part`: each process loads its part of a batch; `whole`: each loads the same images.
     whole = {"seed": config["seed"], "backend": config["loader"]}
     whole |= {"device": place.device, "threads": place.threads}
     part = whole | {"share": (processes.rank(), processes.world())}

@@ -81,8 +81,7 @@ def weight_state(model: nn.Module, previous: dict[str, Tensor]) -> tuple[list[di
         one_value = (spread <= SMALLEST_SPREAD * used.abs().amax(1)).all()
         row = {"layer": name, "mismatch": mismatch.item(), "flip_rate": flips}
         row |= {"level_min": levels.min().item(), "level_max": levels.max().item()}
-        row |= {"used_levels": present.mean().item()}
-        row |= {"dead": used.shape[1] > 1 and bool(one_value)}
+        row |= {"used_levels": present.mean().item(), "dead": used.shape[1] > 1 and bool(one_value)}
         rows.append(row)
     model.train(was_training)
     return rows, codes

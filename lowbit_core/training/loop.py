@@ -88,10 +88,8 @@ def _stop_requested() -> bool:
     return signals.asked()
 
 
-def _end_epoch(
-    run: Run, epoch: int, rate: float, sums: Sums, progress: Progress
-) -> tuple[dict, dict | None]:
-    """Evaluate, write the epoch's rows, look for divergence, and save the run if there is none."""
+def _end_epoch(run: Run, epoch: int, rate: float, sums: Sums, progress: Progress) -> tuple:
+    """Evaluate, write the epoch's rows, look for divergence, save; returns as `train` does."""
     loss, correct = (x.item() for x in processes.summed(torch.stack([sums.loss, sums.correct])))
     seconds, count, device = sums.seconds(), sums.images, run.place.device
     val = evaluate(run, run.data.val)

@@ -126,9 +126,9 @@ def _finish(run: Run, last: dict | None, cause: dict | None) -> dict:
 
 
 def seconds_per_step(config: dict, method: Method, place: Place, steps: int = 6) -> float:
-    """Seconds that an uncompiled training step of this run takes, from the second of two epochs.
+    """Seconds of an uncompiled training step of this run, from the second of two short epochs.
 
-    The epochs have `steps` steps each. No file is left behind, and no pretrained network is needed.
+    Leaves no file behind and needs no pretrained network. `steps`: of each epoch.
     """
     batch = config["recipe"]["batch_size"]
     recipe = config["recipe"] | {"epochs": 2, "train_images": steps * batch, "val_images": batch}

@@ -19,12 +19,21 @@ CHECKPOINT = "checkpoint.pt"
 
 
 class Sums:
-    """Running sums of one epoch. Loss and correct answers stay on the device: no step waits."""
+    """Running sums of one epoch, from its start or from what `save` saved of them."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, saved: dict | None = None) -> None:
+        # On the device: no step waits for a number.
         self.loss, self.correct = torch.zeros((), device=device), torch.zeros((), device=device)
         self.steps = self.images = 0
         self.began, self.waited = time.perf_counter(), 0.0  # seconds; waited: for data
+        if saved is not None and saved["sums"] is not None:
+            sums = saved["sums"]
+            rows = sums["rows"]  # one per process, so that they are added in the same order again
+            if len(rows) != processes.world():
+                rows = rows.sum(0) * (torch.arange(processes.world()) == 0)[:, None]
+            self.loss, self.correct = rows[processes.rank()].to(device)
+            self.steps, self.images = saved["step"], sums["count"]
+            self.began, self.waited = self.began - sums["seconds"], sums["waited"]
 
     def add(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
         """Add one step of this process: its mean loss, scores (B, classes) and labels (B,)."""
@@ -37,18 +46,10 @@ class Sums:
         """Seconds of training in this epoch so far, before and after a stop."""
         return time.perf_counter() - self.began
 
-    def saved(self) -> dict:
+    def to_save(self) -> dict:
         rows = processes.gathered(torch.stack([self.loss, self.correct])).cpu()
         times = {"seconds": self.seconds(), "waited": self.waited}
         return {"rows": rows, "count": self.images} | times
-
-    def restore(self, saved: dict, steps: int) -> None:
-        rows = saved["rows"]  # one per process, so that the sums are added in the same order again
-        if len(rows) != processes.world():
-            rows = rows.sum(0) * (torch.arange(processes.world()) == 0)[:, None]
-        self.loss, self.correct = rows[processes.rank()].to(self.loss.device)
-        self.steps, self.images = steps, saved["count"]
-        self.began, self.waited = self.began - saved["seconds"], saved["waited"]
 
 
 def save(run: Run, epoch: int, sums: Sums | None = None) -> None:
@@ -63,7 +64,7 @@ def save(run: Run, epoch: int, sums: Sums | None = None) -> None:
             "versions": hardware.versions(),
             "epoch": epoch,
             "step": 0 if sums is None else sums.steps,
-            "sums": None if sums is None else sums.saved(),
+            "sums": None if sums is None else sums.to_save(),
             "random": random,
             "tables": run.folder.tables(),
             "model": run.model.state_dict(),
@@ -107,17 +108,13 @@ def start(run: Run, saved: dict | None) -> tuple[int, Sums]:
         _restore(run, saved)
     run.folder.write_json("config.json", run.config)
     run.folder.write_json("layers.json", run.report)
-    if saved is not None:
-        sums = Sums(run.place.device)
-        if saved["sums"] is not None:
-            sums.restore(saved["sums"], saved["step"])
-        return saved["epoch"], sums
-    if any(row["activation_quantizer"] for row in run.report):
-        with processes.alone():
-            calibrate(run.model, all_images(run.data.fit))
-    run.start_histograms = diagnostics.weight_histograms(run.model)
-    diagnostics.record_weights(run, 0)
-    return 0, Sums(run.place.device)
+    if saved is None:
+        if any(row["activation_quantizer"] for row in run.report):
+            with processes.alone():
+                calibrate(run.model, all_images(run.data.fit))
+        run.start_histograms = diagnostics.weight_histograms(run.model)
+        diagnostics.record_weights(run, 0)
+    return 0 if saved is None else saved["epoch"], Sums(run.place.device, saved)
 
 
 def _restore(run: Run, saved: dict) -> None:
