@@ -89,16 +89,11 @@ def weight_state(model: nn.Module, previous: dict[str, Tensor]) -> tuple[list[di
 
 @torch.no_grad()
 def weight_histograms(model: nn.Module) -> dict[str, dict]:
-    """Counts of the latent weights of the first, middle and last quantized layer.
-
-    With the levels of output channel 0.
-    """
-    layers = quantized_layers(model)
-    names = list(layers)
-    chosen = dict.fromkeys(names[i] for i in (0, len(names) // 2 - 1, -1)) if names else ()
-    result = {}
-    for name in chosen:
-        quantizer = layers[name].weight_quantizer
+    """Counts of the latent weights of three quantized layers, and levels of their channel 0."""
+    layers, result = list(quantized_layers(model).items()), {}
+    first_middle_last = (0, len(layers) // 2 - 1, -1) if layers else ()
+    for name, layer in [layers[i] for i in first_middle_last]:
+        quantizer = layer.weight_quantizer
         latent = quantizer.latent().flatten().float().cpu()
         span = latent.abs().max().clamp_min(1e-6).item()
         counts = torch.histc(latent, HISTOGRAM_BINS, -span, span)

@@ -151,7 +151,7 @@ class Project:
 
     def hold(self) -> None:
         """From now on training waits within epoch 2, until a signal or `release`."""
-        with (self.folder / "lowbit_core" / "progress.py").open("a") as file:
+        with (self.folder / "lowbit_core" / "runtime" / "progress.py").open("a") as file:
             file.write(HOLD)
         (self.folder / "hold").mkdir()
 
