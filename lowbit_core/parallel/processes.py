@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -108,7 +109,7 @@ def greatest(value: int) -> int:
     return int(found)
 
 
-def from_first(function: Callable[[], object]) -> object:
+def from_first(function: Callable[[], Any]) -> Any:
     """What `function()` returns (a JSON value) or raises (InputError, OSError) in process 0."""
     if world() == 1:
         return function()

@@ -53,9 +53,8 @@ def leave(saved: str) -> None:
 def _say(saved: str) -> None:
     if not speaks():
         return
-    with suppress(
-        OSError
-    ):  # the reader may be gone. A signal handler may not call `print` while `print` runs
+    # Not `print`, which a signal handler may not enter while it runs. The reader may be gone.
+    with suppress(OSError):
         os.write(2, f"stopped by {_asked.name}: {saved}; {AGAIN}\n".encode())
 
 

@@ -30,7 +30,7 @@ STEPS = {"epochs": 2, "train_images": 192, "batch_size": 64, "augmentation": "cr
 
 @pytest.fixture
 def double(monkeypatch):
-    """Train in float64: in float32 the order of a sum flips a code now and then."""
+    """Train in float64: in float32 the order of a sum can change a code."""
     epoch = BatchLoader.epoch
 
     def build_double(*arguments):
@@ -59,7 +59,7 @@ def _enter(work, rank, folder, arguments, failed):
 
 
 def together(folder, work, *arguments):
-    """Run `work` in two processes of one group: forks, which need not import everything anew."""
+    """Run `work` in two forked processes of one group; a fork need not import everything again."""
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
     failed = context.Event()
@@ -108,7 +108,7 @@ def test_two_processes_train_as_one(method, double, digits_root, tmp_path):
 
 
 def _stopped(settings, root, runs, steps):
-    """Train; in the second process a signal comes in each of `steps`, counted over all resumes."""
+    """Train; the second process gets a signal in each of `steps`, counted over all resumes."""
     count, original = [0], Progress.step
 
     def step(self, epoch, images):

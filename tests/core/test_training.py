@@ -131,9 +131,8 @@ def test_a_kill_between_metrics_and_checkpoint_repeats_the_epoch(
     digits_root, tmp_path, monkeypatch, whole
 ):
     with monkeypatch.context() as patch:
-        kill_after(
-            patch, 3, diagnostics, "record_weights"
-        )  # rows of epoch 3 are written, its state is not
+        # The rows of epoch 3 are written, its state is not.
+        kill_after(patch, 3, diagnostics, "record_weights")
         with pytest.raises(Killed):
             train(config(), digits_root, tmp_path)
     folder = tmp_path / "run"
@@ -240,7 +239,7 @@ def test_methods_start_from_the_shared_checkpoint(digits_root, tmp_path):
 
 
 def test_every_activation_quantizer_is_calibrated_whatever_gave_it_its_bits(digits_root, tmp_path):
-    """32-bit activations by plan, but 8 bits by exception or at the first and last layer."""
+    """Activations have 32 bits, but 8 bits by exception or in the first and last layer."""
     policy = {"first_last": "8bit", "shortcut": "quantized", "exceptions": {}}
     train(config("pact", a=32, epochs=0, policy=policy), digits_root, tmp_path)
     state = load_tensors(tmp_path / "run" / "weights.pt")
@@ -279,7 +278,7 @@ def test_an_absurd_learning_rate_ends_as_diverged(method, bits, digits_root, tmp
 
 
 def test_a_run_that_breaks_in_its_last_step_has_diverged(digits_root, tmp_path, monkeypatch):
-    """The loss of the last epoch was taken before the step that broke the weights."""
+    """The loss of the last epoch is measured before the step that breaks the weights."""
     monkeypatch.setattr(
         loop, "learning_rate", lambda step, total, *_: 0.01 if step < total - 1 else 1e38
     )
@@ -292,7 +291,7 @@ def test_a_run_that_breaks_in_its_last_step_has_diverged(digits_root, tmp_path, 
 def test_a_batch_with_nan_is_counted_and_the_run_marked_diverged(
     digits_root, tmp_path, monkeypatch
 ):
-    """One bad activation in one batch: the layer that saw it is named."""
+    """One NaN in one batch: the layer whose input had it is named."""
 
     def poisoned(*arguments):
         run = build_run(*arguments)
@@ -319,7 +318,7 @@ def test_a_batch_with_nan_is_counted_and_the_run_marked_diverged(
 
 
 def dies_in_step(number, monkeypatch, what, attempts=1):
-    """From the pass `number` on, in the first attempts, the second quantized layer is dead.
+    """In the first `attempts`, the second quantized layer is dead from pass `number` on.
 
     All its codes become one, or the levels of its weights or its inputs fall together.
     """
@@ -556,7 +555,7 @@ def test_missing_data_is_named(tmp_path):
 
 
 def test_a_full_disk_is_an_error_that_the_command_line_can_report(tmp_path):
-    """Not a RuntimeError of torch's writer, which would end in a traceback."""
+    """It is an OSError, not a RuntimeError of torch's writer, which would end in a traceback."""
     folder = RunFolder(tmp_path)
     (tmp_path / "old.pt").write_bytes(b"old")
     full = tmp_path / ".old.pt.tmp"
