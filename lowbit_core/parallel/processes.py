@@ -1,14 +1,15 @@
-"""One run on several processes, one a GPU, that `torchrun` starts: what they share.
+"""Communication between the processes of one run, which `torchrun` starts, one for each GPU.
 
-Every process holds the whole network and reads its part of each batch. Gradients are averaged,
-batch norm and the quantizers' fits see the whole batch, and the first process alone writes. Without
-`start`, or with one process, every function here is the identity.
+Every process has the whole network and reads its part of each batch. Gradients are averaged, batch
+norm and the quantizers' fits see the whole batch, and only the first process writes files. Before
+`start`, or with one process, every function here returns what it is given.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,37 +26,36 @@ def launched() -> bool:
 
 
 def start(device: torch.device) -> None:
-    """Join the other processes: NCCL between GPUs, Gloo between processors."""
+    """Join the other processes: by NCCL for tensors on GPUs, by Gloo for tensors on CPUs."""
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: no need of its name
-    gpu = device.type == "cuda"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one machine: its name may not resolve
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
 def finish() -> None:
-    """Leave the others, where there are any."""
+    """Leave the other processes, if there are any."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def world() -> int:
-    """Number of processes that train the run."""
+    """Number of processes that train this run together; 1 inside `alone`."""
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Number of this process among them, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """True in the process that writes files."""
+    """True in process 0, the only one that writes files."""
     return rank() == 0
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within the block every process is for itself: all do the same on the same data."""
+    """Inside the block no process communicates: all compute the same from the same data."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -64,18 +64,17 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
-def local_batch(batch_size: int) -> int:
-    """This process's part of a batch. Raises InputError where the parts would differ."""
+def check_batch_size(batch_size: int) -> None:
+    """Raise InputError if the processes cannot have equal parts of a batch."""
     if batch_size % world():
         raise InputError(
             f"batch_size {batch_size} cannot be shared by {world()} processes: choose a number of "
             "GPUs that divides it"
         )
-    return batch_size // world()
 
 
 def summed(x: Tensor) -> Tensor:
-    """The sum of x over the processes, the same to the bit in all of them. No gradient."""
+    """The sum of x over the processes, the same to the bit in each of them. It has no gradient."""
     if world() > 1:
         x = x.clone()
         dist.all_reduce(x)
@@ -83,7 +82,7 @@ def summed(x: Tensor) -> Tensor:
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The processes' x, one a row."""
+    """The x of all processes, stacked: (processes, *x.shape)."""
     if world() == 1:
         return x[None]
     rows = torch.zeros(world(), *x.shape, dtype=x.dtype, device=x.device)
@@ -92,9 +91,9 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def batch_sums(sums: Tensor, size: int) -> tuple[Tensor, int]:
-    """Sums (S, P, M) of blocks of this process's part, and values a channel, of the whole batch.
+    """Turn sums (S, P, M) and values per channel `size` of one part into those of the batch.
 
-    Folded to (S, 1, M) in float64 on the way, so that little is sent.
+    The P blocks are added before they are sent: the sums become (S, 1, M), in float64.
     """
     if world() == 1:
         return sums, size
@@ -102,26 +101,26 @@ def batch_sums(sums: Tensor, size: int) -> tuple[Tensor, int]:
 
 
 def greatest(value: int) -> int:
-    """The greatest of the processes' numbers; between processors alone, so no GPU is waited for."""
+    """The greatest of the processes' numbers, compared on CPUs: no process waits for its GPU."""
     if world() == 1:
         return value
-    held = torch.tensor(value)
-    dist.all_reduce(held, dist.ReduceOp.MAX)
-    return int(held)
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
-def from_first(ask: Callable[[], object]) -> object:
-    """What `ask()` says in the first process, a JSON value. An error there is raised everywhere."""
+def from_first(function: Callable[[], Any]) -> Any:
+    """What `function()` returns (a JSON value) or raises (InputError, OSError) in process 0."""
     if world() == 1:
-        return ask()
+        return function()
     value, error, of_input = None, None, False
     if is_first():
         try:
-            value = ask()
+            value = function()
         except (InputError, OSError) as caught:
             error, of_input = str(caught), isinstance(caught, InputError)
-    said = json.dumps([value, error, of_input]).encode()
-    data = torch.frombuffer(bytearray(said), dtype=torch.uint8)
+    message = json.dumps([value, error, of_input]).encode()
+    data = torch.frombuffer(bytearray(message), dtype=torch.uint8)
     length = torch.tensor(len(data))
     dist.broadcast(length, 0)
     data = data if is_first() else torch.empty(int(length), dtype=torch.uint8)

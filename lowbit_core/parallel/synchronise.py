@@ -1,4 +1,4 @@
-"""What keeps the processes of one run equal: gradients, weights, batch norm over the whole batch."""
+"""Keep the processes of one run equal: gradients, weights, and batch norm over the whole batch."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from lowbit_core.parallel.processes import summed, world
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each gradient by its mean over the processes, which have equal parts of the batch.
 
-    In one piece and always the same one, so that a resumed run gives the same bits.
+    They are sent as one tensor, always in the same order, so that a resumed run has the same bits.
     """
     if world() == 1:
         return
@@ -26,27 +26,27 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def spread(model: nn.Module) -> None:
-    """Give every process the first one's parameters and buffers."""
+def broadcast(model: nn.Module) -> None:
+    """Copy the first process's parameters and buffers to all the others."""
     if world() > 1:
         for tensor in model.state_dict().values():
-            held = tensor.contiguous()
-            dist.broadcast(held, 0)
-            tensor.copy_(held)
+            sent = tensor.contiguous()
+            dist.broadcast(sent, 0)
+            tensor.copy_(sent)
 
 
 @torch.no_grad()
 def keep_greatest(counts: list[Tensor]) -> None:
-    """Set every counter (a tensor of one number) to the greatest that a process has."""
+    """Set every counter (a tensor of one number) to its greatest value in any process."""
     if world() > 1 and counts:
-        held = torch.stack(counts)
-        dist.all_reduce(held, dist.ReduceOp.MAX)
-        for count, value in zip(counts, held, strict=True):
+        greatest = torch.stack(counts)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX)
+        for count, value in zip(counts, greatest, strict=True):
             count.copy_(value)
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
-    """Let the batch norms of `model` see the whole batch; their parameters and buffers stay."""
+    """Let the batch norms of `model` see the whole batch; parameters and buffers are kept."""
     if world() == 1:
         return
     for module in list(model.modules()):
@@ -56,7 +56,7 @@ def synchronise_batch_norm(model: nn.Module) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of x over the processes, whose losses are added up: gradients are summed likewise."""
+    """The sum of x over the processes; its gradient is the sum of the processes' gradients."""
 
     @staticmethod
     def forward(ctx, x):
@@ -68,7 +68,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's, which refuses CPU tensors, and for these the same in plain operations."""
+    """torch's synchronised batch norm, which refuses CPU tensors, and the same for CPU tensors."""
 
     @classmethod
     def like(cls, norm: nn.modules.batchnorm._BatchNorm) -> "SyncBatchNorm":

@@ -1,4 +1,4 @@
-"""Progress of long work: a live line on a terminal, plain lines elsewhere."""
+"""Messages and progress on stderr: on a terminal one line that is rewritten, else plain lines."""
 
 import contextlib
 import os
@@ -10,12 +10,12 @@ _PLAIN_EVERY = 30.0  # seconds between plain lines within an epoch
 
 
 def speaks() -> bool:
-    """False in all but the first of the processes that torchrun started."""
+    """False in the processes that torchrun started, except for the first of them."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Write to stderr. A reader that is gone (a closed terminal, a dead `tee`) stops no training."""
+    """Write `text` to stderr. Training goes on if nobody reads it (a closed terminal)."""
     if not speaks():
         return
     with contextlib.suppress(BrokenPipeError):
@@ -23,7 +23,7 @@ def say(text: str, end: str = "\n") -> None:
 
 
 class Progress:
-    """Reports epochs of one run on stderr."""
+    """Reports the epochs of one run on stderr."""
 
     def __init__(self, name: str, epochs: int, images: int) -> None:
         self.name, self.epochs, self.images = name, epochs, images
@@ -32,7 +32,7 @@ class Progress:
         self.first_epoch: int | None = None
 
     def step(self, epoch: int, count: int) -> None:
-        """`count` images of `epoch` are done."""
+        """Report that `count` images of `epoch` are done."""
         if self.first_epoch is None:
             self.first_epoch = epoch
         now = time.monotonic()
@@ -49,7 +49,7 @@ class Progress:
         say(f"\r\033[K{text}" if self.live else text, end="" if self.live else "\n")
 
     def epoch(self, row: dict, images_per_s: float) -> None:
-        """An epoch is done; `row` holds its metrics."""
+        """Report that an epoch is done; `row` holds its metrics."""
         now = time.monotonic()
         done = row["epoch"] - (self.first_epoch or row["epoch"]) + 1
         left = (self.epochs - row["epoch"]) * (now - self.began) / done

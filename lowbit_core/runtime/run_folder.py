@@ -1,7 +1,7 @@
 """The files of one run (results/runs/<run_id>/): append-only tables, checkpoint, final record.
 
-Every file can be checked: tensors by the CRC of their zip records, the others by the SHA-256 that
-final.json keeps of each, final.json by its own; while a run lasts, its checkpoint holds its tables.
+Damage to any file is noticed: files of tensors have a CRC for each zip record, final.json has a
+checksum of itself and of each other file, and the checkpoint has a copy of the growing tables.
 """
 
 import csv
@@ -18,35 +18,23 @@ from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import checksum, write_bytes, write_json, write_text
 
 TABLES = ("metrics.csv", "timings.csv", "weight_state.csv")
+MEASURED = ("weight_histograms.json", "channel_error.csv")
 WEIGHTS = "weights.pt"
-SEALED = (
-    "config.json",
-    "layers.json",
-    *TABLES,
-    "weight_histograms.json",
-    "channel_error.csv",
-    WEIGHTS,
-)
+SEALED = ("config.json", "layers.json", *TABLES, *MEASURED, WEIGHTS)
 
 METRICS = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
 TIMINGS = ("epoch", "seconds", "images_per_s", "data_wait_share", "peak_memory_mb")
 WEIGHT_STATE = ("epoch", "layer", "mismatch", "flip_rate", "level_min", "level_max", "used_levels")
-CHANNEL_ERROR = (
-    "layer",
-    "channel",
-    "variance",
-    "error_equal",
-    "error_inverse_variance",
-    "error_median",
-)
+CHANNEL_ERROR = ("layer", "channel", "variance")
+CHANNEL_ERROR += ("error_equal", "error_inverse_variance", "error_median")
 
 
 def check_run_id(name: object) -> str:
-    """The name, if it is that of a folder; InputError for one that leads elsewhere."""
+    """Return `name` if it is one plain folder name; raise InputError if it could lead elsewhere."""
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise InputError(
-            f"run {name!r}: a run's name is made of letters, digits, `_`, `-` and `.`, and does not "
-            "begin with `-` or `.`"
+            f"run {name!r}: a run's name consists of letters, digits, `_`, `-` and `.`, and does "
+            "not begin with `-` or `.`"
         )
     return name
 
@@ -58,7 +46,7 @@ def _cell(value: object) -> object:
 
 
 def table_text(columns: tuple[str, ...], rows: list[dict], header: bool = True) -> str:
-    """CSV text with a fixed float format, so that equal runs give equal bytes."""
+    """CSV text with floats of eight digits, so that equal runs give equal bytes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     if header:
@@ -68,29 +56,29 @@ def table_text(columns: tuple[str, ...], rows: list[dict], header: bool = True) 
 
 
 class RunFolder:
-    """Paths and tables of one run."""
+    """The folder of one run, which is made if it is missing: reads and writes its files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
 
     def append(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
-        """Add rows to the table `name`; the header comes with the first."""
+        """Append rows to the table `name`; a new table gets its header first."""
         path = self.path / name
         try:
             with path.open("a") as file:
                 file.write(table_text(columns, rows, header=path.stat().st_size == 0))
         except OSError as error:
-            error.filename = str(path)  # a full disk does not say where
+            error.filename = str(path)  # the error of a full disk names no file
             raise
 
     def tables(self) -> dict[str, str]:
-        """The text of every table that there is, by name: what a checkpoint keeps."""
+        """The text of each table that exists, by file name; the checkpoint has this copy."""
         paths = [self.path / name for name in TABLES]
         return {path.name: path.read_text() for path in paths if path.exists()}
 
     def restore_tables(self, texts: dict[str, str]) -> None:
-        """Put the tables back as they were; rows written later, or torn, are gone."""
+        """Write the tables back as they were; rows that were written later are removed."""
         for name in TABLES:
             if name in texts:
                 write_text(self.path / name, texts[name])
@@ -114,12 +102,12 @@ class RunFolder:
         write_json(self.path / name, value)
 
     def remove(self, *names: str) -> None:
-        """Delete files of the run, where they are there."""
+        """Delete those of the named files that exist."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
     def finish(self, final: dict) -> dict:
-        """Write final.json: `final` with the checksums of the run's files and its own."""
+        """Write final.json: `final`, a checksum of each of the run's files, and one of itself."""
         files = {name: _sha256(self.path / name) for name in SEALED if (self.path / name).exists()}
         final = {**final, "files": files}
         final["checksum"] = checksum(final)
@@ -127,9 +115,9 @@ class RunFolder:
         return final
 
     def finished(self, weights: bool = False) -> dict | None:
-        """final.json, its files checked, with `weights` the network's too; None if there is none.
+        """Read final.json and check the files it lists; None if there is no final.json.
 
-        Raises InputError that names a damaged file.
+        `weights`: check weights.pt too. Raises InputError naming the damaged file.
         """
         final = self.read_json("final.json")
         if final is None:
@@ -150,53 +138,29 @@ class RunFolder:
         return final
 
     def save_tensors(self, name: str, value: dict) -> None:
-        buffer = io.BytesIO()  # so that a full disk is an OSError, not one of torch's own
+        buffer = io.BytesIO()  # a full disk then raises OSError, not an error of torch's writer
         torch.save(value, buffer)
         write_bytes(self.path / name, buffer.getvalue())
 
-    def load_tensors(self, name: str) -> dict | None:
-        """The saved dict; None if it is not there; InputError if it cannot be read."""
-        path = self.path / name
-        return load_tensors(path) if path.exists() else None
 
+class ReadOnlyFolder(RunFolder):
+    """The run's folder in every process but the first, which alone writes: nothing is written."""
 
-class UnwrittenFolder(RunFolder):
-    """The folder of a run as another process writes it: it is read here, and nothing is written."""
+    def _ignore(self, *_arguments: object) -> None:
+        """Write nothing."""
 
-    def append(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
-        pass
-
-    def restore_tables(self, texts: dict[str, str]) -> None:
-        pass
-
-    def write_table(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
-        pass
-
-    def write_json(self, name: str, value: object) -> None:
-        pass
-
-    def save_tensors(self, name: str, value: dict) -> None:
-        pass
-
-    def remove(self, *names: str) -> None:
-        pass
+    append = restore_tables = write_table = write_json = save_tensors = remove = _ignore
 
     def finish(self, final: dict) -> dict:
         return final
 
 
-def check_tensors(path: Path) -> None:
-    """Compare every record of the file with its CRC-32 (torch does not); zipfile.BadZipFile."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"record {damaged} is damaged")
-
-
 def load_tensors(path: Path) -> dict:
     """Read tensors without running code. Raises InputError naming a missing or damaged file."""
     try:
-        check_tensors(path)
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch does not compare the records with their CRC
+                raise zipfile.BadZipFile
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"checkpoint {path} is missing: rerun the job that trains it") from error

@@ -10,14 +10,10 @@ from lowbit_core.runtime.run_folder import RunFolder
 class RunStatus(Enum):
     """What a run folder holds of one run."""
 
-    ABSENT = "absent"
-    """No final record."""
-    OTHER = "other"
-    """The final record of another run (another configuration, or other code)."""
-    DAMAGED = "damaged"
-    """A final record whose files are missing, or are not what was written."""
-    DONE = "done"
-    """The whole record of exactly this run."""
+    ABSENT = "absent"  # no final record
+    OTHER = "other"  # the final record of another run: another configuration, or other code
+    DAMAGED = "damaged"  # a final record whose files are missing, or are not what was written
+    DONE = "done"  # the whole record of exactly this run
 
 
 def run_status(folder: Path, run_key: str, *, weights: bool) -> tuple[RunStatus, str]:

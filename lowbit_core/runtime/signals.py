@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: training ends its step, saves, and leaves with one line and exit code 128 + n."""
+"""SIGINT and SIGTERM: training finishes its step, saves, prints one line and exits with 128 + n."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from lowbit_core.runtime.progress import speaks
 
 AGAIN = "run the same command again to go on"
 _asked: signal.Signals | None = None
-_held = False
+_deferred = False
 
 
 def listen() -> None:
@@ -22,30 +22,30 @@ def listen() -> None:
 def _note(number: int, _frame: object) -> None:
     global _asked
     _asked = signal.Signals(number)
-    if not _held:  # not an exception: Python swallows one that is raised in a destructor
+    if not _deferred:  # not an exception: Python swallows one that is raised in a destructor
         _say("everything that was done is kept")
         os._exit(128 + number)
 
 
 def asked() -> bool:
-    """True once a signal came."""
+    """True once a signal was received."""
     return _asked is not None
 
 
 def number() -> int:
-    """The signal that came, 0 if none did."""
+    """The number of the signal that was received, 0 if none was."""
     return int(_asked or 0)
 
 
 def ask(number: int) -> None:
-    """Note a signal that another process of this run was sent; 0: none."""
+    """Request a stop, as if this process had received signal `number`; 0 requests nothing."""
     global _asked
     if number:
         _asked = signal.Signals(number)
 
 
 def leave(saved: str) -> None:
-    """End the process: raises StopTraining after one line that tells what was saved."""
+    """Print one line that says what was saved, and raise StopTraining."""
     _say(saved)
     raise StopTraining(128 + _asked)
 
@@ -53,19 +53,20 @@ def leave(saved: str) -> None:
 def _say(saved: str) -> None:
     if not speaks():
         return
-    with suppress(OSError):  # the reader may be gone; not print, which must not be entered twice
+    # Not `print`, which a signal handler may not enter while it runs. The reader may be gone.
+    with suppress(OSError):
         os.write(2, f"stopped by {_asked.name}: {saved}; {AGAIN}\n".encode())
 
 
 @contextmanager
-def held(saved: str) -> Iterator[None]:
-    """A signal waits until the block ends, or until the block itself calls `leave`.
+def deferred(saved: str) -> Iterator[None]:
+    """Let a signal take effect only when the block ends, or when the block calls `leave`.
 
-    `saved` tells what a rerun goes on from. An error that comes with the signal (it ends the
-    compiler's processes too) is not reported as one.
+    `saved` says what a rerun goes on from. An error after a signal is not reported as one: Ctrl-C
+    ends the compiler's processes too.
     """
-    global _held
-    _held = True
+    global _deferred
+    _deferred = True
     try:
         yield
     except OSError:
@@ -75,6 +76,6 @@ def held(saved: str) -> Iterator[None]:
             leave(f"{saved}; the step was given up ({type(error).__name__})")
         raise
     finally:
-        _held = False
+        _deferred = False
     if asked():
         leave(saved)

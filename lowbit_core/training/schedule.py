@@ -1,4 +1,4 @@
-"""The learning rate and the optimizer's parameter groups."""
+"""The learning rate of each step, and the optimizer's parameter groups."""
 
 import math
 
@@ -9,7 +9,7 @@ from lowbit_core.conversion.layers import QuantLayer
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
-    """Linear warm-up over `warmup` steps, then a cosine to zero at `total`. `step` counts from 0."""
+    """Linear warm-up over `warmup` steps, then a cosine to zero at `total`; `step` is from 0."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak / 2 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
@@ -18,8 +18,8 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
 def parameter_groups(model: nn.Module, recipe: dict) -> list[dict]:
     """SGD groups: `weights` (decayed), `plain` (norms and biases: no decay), and the quantizers'.
 
-    Each group carries `lr_scale`, a factor on the schedule's learning rate. A quantizer parameter
-    without a group is an error of its class, raised as KeyError.
+    Each group has `lr_scale`, a factor on the schedule's learning rate. Raises KeyError if a
+    quantizer's class names no group for one of its parameters.
     """
     settings = {
         "weights": {"lr_scale": 1.0, "weight_decay": recipe["weight_decay"]},

@@ -17,8 +17,10 @@ from lowbit_core.data.loader import BatchLoader, make_loader
 from lowbit_core.parallel import processes, synchronise
 from lowbit_core.runtime import signals
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.progress import Progress
 from lowbit_core.runtime.run_folder import load_tensors
 from lowbit_core.training import run as training
+from lowbit_core.training.build import build_run
 from lowbit_core.training.run import Place, train_run
 
 PROCESSES = 2
@@ -28,17 +30,18 @@ STEPS = {"epochs": 2, "train_images": 192, "batch_size": 64, "augmentation": "cr
 
 @pytest.fixture
 def double(monkeypatch):
-    """Train in float64: in float32 the order of a sum flips a code now and then."""
-    build, epoch = training._Run._build_model, BatchLoader.epoch
+    """Train in float64: in float32 the order of a sum can change a code."""
+    epoch = BatchLoader.epoch
 
-    def build_double(self, method):
-        build(self, method)
-        self.model.double()
+    def build_double(*arguments):
+        run = build_run(*arguments)
+        run.model.double()
+        return run
 
     def epoch_double(self, e):
         return ((images.double(), labels) for images, labels in epoch(self, e))
 
-    monkeypatch.setattr(training._Run, "_build_model", build_double)
+    monkeypatch.setattr(training, "build_run", build_double)
     monkeypatch.setattr(BatchLoader, "epoch", epoch_double)
 
 
@@ -56,7 +59,7 @@ def _enter(work, rank, folder, arguments, failed):
 
 
 def together(folder, work, *arguments):
-    """Run `work` in two processes of one group: forks, which need not import everything anew."""
+    """Run `work` in two forked processes of one group; a fork need not import everything again."""
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("fork")
     failed = context.Event()
@@ -105,8 +108,8 @@ def test_two_processes_train_as_one(method, double, digits_root, tmp_path):
 
 
 def _stopped(settings, root, runs, steps):
-    """Train; in the second process a signal comes in each of `steps`, counted over all resumes."""
-    count, original = [0], training.Progress.step
+    """Train; the second process gets a signal in each of `steps`, counted over all resumes."""
+    count, original = [0], Progress.step
 
     def step(self, epoch, images):
         count[0] += 1
@@ -114,7 +117,7 @@ def _stopped(settings, root, runs, steps):
             signals.ask(signal.SIGTERM)
         original(self, epoch, images)
 
-    training.Progress.step = step
+    Progress.step = step
     stops = 0
     while True:
         try:

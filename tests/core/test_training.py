@@ -15,9 +15,13 @@ from lowbit_core.conversion.layers import QuantLayer
 from lowbit_core.kernels.fused import compiler_found, set_compile
 from lowbit_core.runtime import files
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.progress import Progress
 from lowbit_core.runtime.run_folder import METRICS, RunFolder, load_tensors
+from lowbit_core.runtime.run_status import RunStatus, run_status
+from lowbit_core.training import diagnostics, loop, state
 from lowbit_core.training import run as training
-from lowbit_core.training.run import Place, diagnostics, is_finished, train_run, unfinished
+from lowbit_core.training.build import build_run
+from lowbit_core.training.run import Place, train_run
 
 CLOCK = {"created", "seconds", "files", "checksum"}  # of final.json
 
@@ -32,17 +36,26 @@ def train(settings, root, runs):
     )
 
 
-def kill_after(monkeypatch, epoch, moment="_save"):
-    """Make training stop in the `epoch`-th call of `moment`: after the checkpoint is written."""
-    original = getattr(training._Run, moment)
+def status_of(settings, runs):
+    """What `runs` holds of the run, its weights included, and the damage."""
+    return run_status(runs / settings["run_id"], settings["run_key"], weights=True)
 
-    def stop(self, at, *arguments):
-        result = original(self, at, *arguments)
+
+def is_finished(settings, runs):
+    return status_of(settings, runs)[0] is RunStatus.DONE
+
+
+def kill_after(monkeypatch, epoch, module=state, moment="save"):
+    """Make training stop after `module.moment` of an epoch: once its checkpoint is written."""
+    original = getattr(module, moment)
+
+    def stop(run, at, *arguments):
+        result = original(run, at, *arguments)
         if at == epoch:
             raise Killed
         return result
 
-    monkeypatch.setattr(training._Run, moment, stop)
+    monkeypatch.setattr(module, moment, stop)
 
 
 def assert_same_run(one, other):
@@ -118,7 +131,8 @@ def test_a_kill_between_metrics_and_checkpoint_repeats_the_epoch(
     digits_root, tmp_path, monkeypatch, whole
 ):
     with monkeypatch.context() as patch:
-        kill_after(patch, 3, "_record_weights")  # rows of epoch 3 are written, its state is not
+        # The rows of epoch 3 are written, its state is not.
+        kill_after(patch, 3, diagnostics, "record_weights")
         with pytest.raises(Killed):
             train(config(), digits_root, tmp_path)
     folder = tmp_path / "run"
@@ -134,7 +148,7 @@ def test_a_kill_between_metrics_and_checkpoint_repeats_the_epoch(
 
 def test_a_kill_before_the_first_checkpoint_starts_again(digits_root, tmp_path, monkeypatch, whole):
     with monkeypatch.context() as patch:
-        kill_after(patch, 1, "_record_weights")
+        kill_after(patch, 1, diagnostics, "record_weights")
         with pytest.raises(Killed):
             train(config(), digits_root, tmp_path)
     train(config(), digits_root, tmp_path)
@@ -146,7 +160,7 @@ def test_a_kill_in_the_last_step_only_finishes(digits_root, tmp_path, monkeypatc
         kill_after(patch, 4)
         with pytest.raises(Killed):
             train(config(), digits_root, tmp_path)
-        patch.setattr(training._Run, "_train_epoch", None)  # must not be called
+        patch.setattr(loop, "train_epoch", None)  # must not be called
         train(config(), digits_root, tmp_path)
     assert_same_run(tmp_path / "run", whole("direct"))
 
@@ -158,7 +172,7 @@ def test_a_finished_run_is_not_trained_again(digits_root, tmp_path, monkeypatch)
     settings = config("pact", epochs=1)
     first = train(settings, digits_root, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()}
-    monkeypatch.setattr(training, "_Run", None)
+    monkeypatch.setattr(training, "build_run", None)
     assert is_finished(settings, tmp_path)
     assert train(settings, digits_root, tmp_path) == first
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").iterdir()} == before
@@ -225,7 +239,7 @@ def test_methods_start_from_the_shared_checkpoint(digits_root, tmp_path):
 
 
 def test_every_activation_quantizer_is_calibrated_whatever_gave_it_its_bits(digits_root, tmp_path):
-    """32-bit activations by plan, but 8 bits by exception or at the first and last layer."""
+    """Activations have 32 bits, but 8 bits by exception or in the first and last layer."""
     policy = {"first_last": "8bit", "shortcut": "quantized", "exceptions": {}}
     train(config("pact", a=32, epochs=0, policy=policy), digits_root, tmp_path)
     state = load_tensors(tmp_path / "run" / "weights.pt")
@@ -264,9 +278,9 @@ def test_an_absurd_learning_rate_ends_as_diverged(method, bits, digits_root, tmp
 
 
 def test_a_run_that_breaks_in_its_last_step_has_diverged(digits_root, tmp_path, monkeypatch):
-    """The loss of the last epoch was taken before the step that broke the weights."""
+    """The loss of the last epoch is measured before the step that breaks the weights."""
     monkeypatch.setattr(
-        training, "learning_rate", lambda step, total, *_: 0.01 if step < total - 1 else 1e38
+        loop, "learning_rate", lambda step, total, *_: 0.01 if step < total - 1 else 1e38
     )
     final = train(config("fp", epochs=2), digits_root, tmp_path)
     assert final["status"] == "diverged" and final["top1"] is None
@@ -277,12 +291,11 @@ def test_a_run_that_breaks_in_its_last_step_has_diverged(digits_root, tmp_path, 
 def test_a_batch_with_nan_is_counted_and_the_run_marked_diverged(
     digits_root, tmp_path, monkeypatch
 ):
-    """One bad activation in one batch: the layer that saw it is named."""
-    original = training._Run._build_model
+    """One NaN in one batch: the layer whose input had it is named."""
 
-    def poisoned(self, method):
-        original(self, method)
-        layer = [m for m in self.model.modules() if isinstance(m, QuantLayer)][1]
+    def poisoned(*arguments):
+        run = build_run(*arguments)
+        layer = [m for m in run.model.modules() if isinstance(m, QuantLayer)][1]
         calls = []
 
         def poison(_layer, inputs):
@@ -294,8 +307,9 @@ def test_a_batch_with_nan_is_counted_and_the_run_marked_diverged(
             return None
 
         layer.register_forward_pre_hook(poison)
+        return run
 
-    monkeypatch.setattr(training._Run, "_build_model", poisoned)
+    monkeypatch.setattr(training, "build_run", poisoned)
     final = train(config("direct", epochs=3), digits_root, tmp_path)
     assert final["status"] == "diverged" and final["epochs_done"] == 1
     named = [row["layer"] for row in json.loads((tmp_path / "run" / "layers.json").read_text())]
@@ -304,18 +318,18 @@ def test_a_batch_with_nan_is_counted_and_the_run_marked_diverged(
 
 
 def dies_in_step(number, monkeypatch, what, attempts=1):
-    """From the pass `number` on, in the first attempts, the second quantized layer is dead.
+    """In the first `attempts`, the second quantized layer is dead from pass `number` on.
 
     All its codes become one, or the levels of its weights or its inputs fall together.
     """
-    original, seen = training._Run._build_model, []
+    seen = []
 
-    def build(self, method):
-        original(self, method)
-        seen.append(self)
+    def build(*arguments):
+        run = build_run(*arguments)
+        seen.append(run)
         if len(seen) > attempts:
-            return
-        layer = [m for m in self.model.modules() if isinstance(m, QuantLayer)][1]
+            return run
+        layer = [m for m in run.model.modules() if isinstance(m, QuantLayer)][1]
         passes = []
 
         def die(_layer, inputs):
@@ -334,8 +348,9 @@ def dies_in_step(number, monkeypatch, what, attempts=1):
             return inputs
 
         layer.register_forward_pre_hook(die)
+        return run
 
-    monkeypatch.setattr(training._Run, "_build_model", build)
+    monkeypatch.setattr(training, "build_run", build)
     return seen
 
 
@@ -512,12 +527,11 @@ def test_a_damaged_file_of_a_finished_run_is_named(name, damage, whole, tmp_path
     elif damage != "missing":
         data = {"empty": b"", "cut": data[: len(data) // 2], "junk": b"\x00\xff"}[damage]
     path.unlink() if damage == "missing" else path.write_bytes(data)
-    assert not is_finished(settings, tmp_path / "damaged")
-    said = unfinished(settings, tmp_path / "damaged")
+    status, said = status_of(settings, tmp_path / "damaged")
     if (name, damage) == ("final.json", "missing"):  # what an unfinished run looks like
-        assert said == ""
+        assert status is RunStatus.ABSENT and said == ""
     else:
-        assert "\n" not in said and str(path) in said
+        assert status is RunStatus.DAMAGED and "\n" not in said and str(path) in said
 
 
 def test_a_damaged_run_is_made_again(whole, digits_root, tmp_path, capsys):
@@ -541,7 +555,7 @@ def test_missing_data_is_named(tmp_path):
 
 
 def test_a_full_disk_is_an_error_that_the_command_line_can_report(tmp_path):
-    """Not a RuntimeError of torch's writer, which would end in a traceback."""
+    """It is an OSError, not a RuntimeError of torch's writer, which would end in a traceback."""
     folder = RunFolder(tmp_path)
     (tmp_path / "old.pt").write_bytes(b"old")
     full = tmp_path / ".old.pt.tmp"
@@ -568,11 +582,10 @@ def test_tables_have_fixed_formats(tmp_path):
 
 
 def test_observing_does_not_change_a_run(digits_root, tmp_path, monkeypatch, whole):
-    monkeypatch.setattr(training.diagnostics, "weight_state", lambda model, previous: ([], {}))
+    monkeypatch.setattr(diagnostics, "weight_state", lambda model, previous: ([], {}))
     train(config("lq_nets"), digits_root, tmp_path)
     states = [load_tensors(f / "weights.pt") for f in (tmp_path / "run", whole("lq_nets"))]
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
-    assert diagnostics.weight_state is training.diagnostics.weight_state
 
 
 class Reads(TorchDispatchMode):
@@ -601,15 +614,15 @@ class Reads(TorchDispatchMode):
 def test_no_step_waits_for_the_device(method, digits_root, tmp_path):
     counts = []
     for images in (128, 512):
-        run = training._Run(
+        run = build_run(
             config(method, train_images=images, augmentation="crop_flip"),
             baselines.method(method),
             Place(digits_root, tmp_path / str(images), torch.device("cpu")),
         )
-        run._start()
-        progress = training.Progress("run", 1, images)
+        _, sums = state.start(run, None)
+        progress = Progress("run", 1, images)
         with Reads() as reads:
-            run._train_epoch(1, progress)
+            loop.train_epoch(run, 1, sums, progress)
         counts.append(reads.count)
     assert counts[0] == counts[1] > 0  # only at the epoch's end
 

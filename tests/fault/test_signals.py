@@ -18,6 +18,7 @@ from lowbit_core.runtime import signals
 from lowbit_core.runtime.errors import StopTraining
 from lowbit_core.runtime.progress import Progress
 from lowbit_core.training import run as training
+from lowbit_core.training.build import build_run
 from lowbit_core.training.run import Place, train_run
 
 SAVED = re.compile(
@@ -129,15 +130,15 @@ def test_every_option_resumes_within_the_epoch(
 
 def test_random_numbers_go_on_where_they_were(listening, digits_root, tmp_path, monkeypatch):
     """No network of ours draws any in training; one that does (dropout) resumes exactly too."""
-    original = training._Run._build_model
 
-    def with_dropout(self, method):
-        original(self, method)
-        self.model.register_forward_hook(
+    def with_dropout(*arguments):
+        run = build_run(*arguments)
+        run.model.register_forward_hook(
             lambda m, _, y: torch.nn.functional.dropout(y, 0.5, m.training)
         )
+        return run
 
-    monkeypatch.setattr(training._Run, "_build_model", with_dropout)
+    monkeypatch.setattr(training, "build_run", with_dropout)
     settings = config("pact")
     stopped_after(set(), settings, digits_root, tmp_path / "whole", monkeypatch)
     assert stopped_after({2, 5, 8}, settings, digits_root, tmp_path / "stopped", monkeypatch) == 3
@@ -147,7 +148,7 @@ def test_random_numbers_go_on_where_they_were(listening, digits_root, tmp_path, 
 def test_a_signal_outside_of_training_steps_ends_at_once(tmp_path):
     """Also one that arrives in a destructor, where Python would swallow an exception."""
     code = (
-        "import os, signal; from lowbit_core import signals; signals.listen()\n"
+        "import os, signal; from lowbit_core.runtime import signals; signals.listen()\n"
         "class Dying:\n    def __del__(self): os.kill(os.getpid(), signal.SIGINT)\n"
         "d = Dying()\ndel d\nwhile True: pass"
     )
@@ -160,7 +161,7 @@ def test_a_signal_outside_of_training_steps_ends_at_once(tmp_path):
 
 def test_an_error_that_a_signal_brings_is_not_reported_as_one(listening, capfd):
     """Ctrl-C ends the compiler's processes too: the failed compilation is no error of its own."""
-    with pytest.raises(StopTraining), signals.held("run x is saved up to epoch 3"):
+    with pytest.raises(StopTraining), signals.deferred("run x is saved up to epoch 3"):
         os.kill(os.getpid(), signal.SIGINT)
         raise RuntimeError("C++ compile error")
     assert "saved up to epoch 3" in capfd.readouterr().err

@@ -1,0 +1,202 @@
+"""Build what one run trains with: its data, its network and its optimizer."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lowbit_core import models
+from lowbit_core.conversion.policy import QuantPolicy
+from lowbit_core.conversion.swap import convert
+from lowbit_core.data.loader import BatchLoader, make_loader
+from lowbit_core.data.splits import split_indices
+from lowbit_core.datasets.catalog import dataset as dataset_named
+from lowbit_core.datasets.manifest import read_labels
+from lowbit_core.kernels.fused import set_compile
+from lowbit_core.parallel import processes
+from lowbit_core.quantizers.interface import Method
+from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.run_folder import WEIGHTS, ReadOnlyFolder, RunFolder, load_tensors
+from lowbit_core.training.divergence import first_layer_with_bad_state
+from lowbit_core.training.schedule import parameter_groups
+
+CALIBRATION_IMAGES = 256
+# On a GPU, shorter runs take less time uncompiled; compiling a whole model takes a minute or more.
+MIN_STEPS_TO_COMPILE = 50
+MIN_STEPS_TO_COMPILE_MODEL = 2000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run trains. None of this changes its numbers, except for the device's arithmetic."""
+
+    data: Path
+    runs: Path
+    device: torch.device
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Data:
+    """The batches of a run; of `train`, `val` and `test` each process loads its part."""
+
+    train: BatchLoader
+    val: BatchLoader
+    test: BatchLoader
+    fit: BatchLoader  # one batch of training images, the same in every process, for calibration
+    held_out: BatchLoader  # one batch of validation images, likewise, for the error by channel
+
+
+@dataclass(eq=False)
+class Run:
+    """One attempt to train a run, and what it remembers besides its network and optimizer."""
+
+    config: dict
+    method: Method
+    place: Place
+    earlier: list[dict]  # attempts that diverged; each one halves the learning rate
+    folder: RunFolder
+    data: Data
+    model: nn.Module
+    report: list[dict]  # one row per layer: what was quantized, and how
+    ema: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    network: nn.Module  # what a training step calls: the model, or its compiled form
+    compiled: str  # "off", "quantizers" or "model"
+    started: float = field(default_factory=time.monotonic)  # the time of day may be set back
+    start_histograms: dict = field(default_factory=dict)  # of the weights before training
+    codes: dict = field(default_factory=dict)  # of the weights at the end of the last epoch
+
+    @property
+    def recipe(self) -> dict:
+        return self.config["recipe"]
+
+    @property
+    def lr(self) -> float:
+        """The recipe's peak learning rate, halved by every restart."""
+        return self.recipe["lr"] / 2 ** len(self.earlier)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the forward pass."""
+        reduced = self.recipe["precision"] == "bf16"
+        return torch.autocast(self.place.device.type, torch.bfloat16, enabled=reduced)
+
+
+def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | tuple = ()) -> Run:
+    """Build the run that `config` describes, from its seed; nothing is trained or written yet."""
+    _require_exact_kernels(config.get("deterministic", False))
+    torch.set_num_threads(place.threads)
+    torch.manual_seed(config["seed"])
+    recipe = config["recipe"]
+    data = _load_data(config, place)
+    model, report = _build_model(config, method, place)
+    ema = None
+    if recipe["ema"]:
+        average = get_ema_multi_avg_fn(recipe["ema"])
+        ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    optimizer = torch.optim.SGD(
+        parameter_groups(model, recipe),
+        lr=recipe["lr"],  # the loop sets it in every step
+        momentum=recipe["momentum"],
+        nesterov=recipe["nesterov"] and recipe["momentum"] > 0,
+        fused=True,
+    )
+    on_gpu = place.device.type == "cuda"
+    quantized = any(row["status"] == "quantized" for row in report)
+    steps = len(data.train) * recipe["epochs"]
+    compiled = _switch_compile(config["compile"], on_gpu, quantized, steps)
+    network = model
+    if compiled == "model":  # "reduce-overhead" uses CUDA graphs
+        network = torch.compile(model, mode="reduce-overhead" if on_gpu else "default")
+    path = place.runs / config["run_id"]
+    folder = RunFolder(path) if processes.is_first() else ReadOnlyFolder(path)
+    return Run(
+        config, method, place, list(earlier),
+        folder, data, model, report, ema, optimizer, network, compiled,
+    )  # fmt: skip
+
+
+def _require_exact_kernels(exact: bool) -> None:
+    """Allow only CUDA kernels that add in a fixed order; an operation without one is an error."""
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
+    torch.use_deterministic_algorithms(exact)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time
+
+
+def _load_data(config: dict, place: Place) -> Data:
+    recipe, folder = config["recipe"], place.data / config["dataset"]
+    batch_size = recipe["batch_size"]
+    counts = {key: recipe[key] for key in ("train_images", "val_images")}
+    train, val = split_indices(read_labels(folder, "train"), **counts)
+    if len(train) < batch_size:
+        raise InputError(
+            f"recipe {recipe['name']!r}: batch_size is {batch_size}, more than the {len(train)} "
+            "training images: choose a smaller one"
+        )
+    processes.check_batch_size(batch_size)
+    # `part`: each process loads its part of a batch; `whole`: each loads the same images.
+    whole = {"seed": config["seed"], "backend": config["loader"]}
+    whole |= {"device": place.device, "threads": place.threads}
+    part = whole | {"share": (processes.rank(), processes.world())}
+    augmented = {"train": True, "augmentation": recipe["augmentation"]}
+    large = {"train": False, "batch_size": recipe["eval_batch_size"]}
+    few = {"train": False, "batch_size": CALIBRATION_IMAGES}
+    fit, held_out = (_evenly_spaced(indices, CALIBRATION_IMAGES) for indices in (train, val))
+    return Data(
+        make_loader(folder, "train", indices=train, batch_size=batch_size, **augmented, **part),
+        make_loader(folder, "train", indices=val, **large, **part),
+        make_loader(folder, "test", **large, **part),
+        make_loader(folder, "train", indices=fit, **few, **whole),
+        make_loader(folder, "train", indices=held_out, **few, **whole),
+    )
+
+
+def _evenly_spaced(indices: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the indices, evenly spaced: data sets may be stored class by class."""
+    chosen = np.linspace(0, len(indices), min(count, len(indices)), endpoint=False)
+    return indices[chosen.astype(np.int64)]
+
+
+def _build_model(config: dict, method: Method, place: Place) -> tuple[nn.Module, list[dict]]:
+    """The quantized network on the device, in channels_last layout, and its report."""
+    info = dataset_named(config["dataset"])
+    model = models.build(config["arch"], info.classes, info.channels, **config["arch_options"])
+    if config["pretrained"]:
+        _load_pretrained(model, place.runs / config["pretrained"] / WEIGHTS, config)
+    policy = QuantPolicy(method, config["w_bits"], config["a_bits"], **config["policy"])
+    image = torch.zeros(1, info.channels, info.side, info.side, device=place.device)
+    model = model.to(place.device)
+    report = convert(model, policy, image)
+    return model.to(place.device, memory_format=torch.channels_last), report
+
+
+def _load_pretrained(model: nn.Module, path: Path, config: dict) -> None:
+    try:
+        model.load_state_dict(load_tensors(path))
+    except RuntimeError as error:
+        raise InputError(
+            f"checkpoint {path} does not fit arch {config['arch']!r} with options "
+            f"{config['arch_options']}"
+        ) from error
+    if first_layer_with_bad_state(model) is not None:
+        raise InputError(f"checkpoint {path} diverged: lower the lr of its recipe and rerun")
+
+
+def _switch_compile(mode: str, on_gpu: bool, quantized: bool, steps: int) -> str:
+    """Switch compiled quantizers on or off; returns what is compiled: off, quantizers or model."""
+    if mode == "auto":
+        mode = "quantizers"
+        if on_gpu and steps < MIN_STEPS_TO_COMPILE:
+            mode = "off"
+        elif on_gpu and steps >= MIN_STEPS_TO_COMPILE_MODEL:
+            mode = "model"
+    if mode == "model" and processes.world() > 1:  # communication would split the graph
+        mode = "quantizers"
+    wanted = mode == "model" or (mode == "quantizers" and quantized)
+    return mode if set_compile(wanted) else "off"
