@@ -25,7 +25,7 @@ from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_text
 from lowbit_core.runtime.run_folder import RunFolder
-from workflow.results.checked import check_jobs, read_job
+from workflow.suite.jobs import check_jobs, read_job
 
 ROOT = Path(__file__).parent.parent
 WATCH_EVERY = 5.0  # seconds between looks at the run folders

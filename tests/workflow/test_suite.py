@@ -514,7 +514,7 @@ def test_another_method_leaves_the_keys_of_the_others(monkeypatch):
     config = changed((*E0, "methods"), "all")
     before = keys(config)
     template = baselines.METHODS["pact"]
-    own = Method("zz_new", "New", "#123456", "h", template.weight, template.activation)
+    own = Method("zz_new", template.weight, template.activation)
     monkeypatch.setitem(baselines.METHODS, "zz_new", own)
     monkeypatch.setitem(baselines.SOURCES, "zz_new", baselines.SOURCES["pact"])
     after = keys(config)

@@ -22,23 +22,12 @@ from lowbit_core.datasets.catalog import dataset
 from lowbit_core.quantizers.bits import FLOAT_BITS, bits_label, parse_bits
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_json
+from workflow.comparisons import load_comparisons
 
 ROOT = Path(__file__).parents[2]
 SUITES = ROOT / "config" / "suites"
 SCHEMA = Path(__file__).with_name("suite.schema.yaml")
 DEFAULT_SUITE = "quick"
-# Their runs feed the ablation tables; they go into jobs of their own, so that
-# `snakemake results/ablation_channel_error.csv` trains little else.
-ABLATION_FAMILY = (
-    "fp",
-    "lq_nets",
-    "lq_channel_aware",
-    "direct",
-    "direct_plain",
-    "direct_median",
-    "direct_sign",
-    "indirect",
-)
 COMPILE_MODES = ("auto", "off", "quantizers", "model")
 NO_POLICY = {"first_last": "fp", "shortcut": "quantized", "exceptions": {}}
 # The folders of lowbit_core whose code can change a number: they are part of a run's identity.
@@ -364,6 +353,9 @@ def _recipe_of(recipe: dict, method: str) -> dict:
 
 
 def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
+    # The runs that feed the ablation tables go into jobs of their own, so that
+    # `snakemake results/ablation_channel_error.csv` trains little else.
+    ablation_methods = {"fp", *load_comparisons().ablation_methods}
     by_checkpoint: dict[str, list[dict]] = {}
     jobs: dict[str, Job] = {}
     names: dict[str, str] = {}
@@ -380,7 +372,7 @@ def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
             own = [
                 r
                 for r in reversed(unique.values())
-                if (r["method"] in ABLATION_FAMILY) == (family == "ablation")
+                if (r["method"] in ablation_methods) == (family == "ablation")
             ]
             for part, start in enumerate(range(0, len(own), runs_per_job)):
                 name = f"{names[checkpoint]}-{family}{part}"
