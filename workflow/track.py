@@ -422,7 +422,7 @@ def _suite_runs(suite: str) -> list[dict]:
     """The runs of a suite as the files on disk now define it: read by a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "suite.json"
-        command = [sys.executable, "-m", "workflow.suite.suite", suite, "--out", str(out)]
+        command = [sys.executable, "-m", "workflow.suite", suite, "--out", str(out)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(f"suite {suite}: {done.stderr.strip().splitlines()[-1]}")

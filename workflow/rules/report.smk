@@ -36,7 +36,7 @@ rule suite_config:
         suite=SUITE.name,
         run_keys=sorted(key for job in SUITE.jobs.values() for key in job.keys),
     shell:
-        "{params.python:q} -m workflow.suite.suite {params.suite:q} --out {output:q} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.suite {params.suite:q} --out {output:q} 2>&1 | tee {log:q}"
 
 
 rule html_report:
