@@ -45,5 +45,5 @@ onstart:
 rule all:
     default_target: True
     input:
-        f"{RESULTS}/slice.json" if config["budget_minutes"] else [],
+        [f"{RESULTS}/config.json", f"{RESULTS}/slice.json"] if config["budget_minutes"] else [],
         [] if config["budget_minutes"] else EVERYTHING,

@@ -24,6 +24,7 @@ rule plots:
         " --out {params.out:q} 2>&1 | tee {log:q}"
 
 
+# Made before any training: from it `workflow.track` knows which runs to show while they train.
 rule suite_config:
     output:
         f"{RESULTS}/config.json",
@@ -34,9 +35,12 @@ rule suite_config:
     params:
         python=PYTHON,
         suite=SUITE.name,
+        compile=["--compile", config["compile"]] if config["compile"] else [],
         run_keys=sorted(key for job in SUITE.jobs.values() for key in job.keys),
+    priority: 1
     shell:
-        "{params.python:q} -m workflow.suite {params.suite:q} --out {output:q} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.suite.suite {params.suite:q} {params.compile:q} --out {output:q}"
+        " 2>&1 | tee {log:q}"
 
 
 rule html_report:
