@@ -12,23 +12,37 @@ from lowbit_core.runtime.errors import InputError
 from workflow.away.cost import Costs
 from workflow.away.queue import describe, suite_plan
 from workflow.comparisons import load_comparisons
-from workflow.suite.suite import DEFAULT_SUITE, check_config, load_suite
-from workflow.guard import begin
+from workflow.guard import begin, point_to
+from workflow.suite.settings import configured_suite
+from workflow.suite.suite import DEFAULT_SUITE
+
+# The prepared data under one name, wherever they are: Snakemake reruns jobs whose inputs have other
+# names than before, and where the data are changes no result.
+DATA = config["data"]
+DATA_LINK = ".snakemake/data"
 
 try:
-    check_config(config)
-    SUITE = load_suite(config["suite"], config["compile"]).only(config["datasets"])
-except InputError as error:
+    SUITE = configured_suite(config)
+    point_to(Path(DATA_LINK), Path(DATA))
+except (InputError, OSError) as error:
     sys.exit(f"error: {error}")  # one line; a WorkflowError would add a traceback
+
+
+def unrecorded(value):
+    """A parameter that changes no result, such as a path or a number of processes.
+
+    Snakemake records parameters to rerun jobs (and delete their outputs) when one changes, but not
+    those that are functions of `output`.
+    """
+    return lambda wildcards, output: value
+
 
 IS_DEFAULT = SUITE.name == DEFAULT_SUITE
 RESULTS = "results" if IS_DEFAULT else f"results/{SUITE.name}"
-REPORTS = "reports" if IS_DEFAULT else f"reports/{SUITE.name}"
 RUNS = "results/runs"
 STORE = "results/mlflow"
-DATA = config["data"]
 # The interpreter that runs snakemake, unless each rule gets an environment of its own.
-PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
+PYTHON = unrecorded("python" if workflow.deployment_settings.deployment_method else sys.executable)
 
 JOB_FILES = expand(f"{RESULTS}/jobs/{{job}}.jsonl", job=list(SUITE.jobs))
 TABLES = [
@@ -94,12 +108,22 @@ def job_of(wildcards):
     return SUITE.jobs[wildcards.job]
 
 
-# All data sets before any training: a missing one is found out in the first minute.
-MANIFESTS = expand(
-    f"{DATA}/{{dataset}}/{{split}}.manifest.json",
-    dataset=SUITE.datasets,
-    split=["train", "test"],
-)
+def manifests(datasets):
+    """The manifests of prepared data sets. Their times do not count: a run is known by its key."""
+    names = expand(
+        f"{DATA_LINK}/{{dataset}}/{{split}}.manifest.json",
+        dataset=datasets,
+        split=["train", "test"],
+    )
+    return [ancient(name) for name in names]
+
+
+MANIFESTS = manifests(SUITE.datasets)
+
+
+def job_data(wildcards):
+    """The manifests of the data set that a job trains on."""
+    return manifests([job_of(wildcards).runs[0]["dataset"]])
 
 
 def job_checkpoint(wildcards):
@@ -118,8 +142,7 @@ def job_files(methods):
     return expand(f"{RESULTS}/jobs/{{job}}.jsonl", job=SUITE.jobs_with(methods))
 
 
-def data_folder(wildcards, input):
-    return Path(input.data[0]).parent.parent
+data_folder = unrecorded(DATA)
 
 
 def output_folder(wildcards, output):

@@ -47,11 +47,11 @@ rule record:
     params:
         python=PYTHON,
         suite=SUITE.name,
-        compile=["--compile", config["compile"]] if config["compile"] else [],
-        runs=RUNS,
+        compile=unrecorded(SUITE.config["compile"]),
+        runs=unrecorded(RUNS),
         out=output_folder,
     shell:
-        "{params.python:q} -m workflow.results.record --suite {params.suite:q} {params.compile:q}"
+        "{params.python:q} -m workflow.results.record --suite {params.suite:q} --compile {params.compile}"
         " --runs {params.runs:q} --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 

@@ -12,11 +12,11 @@ rule suite_config:
     params:
         python=PYTHON,
         suite=SUITE.name,
-        compile=["--compile", config["compile"]] if config["compile"] else [],
+        compile=unrecorded(SUITE.config["compile"]),
         run_keys=sorted(key for job in SUITE.jobs.values() for key in job.keys),
     priority: 1
     shell:
-        "{params.python:q} -m workflow.suite {params.suite:q} {params.compile:q} --out {output:q}"
+        "{params.python:q} -m workflow.suite {params.suite:q} --compile {params.compile} --out {output:q}"
         " 2>&1 | tee {log:q}"
 
 
@@ -34,9 +34,9 @@ rule mlflow_sync:
     params:
         python=PYTHON,
         suite=SUITE.name,
-        runs=RUNS,
-        store=STORE,
-        data=DATA,
+        runs=unrecorded(RUNS),
+        store=unrecorded(STORE),
+        data=data_folder,
     shell:
         "{params.python:q} -m workflow.track sync --suite {params.suite:q} --jobs {input.jobs:q}"
         " --runs {params.runs:q} --store {params.store:q} --data {params.data:q}"
