@@ -1,24 +1,31 @@
-# make all    set up, then the sweep of config/config.yaml (or SUITE=...): tables, plots, report
-# make test   set up, then the tests
-# make soak   at least 25 random kills of sweeps, and more: 20 minutes at the most
-# make ui     the MLflow UI on http://127.0.0.1:$(PORT), runs in progress included
-# make bench  speed and memory against peers, to results/benchmarks/ (JPEGS=folder: ImageNet's loader too)
-# make setup  only the set-up; PYTHON=python3.12 names another interpreter
+# make all    set up, then run the suite of config/config.yaml (or SUITE=...): tables, plots, report
+# make test   set up, then run the tests
+# make lint   set up, then check the format, the code and the types (ruff, mypy)
+# make soak   set up, then run the long fault tests: 55 random kills, at most 20 minutes
+# make ui     show the runs in MLflow on http://127.0.0.1:$(PORT), also those that still train
+# make bench  measure speed and memory, to results/benchmarks/ (JPEGS=folder: ImageNet's loader, too)
+# make setup  only set up; PYTHON=python3.12 chooses another interpreter
+# make clean  delete what the set-up and the tests made; results and prepared data stay
 CORES ?= all
 PORT ?= 5000
 
-# Snakemake writes a cache; a home folder that cannot be written must not stop it.
+# Snakemake writes a cache. Where the home folder is read-only, the cache goes into this folder.
 ifneq ($(shell mkdir -p "$$HOME/.cache" 2>/dev/null && test -w "$$HOME/.cache" && echo yes),yes)
 export XDG_CACHE_HOME ?= $(CURDIR)/.cache
 endif
 
-.PHONY: all test soak bench ui setup clean
+.PHONY: all test lint soak bench ui setup clean
 
 all: setup
 	.venv/bin/snakemake --cores $(CORES) $(if $(SUITE),--config suite=$(SUITE) --) all
 
 test: setup
 	.venv/bin/python -m pytest
+
+lint: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
 
 soak: setup
 	.venv/bin/python -m pytest tests/fault -m soak -v
@@ -33,7 +40,6 @@ ui: setup
 setup:
 	@sh tools/setup.sh
 
-# Only what the set-up and the tests made: results, reports and prepared data stay.
 clean:
-	rm -rf .venv .cache .pytest_cache .hypothesis .ruff_cache build *.egg-info
+	rm -rf .venv .cache .pytest_cache .hypothesis .ruff_cache .mypy_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

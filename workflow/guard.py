@@ -1,24 +1,23 @@
-"""What holds for a whole sweep: one at a time in a folder, and signals that reach its jobs."""
+"""One sweep (a Snakemake call) at a time in a folder, and signals that reach the jobs of a sweep."""
 
 import fcntl
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import IO
 
 import psutil
 
-OURS = ("workflow.", "lowbit_core.")
-_lock = None  # open for the life of the process: the kernel drops the lock with it
+OUR_MODULES = ("workflow.", "lowbit_core.")
+_lock = None  # open as long as the process lives: the kernel drops the lock when it ends
 
 
 def begin(folder: Path) -> None:
     """Called once before the first job; ends the process if another sweep works in `folder`."""
     global _lock
-    _lock = (folder / ".snakemake" / "sweep.lock").open("a+")
-    try:
-        fcntl.flock(_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    _lock = _lock_file(folder)
+    if not _try_lock(_lock):
         _lock.seek(0)
         sys.exit(
             f"error: another sweep is running in {folder} (process {_lock.read().strip()}): "
@@ -29,18 +28,46 @@ def begin(folder: Path) -> None:
     _pass_on_sigterm()
 
 
+def point_to(link: Path, folder: Path) -> None:
+    """Make `link` a symbolic link to `folder`, which is made if it is missing.
+
+    A link that a sweep in this folder uses stays as it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.readlink() == folder.resolve():
+        return
+    link.parent.mkdir(exist_ok=True)
+    with _lock_file(Path.cwd()) as lock:
+        if _try_lock(lock):
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder.resolve())
+
+
+def _lock_file(folder: Path) -> IO[str]:
+    return (folder / ".snakemake" / "sweep.lock").open("a+")
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Lock the file until it is closed; False if another process holds the lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _pass_on_sigterm() -> None:
-    """Snakemake answers SIGTERM by waiting for running jobs: they are told to stop."""
-    snakemakes_own = signal.getsignal(signal.SIGTERM)
+    """Send SIGTERM on to the jobs, for which Snakemake itself would only wait."""
+    answer_of_snakemake = signal.getsignal(signal.SIGTERM)
 
     def stop(number: int, frame: object) -> None:
-        snakemakes_own(number, frame)
+        answer_of_snakemake(number, frame)
         for child in psutil.Process().children(recursive=True):
             try:
-                if any(word.startswith(OURS) for word in child.cmdline()):
+                if any(word.startswith(OUR_MODULES) for word in child.cmdline()):
                     child.send_signal(number)
             except psutil.NoSuchProcess:
                 continue
 
-    if callable(snakemakes_own):
+    if callable(answer_of_snakemake):
         signal.signal(signal.SIGTERM, stop)

@@ -1,71 +1,43 @@
-"""MLflow tracking from the files that runs leave: `python -m workflow.track sync|watch|ui`.
+"""MLflow tracking: `python -m workflow.track sync|watch|ui`.
 
-Training never talks to MLflow. One writer at a time copies what is new from the run folders into
-a sqlite store, so a failure here costs no result, and a repeated sync adds nothing twice.
+Training does not use MLflow. This module copies what is new in the run folders into an MLflow
+store, one writer at a time. A failure here costs no result; a repeated copy adds nothing twice.
 """
 
 import argparse
 import csv
-import fcntl
 import json
 import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import write_text
-from lowbit_core.runtime.run_folder import RunFolder
-from workflow.results.checked import check_jobs, read_job
+from lowbit_core.runtime.files import locked, write_text
+from lowbit_core.runtime.run_folder import SEALED, WEIGHTS, RunFolder
+from workflow.suite.jobs import ROLES, check_jobs, read_jobs
+from workflow.ui import check_port, serve
 
-ROOT = Path(__file__).parent.parent
-WATCH_EVERY = 5.0  # seconds between looks at the run folders
-ARTIFACTS = (
-    "config.json",
-    "metrics.csv",
-    "timings.csv",
-    "layers.json",
-    "weight_state.csv",
-    "channel_error.csv",
-    "weight_histograms.json",
-    "final.json",
-)
-EPOCH_METRICS = (
-    "train_loss",
-    "train_top1",
-    "val_loss",
-    "val_top1",
-    "lr",
-    "seconds",
-    "images_per_s",
-    "data_wait_share",
-    "peak_memory_mb",
-)
-# final.json's name and the metric's
-FINAL_METRICS = {
-    "top1": "test_top1",
-    "top5": "test_top5",
-    "test_loss": "test_loss",
-    "size_bytes": "size_bytes",
-    "bitops": "bitops",
-}
-# MLflow's limits for one log_batch call
-MAX_METRICS, MAX_PARAMS, MAX_VALUE = 1000, 100, 6000
-MAX_DIGEST = 36
+WATCH_EVERY = 5.0  # seconds between two looks at the run folders
+ARTIFACTS = ("final.json", *(name for name in SEALED if name != WEIGHTS))
+FINAL_METRICS = {"top1": "test_top1", "top5": "test_top5"}  # name in final.json: name in MLflow
+FINAL_METRICS |= {name: name for name in ("test_loss", "size_bytes", "bitops")}
+CONFIG_TAGS = ("dataset", "arch", "method", "seed", "run_key", "run_id", "code_version")
+# MLflow's own limits: runs and metrics in one call, characters of a value and of a digest.
+MAX_RUNS, MAX_METRICS, MAX_VALUE, MAX_DIGEST = 50_000, 1000, 6000, 36
+# With this tag MLflow's UI opens an experiment in the view for training, not in that for agents.
+EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 
 
 @dataclass(frozen=True)
 class Store:
-    """An MLflow store: mlflow.db and artifacts/ in `folder`, guarded by the file lock."""
+    """An MLflow store: `mlflow.db`, `artifacts/` and the file `lock` in `folder`."""
 
     folder: Path
 
@@ -73,20 +45,12 @@ class Store:
     def uri(self) -> str:
         return f"sqlite:///{self.folder.resolve() / 'mlflow.db'}"
 
-    def artifacts(self, suite: str) -> str:
+    def artifacts(self, suite: str = "") -> str:
         return (self.folder.resolve() / "artifacts" / suite).as_uri()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store's lock; other writers wait."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    @contextmanager
     def client(self) -> Iterator:
-        """An MlflowClient under the lock. MLflow's and the database's errors become InputError."""
+        """An MlflowClient while the lock is held. Errors of MLflow and its database: InputError."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         try:
@@ -97,14 +61,13 @@ class Store:
             raise InputError(
                 f"MLflow cannot be imported ({error}); results are not touched"
             ) from error
-
-        for name in ("mlflow", "alembic"):  # they tell of every migration
+        for name in ("mlflow", "alembic"):  # they log every migration of the database
             logging.getLogger(name).setLevel(logging.WARNING)
-        with self.locked():
+        with locked(self.folder / "lock", f"waiting for the other writer of {self.folder}"):
             try:
                 yield MlflowClient(tracking_uri=self.uri)
             except (MlflowException, SQLAlchemyError) as error:
-                # without the statement and the link that SQLAlchemy appends
+                # SQLAlchemy appends the statement and a link.
                 reason = " ".join(str(error).partition("[SQL:")[0].split())
                 raise InputError(
                     f"MLflow store {self.folder}: {reason}; results are not touched; if it is "
@@ -114,7 +77,7 @@ class Store:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run folder and its role in the suite: checkpoint, run or ablation."""
+    """A run folder and the role of the run in its suite."""
 
     folder: Path
     role: str
@@ -123,54 +86,29 @@ class TrackedRun:
 # -- reading run folders ---------------------------------------------------------------------
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table that may be growing: a line still without its newline is left out."""
+def read_epochs(folder: Path) -> list[dict[str, float]]:
+    """One {"epoch": number, metric: value} for each epoch that both tables hold whole."""
+    metrics, timings = (_rows(folder / name) for name in ("metrics.csv", "timings.csv"))
+    return [row | timings[epoch] for epoch, row in metrics.items() if epoch in timings]
+
+
+def _rows(path: Path) -> dict[int, dict[str, float]]:
+    """The rows of a table by epoch. A last line without its newline is still being written."""
     if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return list(csv.DictReader(line for line in lines if line.endswith("\n")))
-
-
-def read_json(path: Path) -> dict | None:
-    """The file's value, None if it is not there. Raises InputError if it is not JSON."""
+        return {}
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from error
-
-
-def read_epochs(folder: Path) -> list[dict]:
-    """One {"epoch", metric: value} per epoch whose metrics and timings are both complete."""
-    timings = {row["epoch"]: row for row in _epoch_rows(folder / "timings.csv")}
-    return [
-        {"epoch": int(row["epoch"])}
-        | {
-            name: float(value)
-            for name, value in (row | timings[row["epoch"]]).items()
-            if name in EPOCH_METRICS and value
+        lines = path.read_text().splitlines(keepends=True)
+        rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+        return {
+            int(row["epoch"]): {name: float(value) for name, value in row.items() if value}
+            for row in rows
         }
-        for row in _epoch_rows(folder / "metrics.csv")
-        if row["epoch"] in timings
-    ]
-
-
-def _epoch_rows(path: Path) -> list[dict[str, str]]:
-    """Rows that have an epoch and numbers. Raises InputError for anything else."""
-    try:
-        rows = read_rows(path)
-        for row in rows:
-            int(row["epoch"])
-            for value in row.values():
-                float(value or 0)
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error})") from error
-    return rows
 
 
 def flatten(value: dict, prefix: str = "") -> dict[str, str]:
-    """Nested keys joined by dots; lists, and dicts below the recipe's quantizer groups, as JSON."""
+    """Nested keys joined by dots. Lists, empty dicts and the exceptions of a policy are JSON."""
     flat = {}
     for key, item in value.items():
         if isinstance(item, dict) and item and key != "exceptions":
@@ -181,17 +119,10 @@ def flatten(value: dict, prefix: str = "") -> dict[str, str]:
 
 
 def job_runs(jobs: Iterable[Path], runs: Path) -> list[TrackedRun]:
-    """The runs that job files list. Raises InputError for a damaged file or a missing folder."""
-    found: dict[str, TrackedRun] = {}
-    for job in jobs:
-        for run_id, role in read_job(job).items():
-            if not (runs / run_id / "config.json").exists():
-                raise InputError(
-                    f"{job} lists run {run_id}, but {runs / run_id} has no "
-                    "config.json; delete the job file and rerun"
-                )
-            found[run_id] = TrackedRun(runs / run_id, role)
-    return list(found.values())
+    """The runs that job files list. Raises InputError if a job file or a run is damaged."""
+    jobs = list(jobs)
+    check_jobs(jobs, runs)
+    return [TrackedRun(runs / run_id, role) for run_id, role in read_jobs(jobs).items()]
 
 
 # -- writing to MLflow -----------------------------------------------------------------------
@@ -200,159 +131,131 @@ def job_runs(jobs: Iterable[Path], runs: Path) -> list[TrackedRun]:
 def sync(
     store: Store,
     suite: str,
-    runs: list[TrackedRun],
+    runs: Iterable[TrackedRun],
     data: Path = Path("data"),
-    reports: Iterable[Path] = (),
+    reports: Sequence[Path] = (),
 ) -> int:
-    """Bring the experiment `suite` up to date with `runs` and the `reports` files.
+    """Copy what is new in `runs`, and the `reports` files, to the experiment `suite`.
 
-    Returns how many runs the experiment had to be told something new about.
+    Returns the number of runs that had something new.
     """
     with store.client() as client:
         experiment = _experiment(client, store, suite)
-        known = _known_runs(client, experiment)
-        changed = sum(_sync_run(client, experiment, suite, run, known, data) for run in runs)
-        reports = list(reports)
+        found = client.search_runs([experiment], max_results=MAX_RUNS)
+        known = {run.data.tags.get("run_key"): run for run in found}
+        changed = sum([_sync_run(client, experiment, suite, run, known, data) for run in runs])
         if reports:
             _sync_report(client, experiment, suite, reports, known)
     return changed
 
 
 def _experiment(client, store: Store, suite: str) -> str:
+    """The id of the experiment, which is made if it does not exist."""
+    artifacts = store.artifacts(suite)
     found = client.get_experiment_by_name(suite)
     if found is None:
-        return client.create_experiment(suite, store.artifacts(suite))
-    if found.artifact_location != store.artifacts(suite):
+        return client.create_experiment(suite, artifacts, tags=dict([EXPERIMENT_KIND]))
+    if found.artifact_location != artifacts:
         raise InputError(
             f"MLflow store {store.folder} was made for artifacts in {found.artifact_location}, not "
-            f"{store.artifacts(suite)}: move it back, or delete it and rerun to build it again"
+            f"{artifacts}: move it back, or delete it and rerun to build it again"
         )
+    if EXPERIMENT_KIND not in found.tags.items():
+        client.set_experiment_tag(found.experiment_id, *EXPERIMENT_KIND)
     return found.experiment_id
 
 
-def _known_runs(client, experiment: str) -> dict:
-    """The experiment's runs by their tag run_key."""
-    known, token = {}, None
-    while True:
-        page = client.search_runs([experiment], max_results=1000, page_token=token)
-        known |= {run.data.tags.get("run_key"): run for run in page}
-        token = page.token
-        if not token:
-            return known
-
-
 def _sync_run(client, experiment, suite, run: TrackedRun, known: dict, data: Path) -> bool:
-    """True if there was anything new. Every step can be repeated: a killed sync is continued."""
-    config = read_json(run.folder / "config.json")
+    """Whether anything was new. Every step may be repeated, so that a killed sync is continued."""
+    folder = RunFolder(run.folder)
+    config = folder.read_json("config.json")
     if not isinstance(config, dict) or config.get("run_id") != run.folder.name:
         raise InputError(f"{run.folder / 'config.json'} is not this run's configuration")
-    tracked = known.get(config["run_key"])
-    if tracked is not None and tracked.info.status == "FINISHED":
+    key = config["run_key"]
+    if key in known and known[key].info.status == "FINISHED":
         return False
-    final = RunFolder(run.folder).finished()
-    if tracked is None:
-        tags = _tags(config, suite, run)
-        name = " ".join([config["arch"], config["method"], tags["bits"], f"s{config['seed']}"])
-        if run.role != "run":
-            name += f" ({run.role})"
-        tracked = client.create_run(experiment, _start(run.folder, final), tags, name)
-        known[config["run_key"]] = tracked
-    new = _log_values(client, tracked, config, run.folder, final)
+    final = folder.finished()
+    if key not in known:
+        bits = bits_label(config["w_bits"], config["a_bits"])
+        tags = {"suite": suite, "role": run.role, "bits": bits, "status": "running"}
+        tags |= {name: str(config[name]) for name in CONFIG_TAGS}
+        name = f"{config['arch']} {config['method']} {bits} s{config['seed']}"
+        name += f" ({run.role})" if run.role != ROLES[0] else ""
+        begun = _milliseconds(run.folder / "config.json")
+        known[key] = client.create_run(experiment, begun, tags, name)
+    tracked = known[key]
+    new = _log_values(client, tracked, config, read_epochs(run.folder), final)
     if final is not None:
-        _log_inputs(client, tracked.info.run_id, config["dataset"], data)
-        for name in ARTIFACTS:
-            if (run.folder / name).exists():
-                client.log_artifact(tracked.info.run_id, str(run.folder / name))
-        end = int((run.folder / "final.json").stat().st_mtime * 1000)
-        client.set_terminated(tracked.info.run_id, "FINISHED", end)
-    return new or final is not None
+        _log_inputs(client, tracked.info.run_id, data / config["dataset"])
+        for path in (run.folder / name for name in ARTIFACTS):
+            if path.exists():
+                client.log_artifact(tracked.info.run_id, str(path))
+        ended = _milliseconds(run.folder / "final.json")
+        client.set_terminated(tracked.info.run_id, "FINISHED", ended)
+    return new
 
 
-def _tags(config: dict, suite: str, run: TrackedRun) -> dict[str, str]:
-    return {
-        "suite": suite,
-        "role": run.role,
-        "bits": bits_label(config["w_bits"], config["a_bits"]),
-        "status": "running",
-        **{
-            key: str(config[key])
-            for key in ("dataset", "arch", "method", "seed", "run_key", "run_id", "code_version")
-        },
-    }
+def _milliseconds(path: Path) -> int:
+    """When the file was last written, as MLflow counts time."""
+    return int(path.stat().st_mtime * 1000)
 
 
-def _start(folder: Path, final: dict | None) -> int:
-    """When the run began, in ms."""
-    if final is None:
-        return int((folder / "config.json").stat().st_mtime * 1000)
-    return int(((folder / "final.json").stat().st_mtime - final["seconds"]) * 1000)
-
-
-def _log_values(client, tracked, config: dict, folder: Path, final: dict | None) -> bool:
+def _log_values(client, tracked, config: dict, epochs: list[dict], final: dict | None) -> bool:
+    """Log the parameters, epochs and results that the tracked run lacks; False if it lacks none."""
     from mlflow.entities import Metric, Param, RunTag
 
-    tags = tracked.data.tags
-    logged = int(tags.get("epochs_logged", 0))
-    # Times follow from the run's start, so a row logged again after a crash is the same row.
-    clock, metrics, last = tracked.info.start_time, [], logged
-    for epoch in read_epochs(folder):
-        clock += int(1000 * epoch.get("seconds", 0))
-        if epoch["epoch"] > logged:
-            last = epoch["epoch"]
-            metrics += [
-                Metric(name, epoch[name], clock, last) for name in EPOCH_METRICS if name in epoch
-            ]
-    new_tags = {"epochs_logged": str(last)} if last > logged else {}
+    logged = int(tracked.data.tags.get("epochs_logged", 0))
+    # Times follow from the run's start, so that an epoch logged again after a kill is the same row.
+    clock, epoch, metrics = tracked.info.start_time, 0, []
+    for row in epochs:
+        epoch = int(row.pop("epoch"))
+        clock += int(1000 * row.get("seconds", 0))
+        if epoch > logged:
+            metrics += [Metric(name, value, clock, epoch) for name, value in row.items()]
+    tags = {"epochs_logged": max(epoch, logged)}
     if final is not None:
-        metrics += [
-            Metric(name, float(final[key]), clock, last)
-            for key, name in FINAL_METRICS.items()
-            if final.get(key) is not None
-        ]
-        new_tags |= {"status": final["status"], "git_commit": str(final["git_commit"])}
-        if final["diverged_layer"]:
-            new_tags["diverged_layer"] = final["diverged_layer"]
-        if final["diverged_before"]:
-            new_tags["restarts"] = str(len(final["diverged_before"]))
-    params = (
-        []
-        if tracked.data.params
-        else [Param(key, value[:MAX_VALUE]) for key, value in flatten(config).items()]
-    )
-    if not (metrics or params or new_tags):
+        results = {name: final.get(key) for key, name in FINAL_METRICS.items()}
+        metrics += [Metric(k, float(v), clock, epoch) for k, v in results.items() if v is not None]
+        tags |= {"status": final["status"], "git_commit": final["git_commit"]}
+        tags |= {"diverged_layer": final["diverged_layer"]} if final["diverged_layer"] else {}
+        tags |= {"restarts": len(final["diverged_before"])} if final["diverged_before"] else {}
+    params = {} if tracked.data.params else flatten(config)
+    if not (metrics or params or final):
         return False
     run_id = tracked.info.run_id
-    while len(params) > MAX_PARAMS or len(metrics) > MAX_METRICS:
-        client.log_batch(run_id, metrics[:MAX_METRICS], params[:MAX_PARAMS])
-        metrics, params = metrics[MAX_METRICS:], params[MAX_PARAMS:]
-    client.log_batch(run_id, metrics, params, [RunTag(*tag) for tag in new_tags.items()])
+    for start in range(MAX_METRICS, len(metrics), MAX_METRICS):
+        client.log_batch(run_id, metrics[start : start + MAX_METRICS])
+    # The last call notes in a tag which epochs are logged.
+    client.log_batch(
+        run_id,
+        metrics[:MAX_METRICS],
+        [Param(key, value[:MAX_VALUE]) for key, value in params.items()],
+        [RunTag(key, str(value)) for key, value in tags.items()],
+    )
     return True
 
 
-def _log_inputs(client, run_id: str, dataset: str, data: Path) -> None:
-    """Name the data set by its manifest; data deleted after training are left out."""
+def _log_inputs(client, run_id: str, folder: Path) -> None:
+    """Name the run's data set by its manifests. Data that were deleted since are left out."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = []
     for split, context in (("train", "training"), ("test", "testing")):
-        manifest = read_json(data / dataset / f"{split}.manifest.json")
-        if manifest is None:
+        if not (folder / f"{split}.manifest.json").exists():
             continue
-        profile = {"images": manifest["images"], "class_counts": manifest["class_counts"]}
-        entity = Dataset(
-            name=f"{dataset}/{split}",
-            digest=manifest["samples_sha256"][:MAX_DIGEST],
-            source_type="local",
-            source=json.dumps({"uri": str(data / dataset / f"{split}.beton")}),
-            profile=json.dumps(profile)[:MAX_VALUE],
-        )
+        manifest = RunFolder(folder).read_json(f"{split}.manifest.json")
+        source = json.dumps({"uri": str(folder / f"{split}.beton")})
+        profile = json.dumps({name: manifest[name] for name in ("images", "class_counts")})
+        digest = manifest["samples_sha256"][:MAX_DIGEST]
+        name = f"{folder.name}/{split}"
+        entity = Dataset(name, digest, "local", source, profile=profile[:MAX_VALUE])
         inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
     if inputs:
         client.log_inputs(run_id, datasets=inputs)
 
 
-def _sync_report(client, experiment, suite, files: list[Path], known: dict) -> None:
-    """One run of its own holds the experiment's plots and configuration; newer files replace."""
+def _sync_report(client, experiment, suite, files: Iterable[Path], known: dict) -> None:
+    """Keep the suite's tables and plots in a run named "report"; newer files replace older ones."""
     key = f"report-{suite}"
     if key not in known:
         tags = {"suite": suite, "run_key": key, "status": "done"}
@@ -367,175 +270,99 @@ def _sync_report(client, experiment, suite, files: list[Path], known: dict) -> N
 
 
 class Watcher:
-    """Follows the run folders of all suites, those in progress too."""
+    """Copies runs to MLflow while they train.
+
+    A sweep lists the runs of its suite in `config.json`, in `results/` or in `results/<suite>/`.
+    """
 
     def __init__(self, store: Store, runs: Path, data: Path) -> None:
         self.store, self.runs, self.data = store, runs, data
-        self.seen: dict[str, tuple] = {}  # run_id -> modification times at the last look
-        self.members: dict[str, list[tuple[str, str]]] = {}  # run_id -> (suite, role)
-        self.strangers: set[str] = set()  # runs that no suite holds (of older code or settings)
+        self.seen: dict[tuple[str, str], list[int]] = {}
+        """Modification times at the last look, for each suite and run."""
         self.complaint = ""
 
     def look(self) -> None:
-        """Sync what changed since the last look. An error is said once, and tried again."""
+        """Copy what changed since the last look. An error is printed once, and tried again."""
+        results = self.runs.parent
         try:
-            changed = {f.name: _times(f) for f in self._folders() if self._is_new(f)}
-            by_suite: dict[str, list[TrackedRun]] = {}
-            self._learn(changed)
-            for run_id in changed:
-                for suite, role in self.members.get(run_id, ()):
-                    run = TrackedRun(self.runs / run_id, role)
-                    by_suite.setdefault(suite, []).append(run)
-            for suite, runs in by_suite.items():
-                sync(self.store, suite, runs, self.data)
-            self.seen |= changed
+            for path in (results / "config.json", *sorted(results.glob("*/config.json"))):
+                if path.exists():
+                    self._look_at(json.loads(path.read_text()))
             self.complaint = ""
-        except (InputError, OSError) as error:
+        except (ValueError, OSError) as error:
             if str(error) != self.complaint:
                 print(f"tracking: {error}", file=sys.stderr, flush=True)
             self.complaint = str(error)
 
-    def _folders(self) -> list[Path]:
-        return sorted(path.parent for path in self.runs.glob("*/config.json"))
-
-    def _is_new(self, folder: Path) -> bool:
-        return self.seen.get(folder.name) != _times(folder)
-
-    def _learn(self, run_ids: Iterable[str]) -> None:
-        """Ask the suites which runs are theirs, when there is one that was never seen."""
-        unknown = {r for r in run_ids if r not in self.members} - self.strangers
-        if not unknown:
-            return
-        self.members = {}
-        for path in sorted((ROOT / "config" / "suites").glob("*.yaml")):
-            for run in _suite_runs(path.stem):
-                self.members.setdefault(run["run_id"], []).append((path.stem, run["role"]))
-        self.strangers = {r for r in unknown | self.strangers if r not in self.members}
+    def _look_at(self, config: dict) -> None:
+        suite = config["suite"]["suite"]
+        roles = {run["run_id"]: run["role"] for run in reversed(config["runs"])}
+        times = {(suite, run_id): _times(self.runs / run_id) for run_id in roles}
+        new = {key: now for key, now in times.items() if any(now) and now != self.seen.get(key)}
+        if new:
+            runs = [TrackedRun(self.runs / run_id, roles[run_id]) for _, run_id in new]
+            sync(self.store, suite, runs, self.data)
+            self.seen |= new
 
 
-def _times(folder: Path) -> tuple[int, ...]:
-    names = ("metrics.csv", "timings.csv", "final.json")
-    return tuple((folder / n).stat().st_mtime_ns if (folder / n).exists() else 0 for n in names)
-
-
-def _suite_runs(suite: str) -> list[dict]:
-    """The runs of a suite as the files on disk now define it: read by a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "suite.json"
-        command = [sys.executable, "-m", "workflow.suite.suite", suite, "--out", str(out)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise InputError(f"suite {suite}: {done.stderr.strip().splitlines()[-1]}")
-        return read_json(out)["runs"]
-
-
-def watch(watcher: Watcher) -> None:
-    """Look at the run folders until killed."""
-    while True:
-        watcher.look()
-        time.sleep(WATCH_EVERY)
-
-
-def serve(watcher: Watcher, port: int) -> None:
-    """MLflow's server on 127.0.0.1, with live progress, until Ctrl-C or SIGTERM."""
-    _check_port(port)
-    store = watcher.store
-    with store.client() as client:  # makes the database before the server opens it
-        client.search_experiments(max_results=1)
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--backend-store-uri",
-        store.uri,
-        "--workers",
-        "1",
-        "--default-artifact-root",
-        (store.folder.resolve() / "artifacts").as_uri(),
-    ]
-    settings = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(command, env=settings, start_new_session=True)
-    print(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
-    try:
-        while server.poll() is None:
-            watcher.look()
-            time.sleep(WATCH_EVERY)
-        raise InputError(f"the MLflow server stopped with exit code {server.returncode}")
-    except KeyboardInterrupt:
-        print("stopped", flush=True)
-    finally:
-        _stop(server)
-
-
-def _check_port(port: int) -> None:
-    if not 1 <= port <= 65535:
-        raise InputError(f"port {port}: it must be between 1 and 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise InputError(
-                f"port {port} on 127.0.0.1 cannot be used ({error.strerror}): choose another, "
-                f"`make ui PORT={port % 65535 + 1}`"
-            ) from error
-
-
-def _stop(server: subprocess.Popen) -> None:
-    """End the server and the workers it started (its own process group)."""
-    if server.poll() is not None:
-        return
-    os.killpg(server.pid, signal.SIGTERM)
-    try:
-        server.wait(10)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+def _times(folder: Path) -> list[int]:
+    names = ("config.json", "metrics.csv", "timings.csv", "final.json")
+    return [(folder / n).stat().st_mtime_ns if (folder / n).exists() else 0 for n in names]
 
 
 # -- command line ----------------------------------------------------------------------------
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    once = commands.add_parser("sync", help="bring one suite's experiment up to date")
+    once = commands.add_parser("sync", help="copy the runs of one suite's job files")
     once.add_argument("--suite", required=True)
     once.add_argument("--jobs", type=Path, nargs="+", required=True)
     once.add_argument("--extra-artifact", type=Path, nargs="*", default=[])
-    once.add_argument("--done", type=Path, help="a line about the sync is written here")
-    live = commands.add_parser("watch", help="sync all suites' runs, also those in progress")
-    ui = commands.add_parser("ui", help="MLflow's UI with live progress")
+    once.add_argument("--done", type=Path, help="file for a line about what was copied")
+    live = commands.add_parser("watch", help="copy the runs of all sweeps while they train")
+    ui = commands.add_parser("ui", help="the same, with MLflow's UI")
     ui.add_argument("--port", type=int, default=5000)
     for command in (once, live, ui):
         command.add_argument("--runs", type=Path, default=Path("results/runs"))
         command.add_argument("--store", type=Path, default=Path("results/mlflow"))
         command.add_argument("--data", type=Path, default=Path("data"))
-    arguments = parser.parse_args()
+    return parser
+
+
+def _sync_once(arguments: argparse.Namespace) -> None:
+    runs = job_runs(arguments.jobs, arguments.runs)
     store = Store(arguments.store)
-    if arguments.command == "sync":
-        check_jobs(arguments.jobs, arguments.runs)
-        runs = job_runs(arguments.jobs, arguments.runs)
-        sync(store, arguments.suite, runs, arguments.data, arguments.extra_artifact)
-        text = f"{len(runs)} runs of suite {arguments.suite} are in {arguments.store}/mlflow.db\n"
-        print(text, end="")
-        if arguments.done:
-            write_text(arguments.done, text)
-        return
-    watcher = Watcher(store, arguments.runs, arguments.data)
+    sync(store, arguments.suite, runs, arguments.data, arguments.extra_artifact)
+    text = f"{len(runs)} runs of suite {arguments.suite} are in {arguments.store}/mlflow.db\n"
+    print(text, end="")
+    if arguments.done:
+        write_text(arguments.done, text)
+
+
+def _follow(arguments: argparse.Namespace) -> None:
+    """Copy runs while they train, until Ctrl-C or SIGTERM; for `ui` beside MLflow's server."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if arguments.command == "ui":
-        serve(watcher, arguments.port)
-    else:
-        try:
-            watch(watcher)
-        except KeyboardInterrupt:
-            print("stopped", flush=True)
+    watcher = Watcher(Store(arguments.store), arguments.runs, arguments.data)
+    try:
+        if arguments.command == "ui":
+            check_port(arguments.port)
+            with watcher.store.client() as client:  # makes the tables before the server opens them
+                client.search_experiments(max_results=1)
+            store = watcher.store
+            serve(arguments.port, store.uri, store.artifacts(), watcher.look, WATCH_EVERY)
+        while True:
+            watcher.look()
+            time.sleep(WATCH_EVERY)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    work = _sync_once if arguments.command == "sync" else _follow
+    work(arguments)
 
 
 if __name__ == "__main__":

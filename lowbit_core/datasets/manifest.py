@@ -97,6 +97,16 @@ def check(data_dir: str | Path, split: str, backend: str = "ffcv", full: bool = 
     return manifest
 
 
+def intact(data_dir: str | Path, split: str, name: str, backend: str) -> bool:
+    """Whether `split` of data set `name` is prepared for `backend`, and every byte as written."""
+    try:
+        for reader in {backend, "torch"}:
+            manifest = check(data_dir, split, reader, full=True)
+    except (InputError, OSError):
+        return False
+    return manifest["dataset"] == name and manifest["images"] == DATASETS[name].images(split)
+
+
 def read_labels(data_dir: str | Path, split: str) -> np.ndarray:
     """Labels of `split` in stored order, (N,) int64."""
     manifest = read_manifest(data_dir, split)

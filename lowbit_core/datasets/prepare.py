@@ -1,4 +1,4 @@
-"""Write a data set as .beton files with manifests.
+"""Write a data set as .beton files with manifests. Splits that are there and intact are kept.
 
 usage: python -m lowbit_core.datasets.prepare DATASET --out DIR [--source DIR] [--download] [--verify]
 """
@@ -7,7 +7,7 @@ import argparse
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lowbit_core.datasets.catalog import SPLITS, Dataset, dataset
-from lowbit_core.datasets.manifest import check, describe, manifest_path
+from lowbit_core.datasets.manifest import check, describe, intact, manifest_path
 from lowbit_core.datasets.sources import find, source_module
 from lowbit_core.runtime.backend import pick_backend
 from lowbit_core.runtime.errors import InputError, run_cli
@@ -28,18 +28,25 @@ from lowbit_core.runtime.files import (
 )
 
 
-def prepare(data: Dataset, out: Path, source: Path | None = None, download: bool = False) -> None:
-    """Write both splits of `data` into `out`. A split's files are replaced once it was read whole.
+def prepare(
+    data: Dataset,
+    out: Path,
+    source: Path | None = None,
+    download: bool = False,
+    splits: Sequence[str] = SPLITS,
+) -> None:
+    """Write `splits` of `data` into `out`. A split's files are replaced once it was read whole.
 
-    Image files of both splits are looked at first: InputError names all that cannot be read.
-    Without ffcv only the reference loader's files are written, and the manifest says so.
+    source, download: where the images are, see `find`. Image files of all splits are read first:
+    InputError names every one that cannot be read. Without ffcv only the files of the reference
+    loader are written, and the manifest says so.
     """
     if out.is_dir():
         remove_leftovers(out)
     folder = find(data.name, source, download)
     backend, _ = pick_backend("ffcv")
-    others = {} if data.stored_raw else _look_at_images(data, folder)
-    for split in SPLITS:
+    others = {} if data.stored_raw else _look_at_images(data, folder, splits)
+    for split in splits:
         if data.stored_raw:
             manifest = _write_raw(data, folder, split, out, backend)
         else:
@@ -62,19 +69,22 @@ def _write_raw(data: Dataset, folder: Path | None, split: str, out: Path, backen
     return _manifest(data, split, labels, class_names, digest.hexdigest(), out, names, backend)
 
 
-def _look_at_images(data: Dataset, folder: Path) -> dict[str, dict[str, str]]:
+def _look_at_images(
+    data: Dataset, folder: Path, splits: Sequence[str]
+) -> dict[str, dict[str, str]]:
     """Modes of the files that are not RGB, by split and file; InputError names every broken file."""
-    broken, modes = [], {}
-    for split in SPLITS:
+    broken: list[str] = []
+    modes: dict[str, dict[str, str]] = {}
+    for split in splits:
         files, labels, _ = source_module(data.name).listing(folder, split, data.classes)
         _check_counts(data, split, np.asarray(labels), folder)
         found = _in_chunks(_mode_or_error, [folder / name for name in files])
         modes[split] = {}
-        for name, said in zip(files, found, strict=True):
-            if isinstance(said, InputError):
-                broken.append(str(said))
-            elif said != "RGB":
-                modes[split][name] = said
+        for name, mode in zip(files, found, strict=True):
+            if isinstance(mode, InputError):
+                broken.append(str(mode))
+            elif mode != "RGB":
+                modes[split][name] = mode
     if broken:
         raise InputError(
             f"{len(broken)} broken image files, nothing was written: {'; '.join(broken)}"
@@ -189,16 +199,22 @@ def main() -> None:
     parser.add_argument("--verify", action="store_true", help="only check what --out holds")
     args = parser.parse_args()
     data = dataset(args.dataset)
-    if not args.verify:
-        try:
-            prepare(data, args.out, args.source, args.download)
-        except OSError as error:
-            raise InputError(f"{data.name} could not be written to {args.out}: {error}") from None
+    if args.verify:
+        for split in SPLITS:
+            for backend in {check(args.out, split, "torch")["backend"], "torch"}:
+                check(args.out, split, backend, full=True)
+            print(f"{args.out}/{split}: intact")
         return
-    for split in SPLITS:
-        for backend in {check(args.out, split, "torch")["backend"], "torch"}:
-            check(args.out, split, backend, full=True)
-        print(f"{args.out}/{split}: intact")
+    backend, _ = pick_backend("ffcv")
+    kept = [split for split in SPLITS if intact(args.out, split, data.name, backend)]
+    for split in kept:
+        print(f"{args.out}/{split}: prepared and intact, kept; to write it again, delete it first")
+    missing = [split for split in SPLITS if split not in kept]
+    try:
+        if missing:
+            prepare(data, args.out, args.source, args.download, missing)
+    except OSError as error:
+        raise InputError(f"{data.name} could not be written to {args.out}: {error}") from None
 
 
 if __name__ == "__main__":

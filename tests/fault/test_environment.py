@@ -266,10 +266,11 @@ def test_without_mlflow_training_goes_on_and_only_tracking_fails(trained, refere
     assert trained.said().startswith("error: MLflow cannot be imported (gone)"), trained.said()
 
 
-def test_a_watcher_outlives_its_database(swept, tmp_path, monkeypatch, capfd):
+def test_a_watcher_outlives_its_database(swept, tmp_path, capfd):
     """Deleted while runs are followed: it complains once and goes on."""
     roles = [{"run_id": path.name, "role": "run"} for path in swept.runs.iterdir()]
-    monkeypatch.setattr(track, "_suite_runs", lambda suite: roles if suite == "smoke" else [])
+    settings = {"suite": {"suite": "smoke"}, "runs": roles}
+    (swept.runs.parent / "config.json").write_text(json.dumps(settings))
     store = Store(tmp_path / "mlflow")
     watcher = Watcher(store, swept.runs, swept.data)
     watcher.look()

@@ -1,4 +1,4 @@
-"""Suites: what is accepted, what is refused and how, and what determines a run's identity."""
+"""Suites: what is accepted, what is refused and how, and the runs and jobs they expand into."""
 
 import copy
 import re
@@ -6,87 +6,14 @@ import time
 
 import pytest
 import yaml
+from example_suite import BASE, E0, MISSING, RECIPE, TUNE, changed, parse, runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import baselines
-from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
 from workflow.suite import suite as suites
-from workflow.suite.suite import check_config, code_version, load_suite, parse_suite
-
-RECIPE = {
-    "epochs": 2,
-    "batch_size": 64,
-    "lr": 0.05,
-    "weight_decay": 0.0001,
-    "train_images": 1280,
-    "val_images": 512,
-    "augmentation": "none",
-}
-BASE = {
-    "suite": "smoke",
-    "runs_per_job": 2,
-    "recipes": {
-        "first": dict(RECIPE),
-        "tune": {**RECIPE, "lr": 0.02},
-        "spare": {**RECIPE, "lr": 0.01},
-    },
-    "experiments": [
-        {
-            "dataset": "digits",
-            "arch": "resnet20",
-            "arch_options": {"width": 8, "stem": "small"},
-            "checkpoint_recipe": "first",
-            "recipe": "tune",
-            "methods": ["fp", "direct", "pact"],
-            "bits": ["W2A2", "W1A32"],
-            "seeds": [0, 1],
-            "ablations": [{"methods": ["indirect"], "bits": ["W2A2"]}],
-        },
-        {
-            "dataset": "digits",
-            "arch": "alexnet",
-            "arch_options": {"width": 2, "stem": "small"},
-            "checkpoint_recipe": "first",
-            "recipe": "spare",
-            "methods": ["fp", "lq_nets"],
-            "bits": ["W3A3"],
-            "seeds": [0],
-        },
-    ],
-}
-MISSING = object()
-
-
-def changed(path, value):
-    """The base suite with one value replaced (or removed)."""
-    config = copy.deepcopy(BASE)
-    place = config
-    for part in path[:-1]:
-        place = place.setdefault(part, {}) if isinstance(place, dict) else place[part]
-    if value is MISSING:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = value
-    return config
-
-
-def parse(config):
-    return parse_suite(yaml.safe_dump(config), "my.yaml")
-
-
-def runs(config):
-    return {run["run_id"]: run for job in parse(config).jobs.values() for run in job.runs}
-
-
-def identity(run):
-    """What the run is, whatever its key."""
-    return run["dataset"], run["arch"], run["method"], run["w_bits"], run["seed"], run["role"]
-
-
-def keys(config):
-    return {identity(run): run["run_key"] for run in runs(config).values()}
+from workflow.suite.suite import load_suite, parse_suite
 
 
 def refused(config, *words, text=None):
@@ -100,7 +27,6 @@ def refused(config, *words, text=None):
 
 # -- what is refused -------------------------------------------------------------------------
 
-E0, TUNE = ("experiments", 0), ("recipes", "tune")
 BAD = {
     "unknown key": (("colour",), 1, "'colour'", "experiments"),
     "unknown recipe key": ((*TUNE, "epoch"), 3, "recipes.tune", "'epoch'", "epochs"),
@@ -138,7 +64,7 @@ BAD = {
     "arch width word": ((*E0, "arch_options"), {"width": "a"}, "experiments[0]"),
     "arch width huge": ((*E0, "arch_options"), {"width": 10**12}, "experiments[0]"),
     "arch classes": ((*E0, "arch_options"), {"classes": 3}, "experiments[0]", "classes"),
-    "arch option key": ((*E0, "arch_options"), {1: 2, "width": 8}, "experiments[0]", "1"),
+    "arch option key": ((*E0, "arch_options"), {1: 2, "width": 8}, "'1'", "not text"),
     "dataset": ((*E0, "dataset"), "mnist", "experiments[0].dataset", "'mnist'", "fashion_mnist"),
     "recipe": ((*E0, "recipe"), "tuna", "experiments[0].recipe", "'tuna'", "tune"),
     "checkpoint recipe": ((*E0, "checkpoint_recipe"), "x", "checkpoint_recipe", "'x'", "first"),
@@ -221,7 +147,47 @@ BAD = {
     "compile": (("compile",), True, "compile", "True", "auto"),
     "loader": (("loader",), "dali", "loader", "'dali'", "ffcv"),
     "no experiments": (("experiments",), [], "experiments"),
-    "recipe name": (("recipes", 1), RECIPE, "1"),
+    "recipe name": (("recipes", 1), RECIPE, "'1'", "not text"),
+    "val_images": (
+        (*TUNE, "val_images"),
+        1437,
+        "recipes.tune.val_images",
+        "1437",
+        "1436",
+        "digits",
+    ),
+    "train_images": (
+        (*TUNE, "train_images"),
+        1182,
+        "recipes.tune.train_images",
+        "1182",
+        "at most 1181",
+        "digits",
+        "1437",
+        "256",
+    ),
+    "batch larger than the training images": (
+        (*TUNE, "batch_size"),
+        641,
+        "recipes.tune.batch_size",
+        "641",
+        "at most 640",
+    ),
+    "batch larger than the data set": (
+        ("recipes", "first"),
+        {**RECIPE, "train_images": None, "batch_size": 1182},
+        "recipes.first.batch_size",
+        "1182",
+        "at most 1181",
+    ),
+    "images too small": (
+        ("experiments", 1, "arch_options"),
+        {"stem": "imagenet"},
+        "experiments[1].arch",
+        "alexnet",
+        "digits",
+        "8 pixels",
+    ),
 }
 
 
@@ -255,32 +221,14 @@ def test_what_is_not_a_suite_is_refused(text, words):
 
 
 def test_an_unknown_recipe_is_named_even_beside_odd_names():
-    refused({**changed((*E0, "recipe"), "x"), "recipes": {**BASE["recipes"], 1: RECIPE}})
+    refused({**changed((*E0, "recipe"), "x"), "recipes": {**BASE["recipes"], "1": RECIPE}}, "1")
 
 
-def test_an_unknown_suite_and_configuration_are_refused():
+def test_an_unknown_suite_is_refused():
     with pytest.raises(
         InputError, match="'fast'.*cpu_short, paper, paper_shortcut_fp, quick, smoke"
     ):
         load_suite("fast")
-    with pytest.raises(InputError, match="'siute'.*suite"):
-        check_config({"siute": "quick"})
-    with pytest.raises(InputError, match="download.*'yes'.*bool"):
-        check_config({"download": "yes"})
-    with pytest.raises(InputError, match="gpus_per_run.*budget_minutes"):
-        check_config({"budget_minutes": 5, "gpus_per_run": 2})
-    check_config({"suite": "quick", "download": True, "gpus_per_run": 2})
-
-
-def test_the_compile_switch_replaces_the_suite_s_setting_and_is_part_of_the_key():
-    def runs(suite):
-        return [run for job in suite.jobs.values() for run in job.runs]
-
-    own, off = load_suite("smoke"), load_suite("smoke", "off")
-    assert {run["compile"] for run in runs(off)} == {"off"}
-    assert {r["run_key"] for r in runs(own)}.isdisjoint(r["run_key"] for r in runs(off))
-    with pytest.raises(InputError, match="'fast'.*auto, off, quantizers, model"):
-        load_suite("smoke", "fast")
 
 
 JUNK = st.one_of(
@@ -394,6 +342,12 @@ def test_expansion_is_the_product_of_what_was_asked():
         assert run["recipe"]["quantizer_groups"]["levels"] == {"lr_scale": 0.1, "weight_decay": 0}
 
 
+def test_recipes_may_use_every_image_of_the_data_set():
+    whole = {**RECIPE, "train_images": None, "val_images": 256, "batch_size": 1181}
+    assert runs(changed(("recipes", "tune"), whole))
+    assert runs(changed(("recipes", "tune"), {**whole, "train_images": 1181, "batch_size": 2}))
+
+
 def test_all_methods_means_those_of_the_main_table():
     found = runs(changed((*E0, "methods"), "all")).values()
     names = {r["method"] for r in found if r["role"] == "run" and r["arch"] == "resnet20"}
@@ -424,193 +378,6 @@ def test_jobs_hold_no_more_runs_than_asked():
         suite = parse(changed(("runs_per_job",), limit))
         assert max(len(job.runs) for job in suite.jobs.values()) <= limit
         assert sum(len(job.runs) for job in suite.jobs.values()) == len(runs(BASE))
-
-
-# -- identity --------------------------------------------------------------------------------
-
-
-def test_keys_repeat_and_are_unique():
-    assert keys(BASE) == keys(copy.deepcopy(BASE))
-    found = [run["run_key"] for run in runs(BASE).values()]
-    assert len(set(found)) == len(found)
-
-
-def test_editing_one_recipe_changes_its_own_runs_alone():
-    before = runs(BASE).values()
-    for recipe in BASE["recipes"]:
-        after = keys(changed(("recipes", recipe, "weight_decay"), 0.123))
-        for run in before:
-            uses = {run["recipe"]["name"]}
-            if run["pretrained"]:
-                uses.add("first")  # a new checkpoint makes new runs
-            assert (after[identity(run)] != run["run_key"]) == (recipe in uses), identity(run)
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    (
-        ((*E0, "arch_options"), {"width": 16, "stem": "small"}),
-        ((*E0, "policy"), {"first_last": "8bit"}),
-        ((*TUNE, "label_smoothing"), 0.1),
-        (("loader",), "torch"),
-        (("compile",), "off"),
-    ),
-)
-def test_what_can_change_a_number_changes_the_key(path, value):
-    before, after = keys(BASE), keys(changed(path, value))
-    of_first = [k for k in before if k[:3] == ("digits", "resnet20", "direct")]
-    assert all(before[k] != after[k] for k in of_first)
-
-
-def test_what_cannot_change_a_number_does_not_change_the_key():
-    for path, value in (
-        (("runs_per_job",), 7),
-        (("runtime_minutes",), 5),
-        (("gpus",), 1),
-        (("suite",), "paper"),
-    ):
-        assert keys(changed(path, value)) == keys(BASE)
-    more = copy.deepcopy(BASE)
-    more["experiments"][0]["seeds"].append(5)
-    more["experiments"][1]["methods"].append("dorefa")
-    assert keys(BASE).items() <= keys(more).items()
-
-
-def test_a_method_s_own_groups_change_its_own_runs_alone():
-    config = changed((*TUNE, "method_groups"), {"direct": {"levels": {"lr_scale": 0.03}}})
-    before, after = keys(BASE), keys(config)
-    assert {k[2] for k in before if before[k] != after[k]} == {"direct"}
-    for run in runs(config).values():
-        levels = run["recipe"]["quantizer_groups"]["levels"]
-        own = run["method"] == "direct" and run["recipe"]["name"] == "tune"
-        assert levels == {"lr_scale": 0.03 if own else 0.1, "weight_decay": 0}
-        assert "method_groups" not in run["recipe"]
-
-
-def test_the_suites_of_the_paper_share_what_is_not_quantized():
-    paper, other = (
-        {run["run_key"]: run for job in load_suite(name).jobs.values() for run in job.runs}
-        for name in ("paper", "paper_shortcut_fp")
-    )
-    assert {other[key]["method"] for key in other.keys() & paper.keys()} == {"fp"}
-    assert all(other[key]["policy"]["shortcut"] == "fp" for key in other.keys() - paper.keys())
-
-
-def test_a_checkpoint_does_not_depend_on_how_its_users_are_quantized():
-    """One checkpoint per data set, network and seed, shared by all methods and policies."""
-
-    def checkpoints(config):
-        return {r["run_key"] for r in runs(config).values() if r["role"] == "checkpoint"}
-
-    for path, value in (
-        ((*E0, "methods"), ["fp"]),
-        ((*E0, "bits"), ["W4A4"]),
-        ((*E0, "policy"), {"first_last": "8bit"}),
-    ):
-        assert checkpoints(changed(path, value)) == checkpoints(BASE)
-
-
-def test_another_method_leaves_the_keys_of_the_others(monkeypatch):
-    config = changed((*E0, "methods"), "all")
-    before = keys(config)
-    template = baselines.METHODS["pact"]
-    own = Method("zz_new", "New", "#123456", "h", template.weight, template.activation)
-    monkeypatch.setitem(baselines.METHODS, "zz_new", own)
-    monkeypatch.setitem(baselines.SOURCES, "zz_new", baselines.SOURCES["pact"])
-    after = keys(config)
-    assert before.items() <= after.items()
-    assert {k[2] for k in after.keys() - before.keys()} == {"zz_new"}
-
-
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """A copy of the quant core and the baselines that a test may edit."""
-    for name in ("lowbit_core", "baselines"):
-        for path in (suites.ROOT / name).rglob("*.py"):
-            copied = tmp_path / path.relative_to(suites.ROOT)
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            copied.write_text(path.read_text())
-    monkeypatch.setattr(suites, "ROOT", tmp_path)
-
-    def version(method, edits=()):
-        for file, edit in edits:
-            path = tmp_path / file
-            path.write_text(edit(path.read_text()))
-        code_version.cache_clear()
-        suites._code.cache_clear()
-        return code_version(method)
-
-    yield version
-    monkeypatch.undo()
-    code_version.cache_clear()
-    suites._code.cache_clear()
-
-
-def test_code_version_ignores_comments_docstrings_and_layout(tree):
-    before = tree("direct")
-    assert re.fullmatch("[0-9a-f]{12}", before)
-    edits = [
-        (
-            "lowbit_core/quantizers/basis.py",
-            lambda s: "# a remark\n" + s.replace("RIDGE = 1e-4", "RIDGE   =   1e-4"),
-        ),
-        (
-            "lowbit_core/quantizers/direct.py",
-            lambda s: s.replace('"""Direct quantized weights', '"""Weights'),
-        ),
-        (
-            "lowbit_core/conversion/layers.py",
-            lambda s: s.replace('"""The weight of this', '"""A weight of this'),
-        ),
-    ]
-    assert tree("direct", edits) == before
-
-
-def test_code_version_changes_with_the_core_s_code(tree):
-    before = {m: tree(m) for m in baselines.METHODS}
-    tree(
-        "direct",
-        [("lowbit_core/quantizers/basis.py", lambda s: s.replace("RIDGE = 1e-4", "RIDGE = 2e-4"))],
-    )
-    assert all(tree(m) != before[m] for m in baselines.METHODS)
-
-
-def test_code_version_follows_the_baselines_that_a_method_imports(tree):
-    before = {m: tree(m) for m in baselines.METHODS}
-    tree("fp", [("baselines/dorefa.py", lambda s: s + "\nEXTRA = 1\n")])
-    changed_methods = {m for m in baselines.METHODS if tree(m) != before[m]}
-    assert changed_methods == {"dorefa", "pact"}
-
-
-def test_code_version_ignores_reporting(tree):
-    before = tree("direct")
-    edits = [
-        (f"lowbit_core/runtime/{n}.py", lambda s: s + "\nEXTRA = 1\n")
-        for n in ("progress", "errors", "hardware")
-    ]
-    assert tree("direct", edits) == before
-
-
-def test_a_new_method_file_leaves_the_others_versions(tree):
-    before = {m: tree(m) for m in baselines.METHODS}
-    (suites.ROOT / "baselines" / "another.py").write_text("METHODS = ()\n")
-    assert {m: tree(m) for m in baselines.METHODS} == before
-
-
-@pytest.mark.parametrize(
-    "line",
-    (
-        "from baselines.dorefa import METHODS as M",
-        "from baselines import dorefa",
-        "import baselines.dorefa",
-    ),
-)
-def test_every_way_to_import_a_baseline_counts(tree, monkeypatch, line):
-    (suites.ROOT / "baselines" / "another.py").write_text(f"{line}\nMETHODS = ()\n")
-    monkeypatch.setitem(baselines.SOURCES, "another", "baselines.another")
-    before = tree("another")
-    edits = [("baselines/dorefa.py", lambda s: s + "\nEXTRA = 1\n")]
-    assert tree("another", edits) != before
 
 
 def test_a_suite_must_bear_the_name_of_its_file(tmp_path, monkeypatch):

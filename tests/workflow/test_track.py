@@ -1,5 +1,6 @@
 """Tracking: idempotent, complete under parallel writers, live, and harmless when it fails."""
 
+import http.client
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_folder import RunFolder
-from workflow import track
+from workflow import track, ui
 from workflow.track import Store, TrackedRun, Watcher
 
 ROOT = Path(track.__file__).parent.parent
@@ -234,26 +235,56 @@ def test_parallel_syncs_of_a_fresh_store_lose_and_repeat_nothing(tmp_path):
     assert steps(store) == sorted([*range(1, EPOCHS + 1)] * 6)
 
 
-def test_the_watcher_follows_runs_of_known_suites(store, tmp_path, monkeypatch):
+def test_a_watcher_follows_the_runs_that_a_sweep_lists(store, tmp_path, capfd):
     run, other = write_run(tmp_path / "runs"), write_run(tmp_path / "runs", "pact")
     full = tables(run.folder)
     set_epochs(run.folder, 1, full)
-    asked = []
-
-    def suite_runs(suite):
-        asked.append(suite)
-        return [{"run_id": run.folder.name, "role": "run"}] if suite == "smoke" else []
-
-    monkeypatch.setattr(track, "_suite_runs", suite_runs)
     watcher = Watcher(store, tmp_path / "runs", tmp_path)
     watcher.look()
-    asked_once = len(asked)
-    set_epochs(run.folder, 2, full)
-    os.utime(run.folder / "metrics.csv", ns=(1, 1))  # a clock too coarse to tell would not do
+    assert query(store, "select count(*) from runs") == [(0,)], "no sweep has begun"
+    for suite in ("smoke", "paper"):
+        settings = {
+            "suite": {"suite": suite},
+            "runs": [
+                {"run_id": run.folder.name, "role": "run"},
+                {"run_id": run.folder.name, "role": "ablation"},
+                {"run_id": "not-begun", "role": "run"},
+            ],
+        }
+        (tmp_path / suite).mkdir()
+        (tmp_path / suite / "config.json").write_text(json.dumps(settings))
     watcher.look()
-    assert steps(store) == [1, 2]
+    set_epochs(run.folder, 2, full)
+    os.utime(run.folder / "metrics.csv", ns=(1, 1))  # the clock of a file system may be too coarse
+    watcher.look()
+    assert steps(store) == [1, 1, 2, 2], "once for each suite"
+    assert set(query(store, "select value from tags where key='suite'")) == {("smoke",), ("paper",)}
     assert tags(store)["run_id"] == run.folder.name != other.folder.name
-    assert len(asked) == asked_once, "the suites are read again only for a run not seen before"
+    assert tags(store)["role"] == "run", "the first role counts"
+    assert capfd.readouterr().err == ""
+
+
+def test_an_error_is_printed_once_while_it_lasts(store, tmp_path, capfd):
+    (tmp_path / "config.json").write_text("{")
+    watcher = Watcher(store, tmp_path / "runs", tmp_path)
+    watcher.look()
+    watcher.look()
+    assert capfd.readouterr().err.count("tracking: ") == 1
+
+
+def test_an_experiment_opens_in_the_view_for_training(store, tmp_path):
+    """Also one that was made before, without the tag."""
+    run = write_run(tmp_path / "runs")
+    kind = "select e.name, t.value from experiment_tags t join experiments e using (experiment_id)"
+    with store.client() as client:
+        client.create_experiment("old", store.artifacts("old"))
+    for suite in ("old", "new"):
+        track.sync(store, suite, [run], tmp_path)
+    track.sync(store, "old", [run], tmp_path)
+    assert set(query(store, kind)) == {
+        ("old", "custom_model_development"),
+        ("new", "custom_model_development"),
+    }
 
 
 @pytest.mark.parametrize("text", ["not json\n", '["a"]\n', '{"run_id": "x"}\n'])
@@ -265,7 +296,7 @@ def test_a_damaged_job_file_is_named(tmp_path, text):
 
 def test_a_missing_run_folder_is_named(tmp_path):
     fake_runs.write_job(tmp_path / "job.jsonl", [("gone", "run")])
-    with pytest.raises(InputError, match="lists run gone"):
+    with pytest.raises(InputError, match="gone/final.json is missing"):
         track.job_runs([tmp_path / "job.jsonl"], tmp_path)
 
 
@@ -288,13 +319,14 @@ def test_a_moved_store_is_refused(store, tmp_path):
         track.sync(Store(tmp_path / "elsewhere"), "smoke", [run], tmp_path)
 
 
-def test_a_taken_port_is_refused(store, tmp_path):
+def test_a_taken_port_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port} .* cannot be used"):
-            track.serve(Watcher(store, tmp_path, tmp_path), port)
-    with pytest.raises(InputError, match="between 1 and 65535"):
-        track.serve(Watcher(store, tmp_path, tmp_path), 70000)
+            ui.check_port(port)
+    for port in (0, 70000):
+        with pytest.raises(InputError, match="between 1 and 65535"):
+            ui.check_port(port)
 
 
 def test_the_ui_answers_and_stops_with_its_server(store, tmp_path):
@@ -312,25 +344,35 @@ def test_the_ui_answers_and_stops_with_its_server(store, tmp_path):
         str(tmp_path / "runs"),
     ]
     with (tmp_path / "log").open("w") as log:
-        ui = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 60
         while not answers(port):
-            assert ui.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            assert process.poll() is None and time.monotonic() < deadline, (
+                tmp_path / "log"
+            ).read_text()
             time.sleep(0.3)
-        own = [psutil.Process(ui.pid), *psutil.Process(ui.pid).children(recursive=True)]
+        started = psutil.Process(process.pid)
         bound = {
             (c.laddr.ip, c.laddr.port)
-            for process in own
-            for c in process.net_connections("inet")
+            for each in (started, *started.children(recursive=True))
+            for c in each.net_connections("inet")
             if c.status == psutil.CONN_LISTEN
         }
         assert bound == {("127.0.0.1", port)}
+        assert status(port, f"127.0.0.1:{port}") == 200
+        assert status(port, "elsewhere.example") == 403, "a page of another site reads nothing"
     finally:
-        ui.send_signal(signal.SIGTERM)
-        ui.wait(120)
-    assert ui.returncode == 0
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+    assert process.returncode == 0
     assert not answers(port)
+
+
+def status(port: int, host: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/", headers={"Host": host})
+    return connection.getresponse().status
 
 
 def free_port() -> int:

@@ -1,4 +1,5 @@
 # Loads and checks the configuration; holds no rules.
+import json
 import sys
 import time
 from pathlib import Path
@@ -10,67 +11,94 @@ sys.path.insert(0, str(Path(workflow.basedir)))
 from lowbit_core.runtime.errors import InputError
 from workflow.away.cost import Costs
 from workflow.away.queue import describe, suite_plan
-from workflow.suite.suite import DEFAULT_SUITE, check_config, load_suite
-from workflow.guard import begin
+from workflow.comparisons import load_comparisons
+from workflow.guard import begin, point_to
+from workflow.suite.settings import configured_suite
+from workflow.suite.suite import DEFAULT_SUITE
+
+# The prepared data under one name, wherever they are: Snakemake reruns jobs whose inputs have other
+# names than before, and where the data are changes no result.
+DATA = config["data"]
+DATA_LINK = ".snakemake/data"
 
 try:
-    check_config(config)
-    SUITE = load_suite(config["suite"], config["compile"]).only(config["datasets"])
-except InputError as error:
+    SUITE = configured_suite(config)
+    point_to(Path(DATA_LINK), Path(DATA))
+except (InputError, OSError) as error:
     sys.exit(f"error: {error}")  # one line; a WorkflowError would add a traceback
+
+
+def unrecorded(value):
+    """A parameter that changes no result, such as a path or a number of processes.
+
+    Snakemake records parameters to rerun jobs (and delete their outputs) when one changes, but not
+    those that are functions of `output`.
+    """
+    return lambda wildcards, output: value
+
 
 IS_DEFAULT = SUITE.name == DEFAULT_SUITE
 RESULTS = "results" if IS_DEFAULT else f"results/{SUITE.name}"
-REPORTS = "reports" if IS_DEFAULT else f"reports/{SUITE.name}"
 RUNS = "results/runs"
 STORE = "results/mlflow"
-DATA = config["data"]
 # The interpreter that runs snakemake, unless each rule gets an environment of its own.
-PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
+PYTHON = unrecorded("python" if workflow.deployment_settings.deployment_method else sys.executable)
 
 JOB_FILES = expand(f"{RESULTS}/jobs/{{job}}.jsonl", job=list(SUITE.jobs))
+TABLES = [
+    "results.csv",
+    "timings.csv",
+    "epochs.csv",
+    "diagnostics.csv",
+    "table_main.csv",
+    "table_main.md",
+    "table_main.tex",
+    "claims.csv",
+    "claims.md",
+]
 ABLATIONS = [
-    f"{RESULTS}/ablation_channel_error.csv",
-    f"{RESULTS}/ablation_channel_error_summary.csv",
-    f"{RESULTS}/ablation_direct_weights.csv",
-    f"{RESULTS}/ablation_direct_weights_summary.csv",
+    "ablation_channel_error.csv",
+    "ablation_channel_error_summary.csv",
+    "ablation_direct_weights.csv",
+    "ablation_direct_weights_summary.csv",
 ]
 PLOTS = [
-    "accuracy_vs_bits",
-    "accuracy_vs_bitops",
-    "accuracy_vs_size",
-    "channel_error_heatmap",
-    "weight_histograms",
-    "training_curves",
-    "mismatch",
-    "levels_and_flips",
-]
-PLOT_FILES = expand(f"{RESULTS}/plots/{{plot}}.{{ext}}", plot=PLOTS, ext=["svg", "png"])
-TABLES = [
-    *expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
-    *expand(f"{RESULTS}/claims.{{ext}}", ext=["csv", "md"]),
-    f"{RESULTS}/diagnostics.csv",
-]
-
-EVERYTHING = [
-    f"{RESULTS}/results.csv",
-    f"{RESULTS}/timings.csv",
-    f"{RESULTS}/epochs.csv",
-    *TABLES,
-    *ABLATIONS,
-    *PLOT_FILES,
-    f"{REPORTS}/index.html",
-    f"{RESULTS}/tracking.txt",
+    f"plots/{plot}.{ext}"
+    for plot in (
+        "accuracy_vs_bits",
+        "accuracy_vs_bitops",
+        "accuracy_vs_size",
+        "channel_error_heatmap",
+        "weight_histograms",
+        "training_curves",
+        "mismatch",
+        "levels_and_flips",
+    )
+    for ext in ("svg", "png")
 ]
 # Variants are chosen between on validation data: their one table is all that is made.
-VARIANTS = expand(f"{RESULTS}/variants.{{ext}}", ext=["csv", "md"])
-if SUITE.has_variants:
-    EVERYTHING = VARIANTS
+VARIANTS = ["variants.csv", "variants.md"]
+
+
+def everything(folder, has_variants):
+    """All that is made from the record in a results folder."""
+    if has_variants:
+        return [f"{folder}/{name}" for name in VARIANTS]
+    made = [f"{folder}/{name}" for name in (*TABLES, *ABLATIONS, *PLOTS)]
+    return [*made, f"reports{folder.removeprefix('results')}/index.html"]
+
+
+EVERYTHING = everything(RESULTS, SUITE.has_variants)
+if not SUITE.has_variants:
+    EVERYTHING.append(f"{RESULTS}/tracking.txt")
 
 
 wildcard_constraints:
     job=r"[A-Za-z0-9_]+-[a-z0-9]+-s\d+-[0-9a-f]{8}-[a-z]+\d*",
     dataset=r"[a-z0-9_]+",
+    record="record|ablation_record",
+    # A results folder is results{at}: of the suite, or of a committed record.
+    at=rf"{RESULTS.removeprefix('results')}|/reference/[\w-]+",
 
 
 def job_of(wildcards):
@@ -80,12 +108,22 @@ def job_of(wildcards):
     return SUITE.jobs[wildcards.job]
 
 
-# All data sets before any training: a missing one is found out in the first minute.
-MANIFESTS = expand(
-    f"{DATA}/{{dataset}}/{{split}}.manifest.json",
-    dataset=SUITE.datasets,
-    split=["train", "test"],
-)
+def manifests(datasets):
+    """The manifests of prepared data sets. Their times do not count: a run is known by its key."""
+    names = expand(
+        f"{DATA_LINK}/{{dataset}}/{{split}}.manifest.json",
+        dataset=datasets,
+        split=["train", "test"],
+    )
+    return [ancient(name) for name in names]
+
+
+MANIFESTS = manifests(SUITE.datasets)
+
+
+def job_data(wildcards):
+    """The manifests of the data set that a job trains on."""
+    return manifests([job_of(wildcards).runs[0]["dataset"]])
 
 
 def job_checkpoint(wildcards):
@@ -104,24 +142,11 @@ def job_files(methods):
     return expand(f"{RESULTS}/jobs/{{job}}.jsonl", job=SUITE.jobs_with(methods))
 
 
-def data_folder(wildcards, input):
-    return Path(input.data[0]).parent.parent
-
-
-def input_folder(wildcards, input):
-    return Path(input[0]).parent
+data_folder = unrecorded(DATA)
 
 
 def output_folder(wildcards, output):
     return Path(output[0]).parent
-
-
-def output_stem(wildcards, output):
-    return Path(output[0]).with_suffix("")
-
-
-def plots_folder(wildcards, input):
-    return Path(input.plots[0]).parent
 
 
 # What starts a training process: Python, or torchrun with one process a GPU.

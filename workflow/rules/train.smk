@@ -4,7 +4,7 @@
 
 rule train:
     input:
-        data=MANIFESTS,
+        data=job_data,
         checkpoint=job_checkpoint,
     output:
         f"{RESULTS}/jobs/{{job}}.jsonl",
@@ -12,26 +12,27 @@ rule train:
         f"{RESULTS}/logs/{{job}}.log",
     conda:
         "../envs/lowbit.yaml"
+    # `run_keys` holds all that determines the runs; no other parameter reruns the job.
     params:
         python=PYTHON,
-        launcher=LAUNCHER,
+        launcher=unrecorded(LAUNCHER),
         suite=SUITE.name,
         data=data_folder,
-        runs=RUNS,
-        compile=["--compile", config["compile"]] if config["compile"] else [],
+        runs=unrecorded(RUNS),
+        compile=unrecorded(SUITE.config["compile"]),
         run_keys=job_keys,
-        per_gpu=config["per_gpu"],
-        omp_threads=SUITE.config["threads"],
+        per_gpu=unrecorded(config["per_gpu"]),
+        omp_threads=unrecorded(SUITE.config["threads"]),
     threads: SUITE.config["threads"] * GPUS_PER_RUN
     resources:
         gpu=SUITE.config["gpus"] * GPUS_PER_RUN,
         runtime=SUITE.config["runtime_minutes"],
         mem_mb=6000,
-    # A signal is training's own affair: the shell and tee wait until it has saved.
+    # Training answers signals itself: the shell and tee wait until it has saved.
     shell:
         "trap : INT TERM; OMP_NUM_THREADS={params.omp_threads}"
         " {params.python:q} {params.launcher:q} -m workflow.train"
-        " --suite {params.suite:q} {params.compile:q} --per-gpu {params.per_gpu}"
+        " --suite {params.suite:q} --compile {params.compile} --per-gpu {params.per_gpu}"
         " --job {wildcards.job:q} --data {params.data:q} --runs {params.runs:q} --out {output:q}"
         " 2>&1 | (trap '' INT TERM; tee {log:q})"
 

@@ -1,0 +1,115 @@
+"""What a run is: the configuration and the code that determine its numbers, and their hash."""
+
+import ast
+import hashlib
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import baselines
+from lowbit_core.quantizers.bits import bits_label
+
+ROOT = Path(__file__).parents[2]
+# The folders of lowbit_core whose code can change a number. The others (runtime, datasets) cannot.
+NUMERIC = ("quantizers", "kernels", "conversion", "parallel", "models", "training", "data")
+SOURCE_SUFFIXES = (".py", ".cpp", ".h")
+# A literal of C++, which may contain // or /*, or a comment.
+CPP_LITERAL_OR_COMMENT = re.compile(
+    r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\\n])'|//[^\n]*|/\*.*?\*/""", re.DOTALL
+)
+
+
+def resolve(
+    config: dict,
+    experiment: dict,
+    method: str,
+    bits: tuple[int, int],
+    seed: int,
+    recipe: str,
+    pretrained: str | None,
+) -> dict:
+    """The configuration of one run, with `run_key` (the hash of all of it) and `run_id`.
+
+    config, experiment: of the suite. bits: of weights and activations. pretrained: the run_id of
+    the full-precision run whose weights it starts from; None for that run itself.
+    """
+    resolved = {
+        **{key: experiment[key] for key in ("dataset", "arch", "arch_options", "policy")},
+        "method": method,
+        "w_bits": bits[0],
+        "a_bits": bits[1],
+        "seed": seed,
+        "recipe": {"name": recipe, **_recipe_of_method(config["recipes"][recipe], method)},
+        "pretrained": pretrained,
+        **{key: config[key] for key in ("loader", "compile", "deterministic", "threads")},
+        "code_version": code_version(method),
+    }
+    key = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
+    kind, label = method if pretrained else "checkpoint", bits_label(*bits).lower()
+    names = (experiment["dataset"], experiment["arch"], kind, label, f"s{seed}", key[:8])
+    return {**resolved, "run_key": key, "run_id": "-".join(names)}
+
+
+def _recipe_of_method(recipe: dict, method: str) -> dict:
+    """The recipe as `method` trains by it: its `method_groups` are merged into the groups."""
+    changes = recipe["method_groups"].get(method, {})
+    groups = recipe["quantizer_groups"].items()
+    rest = {key: value for key, value in recipe.items() if key != "method_groups"}
+    return {**rest, "quantizer_groups": {n: {**g, **changes.get(n, {})} for n, g in groups}}
+
+
+@cache
+def code_version(method: str) -> str:
+    """Hash of the code that can change this method's numbers: 12 hex digits.
+
+    That is the numeric folders of lowbit_core, and the method's module with the baselines that it
+    imports. Comments, docstrings and layout do not count.
+    """
+    core = ROOT / "lowbit_core"
+    files = {path for folder in NUMERIC for path in (core / folder).rglob("*")}
+    files = {path for path in files if path.suffix in SOURCE_SUFFIXES}
+    if method in baselines.SOURCES:
+        _add_module(baselines.SOURCES[method], files)
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(ROOT)}\n{_code(path)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _add_module(module: str, files: set[Path]) -> None:
+    """Add to `files` the file of a module of baselines and those of the baselines it imports."""
+    path = ROOT / (module.replace(".", "/") + ".py")
+    if path in files or not module.startswith("baselines.") or not path.exists():
+        return
+    files.add(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = "baselines." if node.level else ""  # baselines is one flat package
+            source = (package + (node.module or "")).rstrip(".")
+            names = [source, *(f"{source}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            _add_module(name, files)
+
+
+@cache
+def _code(path: Path) -> str:
+    """The source in `path` without comments, docstrings and layout."""
+    text = path.read_text()
+    if path.suffix != ".py":
+        bare = CPP_LITERAL_OR_COMMENT.sub(lambda m: m[0] if m[0][0] in "\"'" else " ", text)
+        return "\n".join(line.strip() for line in bare.splitlines() if line.strip())
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [n for n in body if not _is_text(n)] or [ast.Pass()]  # type: ignore
+    return ast.unparse(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    """True for a statement that is only a string: a docstring."""
+    return isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str)
