@@ -1,7 +1,6 @@
 """How every plot looks: sizes, colours, headings, legends, and writing to disk."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,16 +12,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lowbit_core.runtime.files import replace_file
-from workflow.results.labels import method_color, method_label, method_marker, method_order
+from workflow.results import labels as names
 
 INK, MUTED, GRID = "#1f2933", "#66717e", "#dde2e8"
 """Text, secondary text and grid; the report replaces them with the colours of its theme."""
-PANEL_WIDTH, PANEL_HEIGHT, MAX_COLUMNS = 3.3, 3.0, 3
-HEADER_INCHES = 0.62
 MIN_WIDTH = 8.2  # inches; the longest heading and a legend of four columns fit
 LEGEND_COLUMNS = 4
 PERCENT_TICKS = FuncFormatter(lambda share, _: f"{100 * share:g}%")
@@ -47,42 +43,41 @@ def set_style() -> None:
 
 
 def new_figure(
-    title: str,
-    subtitle: str,
-    panels: int,
-    *,
-    columns: int = MAX_COLUMNS,
-    width: float = PANEL_WIDTH,
-    height: float = PANEL_HEIGHT,
-    legend: int = 0,
+    panels: int, columns: int = 3, width: float = 3.3, height: float = 3.0
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `panels` axes under a heading, with room for `legend` entries below.
-
-    `width` and `height` are inches for one panel.
-    """
+    """A figure of `panels` axes; `width` and `height` are inches for one panel."""
     columns = min(columns, panels)
     rows = math.ceil(panels / columns)
-    total = rows * height + HEADER_INCHES + 0.25 * math.ceil(legend / LEGEND_COLUMNS)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(max(columns * width, MIN_WIDTH), total),
-        layout="constrained",
-        squeeze=False,
-    )
-    figure.get_layout_engine().set(
-        rect=(0, 0, 1, 1 - HEADER_INCHES / total), w_pad=0.08, h_pad=0.06, wspace=0.03
-    )
-    figure.text(0.012, 1 - 0.10 / total, title, va="top", fontsize=12, fontweight="bold")
-    figure.text(0.012, 1 - 0.36 / total, subtitle, va="top", fontsize=9, color=MUTED)
+    size = max(columns * width, MIN_WIDTH), rows * height
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axis in axes.flat[panels:]:
         axis.remove()
     return figure, list(axes.flat[:panels])
 
 
-def empty_figure(title: str, subtitle: str, reason: str) -> Figure:
+def add_heading_and_legend(figure: Figure, title: str, subtitle: str) -> None:
+    """Make the figure taller by a heading, and by a legend of everything that has a label."""
+    handles = {}
+    for axis in figure.axes:
+        drawn, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, drawn, strict=True))
+    order = {names.method_label(name): names.method_order(name) for name in names.method_names()}
+    ordered = sorted(handles, key=lambda label: order.get(label, len(order)))
+    height = figure.get_figheight() + 0.62 + 0.25 * math.ceil(len(ordered) / LEGEND_COLUMNS)
+    figure.set_figheight(height)
+    room = {"w_pad": 0.08, "h_pad": 0.06, "wspace": 0.03}
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.62 / height), **room)
+    figure.text(0.012, 1 - 0.10 / height, title, va="top", fontsize=12, fontweight="bold")
+    figure.text(0.012, 1 - 0.36 / height, subtitle, va="top", fontsize=9, color=MUTED)
+    if ordered:
+        columns = min(LEGEND_COLUMNS, len(ordered) + 1)
+        place = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1.6}
+        figure.legend([handles[label] for label in ordered], ordered, **place, handletextpad=0.5)
+
+
+def empty_figure(reason: str) -> Figure:
     """A figure without data, which says why it is empty."""
-    figure, (axis,) = new_figure(title, subtitle, 1, height=1.6)
+    figure, (axis,) = new_figure(1, height=1.6)
     axis.axis("off")
     axis.text(0.5, 0.5, reason, ha="center", va="center", color=MUTED)
     return figure
@@ -105,27 +100,12 @@ def si(value: float, unit: str = "") -> str:
 
 
 def marker_style(method: str, size: float) -> dict:
-    """Colour and marker of a method; stars and crosses are enlarged to look equally heavy."""
-    marker = method_marker(method)
+    """Label, colour and marker of a method; stars and crosses are drawn larger to look as heavy."""
+    marker = names.method_marker(method)
     scale = {"*": 1.7, "P": 1.15, "X": 1.15}.get(marker, 1.0)
-    return {
-        "color": method_color(method),
-        "marker": marker,
-        "markersize": size * scale,
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.6,
-    }
-
-
-def reference_line(axis: Axes, value: float) -> None:
-    """The dashed line of the full-precision accuracy."""
-    axis.axhline(value, color=method_color("fp"), linestyle="--", linewidth=1.2)
-
-
-def reference_entry() -> Line2D:
-    """The legend entry of `reference_line`."""
-    style = {"color": method_color("fp"), "linestyle": "--", "linewidth": 1.2}
-    return Line2D([], [], **style, label=method_label("fp"))
+    edge = {"markeredgecolor": "white", "markeredgewidth": 0.6}
+    color, label = names.method_color(method), names.method_label(method)
+    return {"label": label, "color": color, "marker": marker, "markersize": size * scale, **edge}
 
 
 def draw_mean(
@@ -133,31 +113,8 @@ def draw_mean(
 ) -> None:
     """A line through `mean`, with markers of `size` points and a band of one std on each side."""
     axis.plot(x, mean, **marker_style(method, size), **options)
-    color = method_color(method)
+    color = names.method_color(method)
     axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
-
-
-def add_legend(
-    figure: Figure, methods: list[str], line: bool = True, extra: Sequence[Line2D] = ()
-) -> None:
-    """One legend below the panels with every method's colour and marker, then `extra` entries."""
-    handles = [
-        Line2D(
-            [],
-            [],
-            **marker_style(name, 6.5),
-            linestyle="-" if line else "",
-            label=method_label(name),
-        )
-        for name in sorted(methods, key=method_order)
-    ]
-    figure.legend(
-        handles=[*handles, *extra],
-        loc="outside lower center",
-        ncols=min(LEGEND_COLUMNS, len(handles) + 1),
-        columnspacing=1.6,
-        handletextpad=0.5,
-    )
 
 
 def accuracy_limits(axis: Axes, values: pd.Series, top: float) -> None:

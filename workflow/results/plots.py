@@ -14,45 +14,38 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lowbit_core.quantizers.bits import FLOAT_BITS, bits_label
 from lowbit_core.runtime.errors import run_cli
+from workflow.results import labels
 from workflow.results import plot_style as look
-from workflow.results.collect import read_json, representative
 from workflow.results.columns import TABLES, read_table
-from workflow.results.labels import (
-    arch_name,
-    dataset_name,
-    is_paper_suite,
-    method_color,
-    method_label,
-    method_order,
-)
+from workflow.results.record import Record, representative
 
 NETWORK = ["dataset", "arch"]
 SETTING = [*NETWORK, "w_bits", "a_bits"]
 NO_RUN = "no finished quantized run"
 MOST_COLUMNS = 4  # settings or layers beside each other in a figure of two rows
+Drawn = tuple[Figure, str] | str
+"""A figure and what it shows, or the reason why there is nothing to draw."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What the plots are made from; tables with bit-widths also have `bits`, such as W2A2."""
+    """What the plots are made from; every table of runs or cells also has `bits`, such as W2A2.
+
+    `note`: the suite; `cells`: cells of the main table with a finished run, and their cost;
+    `quantized`: those of them that are not full precision; `runs`: finished runs of the main sweep;
+    `direct`: finished runs of the direct-weights ablation; `channels`: one activation error a row.
+    """
 
     note: str
-    """The suite, and whether it is comparable with published numbers."""
     cells: pd.DataFrame
-    """Cells of the main table that have a finished run, with bit operations and size."""
     quantized: pd.DataFrame
-    """Those of them that are not full precision."""
     runs: pd.DataFrame
-    """Finished runs of the main sweep."""
     direct: pd.DataFrame
-    """Finished runs of the direct-weights ablation."""
     channels: pd.DataFrame
-    """Activation errors, one row for each channel."""
     epochs: pd.DataFrame
     histograms: dict
 
@@ -80,82 +73,77 @@ def read_data(folder: Path) -> Data:
     cells = cells[cells["n"] > 0].join(costs, on=[*SETTING, "method"])
     return Data(
         note=f"suite: {suite}"
-        + ("" if is_paper_suite(suite) else ", not comparable with published numbers"),
+        + ("" if labels.is_paper_suite(suite) else ", not comparable with published numbers"),
         cells=cells,
         quantized=cells[cells["method"] != "fp"],
         runs=runs,
         direct=direct[direct["status"] == "done"],
         channels=read_frame(folder / "ablation_channel_error.csv"),
         epochs=read_frame(folder / "epochs.csv"),
-        histograms=read_json(folder / "record" / "histograms.json"),
+        histograms=Record(folder / "record").histograms,
     )
 
 
 def network_name(row: pd.Series | dict, of: pd.DataFrame | None = None) -> str:
     """`CIFAR-100, ResNet-20`, without the data set where all rows of `of` have the same one."""
     if of is not None and of["dataset"].nunique() == 1:
-        return arch_name(row["arch"])
-    return f"{dataset_name(row['dataset'])}, {arch_name(row['arch'])}"
+        return labels.arch_name(row["arch"])
+    return f"{labels.dataset_name(row['dataset'])}, {labels.arch_name(row['arch'])}"
 
 
 def run_name(run: pd.Series | dict) -> str:
-    name = f"{method_label(run['method'])}, {arch_name(run['arch'])}"
+    name = f"{labels.method_label(run['method'])}, {labels.arch_name(run['arch'])}"
     return f"{name}, {bits_label(run['w_bits'], run['a_bits'])}, seed {run['seed']}"
 
 
 def drawing_order(table: pd.DataFrame) -> list[str]:
     """The methods of `table`; the first method of the legend is drawn last, above the others."""
-    return sorted(table["method"].unique(), key=method_order, reverse=True)
+    return sorted(table["method"].unique(), key=labels.method_order, reverse=True)
 
 
 # -- accuracy --------------------------------------------------------------------------------
 
 
-def accuracy_figure(
-    data: Data, title: str, subtitle: str, line: bool = True, extra: tuple[Line2D, ...] = ()
-) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, pd.Series | None]]]:
-    """A figure with a panel for each network: (axis, quantized cells, full-precision cell).
+def accuracy_panels(data: Data) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, pd.Series | None]]]:
+    """A figure, and (axis, quantized cells, full-precision cell) of the panel of each network.
 
-    It has what all accuracy plots share: heading, legend, limits and the full-precision line.
+    The panels have what all accuracy plots share: title, limits and the full-precision line.
     """
-    methods, groups = list(data.quantized["method"].unique()), data.quantized.groupby(NETWORK)
-    entries = [look.reference_entry(), *extra]
-    size = {"panels": groups.ngroups, "legend": len(methods) + len(entries)}
-    figure, axes = look.new_figure(title, f"{subtitle} · {data.note}", **size)
-    look.add_legend(figure, methods, line, entries)
+    groups = data.quantized.groupby(NETWORK)
+    figure, axes = look.new_figure(groups.ngroups)
     panels = []
     for axis, (_, cells) in zip(axes, groups, strict=True):
-        first = cells.iloc[0]
-        same = (data.cells[NETWORK] == first[NETWORK]).all(axis=1)
+        same = (data.cells[NETWORK] == cells.iloc[0][NETWORK]).all(axis=1)
         fp = next((c for _, c in data.cells[same].iterrows() if c["method"] == "fp"), None)
         top = cells["top1_mean"].max()
         if fp is not None:
-            look.reference_line(axis, fp["top1_mean"])
+            style = {"color": labels.method_color("fp"), "linestyle": "--", "linewidth": 1.2}
+            axis.axhline(fp["top1_mean"], label=labels.method_label("fp"), **style)
             top = max(top, fp["top1_mean"])
         look.accuracy_limits(axis, cells["top1_mean"], top)
+        axis.set_title(network_name(cells.iloc[0], data.quantized))
         panels.append((axis, cells, fp))
-    for axis in axes[:: look.MAX_COLUMNS]:
+    for axis in axes[::3]:
         axis.set_ylabel("test top-1 (%)")
     return figure, panels
 
 
-def accuracy_vs_bits(data: Data, title: str) -> Figure | str:
+def accuracy_vs_bits(data: Data) -> Drawn:
     """Mean accuracy of every method by bit-width, with a band of one standard deviation."""
     if data.quantized.empty:
         return NO_RUN
-    labels = list(data.quantized.sort_values(["w_bits", "a_bits"])["bits"].unique())
-    figure, panels = accuracy_figure(data, title, "test top-1, mean over seeds, band ± one std")
+    figure, panels = accuracy_panels(data)
+    columns = list(data.quantized.sort_values(["w_bits", "a_bits"])["bits"].unique())
     for axis, cells, _ in panels:
         for method in drawing_order(cells):
             mine = cells[cells["method"] == method].sort_values(["w_bits", "a_bits"])
-            x = [labels.index(bits) for bits in mine["bits"]]
+            x = [columns.index(bits) for bits in mine["bits"]]
             look.draw_mean(axis, method, x, mine["top1_mean"], mine["top1_std"], size=7)
-        name = network_name(cells.iloc[0], data.quantized)
-        axis.set_title(f"{name}  (n = {cells['n'].max()})")
-        axis.set_xticks(range(len(labels)), labels)
-        axis.set_xlim(-0.25, len(labels) - 0.75)
+        axis.set_title(f"{axis.get_title(loc='left')}  (n = {cells['n'].max()})")
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_xlim(-0.25, len(columns) - 0.75)
         axis.grid(axis="x", visible=False)
-    return figure
+    return figure, "test top-1, mean over seeds, band ± one std"
 
 
 def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -167,54 +155,48 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def accuracy_vs_cost(
-    data: Data, title: str, column: str, axis_label: str, unit: str
-) -> Figure | str:
+def accuracy_vs_cost(data: Data, column: str, axis_label: str, unit: str) -> Drawn:
     """Mean accuracy of every method and setting against `column`, with the Pareto front."""
     if data.quantized.empty:
         return NO_RUN
-    grey = {"color": look.MUTED, "linewidth": 1.2}
-    entry = Line2D([], [], **grey, label="Pareto front")
-    subtitle = "test top-1, mean over seeds"
-    figure, panels = accuracy_figure(data, title, subtitle, line=False, extra=(entry,))
+    figure, panels = accuracy_panels(data)
+    grey = {"color": look.MUTED, "linewidth": 1.2, "label": "Pareto front"}
     for axis, cells, fp in panels:
         front = pareto(zip(cells[column], cells["top1_mean"], strict=True))
         axis.step(*zip(*front, strict=True), where="post", zorder=1, **grey)
         for _, cell in cells.sort_values("top1_mean").iterrows():
             style = look.marker_style(cell["method"], 8)
             axis.plot(cell[column], cell["top1_mean"], **style, linestyle="")
-        name = network_name(cells.iloc[0], data.quantized)
-        axis.set_title(name if fp is None else f"{name}  (FP: {look.si(fp[column], unit)})")
+        if fp is not None:
+            axis.set_title(f"{axis.get_title(loc='left')}  (FP: {look.si(fp[column], unit)})")
         axis.set_xscale("log")
         low, high = cells[column].min(), cells[column].max()
         margin = (high / low) ** 0.15 * 1.05
         axis.set_xlim(low / margin, high * margin)
         ticks = cells.groupby("bits")[column].mean()
-        labels = [f"{bits}\n{look.si(cost, unit)}" for bits, cost in ticks.items()]
-        axis.set_xticks(ticks, labels)
+        axis.set_xticks(ticks, [f"{bits}\n{look.si(cost, unit)}" for bits, cost in ticks.items()])
         axis.minorticks_off()
         axis.set_xlabel(axis_label)
-    return figure
+    return figure, "test top-1, mean over seeds"
 
 
 # -- channels and weights of one run ---------------------------------------------------------
 
 
-def channel_error_heatmap(data: Data, title: str) -> Figure | str:
+def channel_error_heatmap(data: Data) -> Drawn:
     """Error of each channel, channel-aware over equal weighting, in one strip for each layer."""
     # A dead channel has no error; one that equal weighting represents exactly has no ratio.
     measured = data.channels[data.channels["error_equal"] > 0]
     if measured.empty:
         return "no run measured its channels"
-    first = min(measured["method"].unique(), key=method_order)
+    first = min(measured["method"].unique(), key=labels.method_order)
     runs = measured[measured["method"] == first].drop_duplicates("run_id")
     run = representative(runs.to_dict("records"))
     mine = measured[measured["run_id"] == run["run_id"]].sort_values(["variance", "channel"])
     mine = mine.assign(ratio=mine["error_inverse_variance"] / mine["error_equal"])
     layers = list(dict.fromkeys(measured[measured["run_id"] == run["run_id"]]["layer"]))
     height = max(2.4, 0.27 * len(layers) + 1.0)
-    subtitle = f"{run_name(run)} · {data.note}"
-    figure, (axis,) = look.new_figure(title, subtitle, 1, width=8.6, height=height)
+    figure, (axis,) = look.new_figure(1, width=8.6, height=height)
     reach = max(0.1, float((mine["ratio"] - 1).abs().quantile(0.98)))
     norm = TwoSlopeNorm(1.0, max(0.0, 1 - reach), 1 + reach)
     small = {"va": "center", "fontsize": 8.5}
@@ -237,7 +219,7 @@ def channel_error_heatmap(data: Data, title: str) -> Figure | str:
     bar = figure.colorbar(image, ax=axis, pad=0.10, fraction=0.035, extend="both")
     bar.set_label("error, channel-aware / equal\n(below 1: better)")
     bar.outline.set_visible(False)
-    return figure
+    return figure, run_name(run)
 
 
 def draw_histogram(axis: Axes, histogram: dict, color: str) -> None:
@@ -255,25 +237,23 @@ def draw_histogram(axis: Axes, histogram: dict, color: str) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def weight_histograms(data: Data, title: str) -> Figure | str:
+def weight_histograms(data: Data) -> Drawn:
     """Latent weights of a few layers of one run before and after training."""
     layers = list(data.histograms["layers"].items())[:MOST_COLUMNS]
     if not layers:
         return "no run kept its weights"
     run = data.runs[data.runs["run_id"] == data.histograms["run_id"]].iloc[0]
-    size = {"columns": len(layers), "width": 3.0, "height": 1.9}
-    subtitle = f"{run_name(run)} · {data.note}"
-    figure, axes = look.new_figure(title, subtitle, 2 * len(layers), **size)
+    figure, axes = look.new_figure(2 * len(layers), len(layers), width=3.0, height=1.9)
     for column, (layer, histograms) in enumerate(layers):
         reach = 1.05 * max(histogram["span"] for histogram in histograms.values())
         for stage, axis in zip(("start", "end"), axes[column :: len(layers)], strict=True):
-            draw_histogram(axis, histograms[stage], method_color(run["method"]))
+            draw_histogram(axis, histograms[stage], labels.method_color(run["method"]))
             axis.set_xlim(-reach, reach)
             if column == 0:
                 axis.set_ylabel(f"{stage}\nshare of weights")
         axes[column].set_title(layer, fontsize=9)
         axis.set_xlabel("latent weight\n(dashed: levels of channel 0)")
-    return figure
+    return figure, run_name(run)
 
 
 # -- curves over epochs ----------------------------------------------------------------------
@@ -294,26 +274,22 @@ def draw_curves(axis: Axes, table: pd.DataFrame, column: str) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-def training_curves(data: Data, title: str) -> Figure | str:
+def training_curves(data: Data) -> Drawn:
     """Validation accuracy and training loss of all methods at one representative setting."""
     run = representative(data.runs[data.runs["method"] != "fp"].to_dict("records"))
     if run is None:
         return NO_RUN
     here = data.runs[(data.runs[NETWORK] == pd.Series(run)[NETWORK]).all(axis=1)]
     chosen = here[(here["bits"] == run["bits"]) | (here["method"] == "fp")]
-    methods = list(chosen["method"].unique())
-    setting = f"{arch_name(run['arch'])}, {run['bits']}, n = {chosen['seed'].nunique()}"
-    subtitle = f"{setting}, band ± one std · {data.note}"
-    size = {"width": 4.9, "height": 3.2, "legend": len(methods)}
-    figure, axes = look.new_figure(title, subtitle, 2, **size)
+    figure, axes = look.new_figure(2, width=4.9, height=3.2)
     table = epochs_of(data, chosen).dropna(subset="val_top1")
-    labels = (("val_top1", "validation top-1 (%)"), ("train_loss", "training loss"))
-    for axis, (column, label) in zip(axes, labels, strict=True):
+    titles = (("val_top1", "validation top-1 (%)"), ("train_loss", "training loss"))
+    for axis, (column, title) in zip(axes, titles, strict=True):
         draw_curves(axis, table, column)
-        axis.set_title(label)
+        axis.set_title(title)
         axis.set_xlabel("epoch")
-    look.add_legend(figure, methods)
-    return figure
+    setting = f"{network_name(run)}, {run['bits']}, n = {chosen['seed'].nunique()}"
+    return figure, f"{setting}, band ± one std"
 
 
 WEIGHT_CURVES = {
@@ -323,14 +299,10 @@ WEIGHT_CURVES = {
 }
 
 
-def two_rows(
-    title: str, subtitle: str, settings: list[tuple[str, pd.DataFrame]], curves: tuple[str, str]
-) -> Figure:
+def two_rows(settings: list[tuple[str, pd.DataFrame]], curves: tuple[str, str]) -> Figure:
     """Two weight curves below each other for each setting (heading, epochs of its runs)."""
     settings = settings[:MOST_COLUMNS]
-    methods = list(pd.concat([table["method"] for _, table in settings]).unique())
-    size = {"columns": len(settings), "width": 3.1, "height": 2.4, "legend": len(methods)}
-    figure, axes = look.new_figure(title, subtitle, 2 * len(settings), **size)
+    figure, axes = look.new_figure(2 * len(settings), len(settings), width=3.1, height=2.4)
     for index, (heading, table) in enumerate(settings):
         column = axes[index :: len(settings)]
         for axis, curve in zip(column, curves, strict=True):
@@ -346,45 +318,41 @@ def two_rows(
             axis.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
         column[0].set_title(heading)
         column[1].set_xlabel("epoch")
-    look.add_legend(figure, methods)
     return figure
 
 
-def mismatch(data: Data, title: str) -> Figure | str:
+def mismatch(data: Data) -> Drawn:
     """Distance of latent and used weights, and flips of codes, in the direct-weights ablation."""
     if data.direct.empty:
         return "no run of the direct-weights ablation"
-    subtitle = f"mean over layers and seeds, band ± one std · {data.note}"
-    groups = epochs_of(data, data.direct).groupby(SETTING)
     settings = [
         (f"{network_name(table.iloc[0], data.direct)}, {table['bits'].iloc[0]}", table)
-        for _, table in groups
+        for _, table in epochs_of(data, data.direct).groupby(SETTING)
     ]
-    return two_rows(title, subtitle, settings, ("mismatch", "flip_rate"))
+    figure = two_rows(settings, ("mismatch", "flip_rate"))
+    return figure, "mean over layers and seeds, band ± one std"
 
 
-def levels_and_flips(data: Data, title: str) -> Figure | str:
+def levels_and_flips(data: Data) -> Drawn:
     """Flips of codes and spans of levels of every method, for one representative network."""
     quantized = data.runs[data.runs["w_bits"] != FLOAT_BITS]
     run = representative(quantized.to_dict("records"))
     if run is None:
         return NO_RUN
     here = quantized[(quantized[NETWORK] == pd.Series(run)[NETWORK]).all(axis=1)]
-    subtitle = f"{network_name(run)}, mean over layers and seeds, band ± one std · {data.note}"
     groups = epochs_of(data, here).groupby(["w_bits", "a_bits"])
     settings = [(table["bits"].iloc[0], table) for _, table in groups]
-    return two_rows(title, subtitle, settings, ("flip_rate", "level_span"))
+    figure = two_rows(settings, ("flip_rate", "level_span"))
+    return figure, f"{network_name(run)}, mean over layers and seeds, band ± one std"
 
 
 # -- all plots -------------------------------------------------------------------------------
 
 BITOPS = {"column": "bitops", "axis_label": "bit operations an image (log scale)", "unit": ""}
 SIZE = {"column": "size_bytes", "axis_label": "stored size (log scale)", "unit": "B"}
-PLOTS: dict[str, tuple[str, Callable[[Data, str], Figure | str]]] = {
+PLOTS: dict[str, tuple[str, Callable[[Data], Drawn]]] = {
     "accuracy_vs_bits": ("Accuracy against bit-width", accuracy_vs_bits),
-    "accuracy_vs_bitops": (
-        "Accuracy against bit operations", partial(accuracy_vs_cost, **BITOPS),
-    ),
+    "accuracy_vs_bitops": ("Accuracy against bit operations", partial(accuracy_vs_cost, **BITOPS)),
     "accuracy_vs_size": ("Accuracy against model size", partial(accuracy_vs_cost, **SIZE)),
     "channel_error_heatmap": (
         "Channel-aware against equal weighting, channel by channel", channel_error_heatmap,
@@ -398,7 +366,7 @@ PLOTS: dict[str, tuple[str, Callable[[Data, str], Figure | str]]] = {
         "Distance between the weights that are trained and the weights that are used", mismatch,
     ),
 }  # fmt: skip
-"""File name -> title, and the function that draws it or says in words why it has no data."""
+"""File name -> title and function."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -409,10 +377,13 @@ def main(argv: list[str] | None = None) -> None:
     look.set_style()
     data = read_data(args.folder)
     for name, (title, draw) in PLOTS.items():
-        drawn = draw(data, title)
+        drawn = draw(data)
         if isinstance(drawn, str):
-            drawn = look.empty_figure(title, data.note, drawn)
-        look.save(drawn, args.out or args.folder / "plots", name)
+            figure, note = look.empty_figure(drawn), data.note
+        else:
+            figure, note = drawn[0], f"{drawn[1]} · {data.note}"
+        look.add_heading_and_legend(figure, title, note)
+        look.save(figure, args.out or args.folder / "plots", name)
 
 
 if __name__ == "__main__":

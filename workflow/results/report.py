@@ -8,9 +8,10 @@ It shows what the tables say; which method leads is decided in compare.py alone.
 import argparse
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
+from typing import NamedTuple
 
 import jinja2
 import yaml
@@ -20,32 +21,20 @@ from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_text
 from workflow.comparisons import load_comparisons
-from workflow.results import claims
+from workflow.results import claims, labels
 from workflow.results.columns import read_table
-from workflow.results.labels import (
-    arch_name,
-    dataset_name,
-    is_paper_suite,
-    method_color,
-    method_label,
-    method_order,
-)
+from workflow.results.labels import arch_name, dataset_name, method_label, method_order
 from workflow.results.main_table import TEMPLATES, blocks
 from workflow.results.plot_style import GRID, INK, MUTED, si
 from workflow.results.plots import PLOTS, network_name
 from workflow.results.record import Record
 
-TABLES = ("results", "timings", "diagnostics", "table_main", "claims",
-          "ablation_channel_error_summary", "ablation_direct_weights_summary")  # fmt: skip
 THEME = {INK: "currentColor", "#000000": "currentColor", MUTED: "var(--muted)",
          GRID: "var(--rule)", "#ffffff": "var(--surface)"}  # fmt: skip
 """Colours of the plots that follow the theme of the page, so that they show on a dark page too."""
 
-# -- tables ----------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """A table cell, the value that it is sorted by, and a small second line."""
 
     text: str
@@ -54,40 +43,31 @@ class Number:
     below: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table as the template draws it. A cell is text or a Number; the first one names the row."""
-
-    caption: str
-    columns: list[str]
-    rows: list[list[str | Number]]
-
-
-Columns = dict[str, tuple[str, str | Callable[[dict], str]]]
-"""Heading -> the column of a row, and how it is shown: a format, or a function of the row."""
+Shown = str | Callable[[dict], str]
+"""How a value is shown: a format, or a function of its row."""
+Columns = dict[str, tuple[str, Shown]]
+"""Heading -> the column of a row that is shown below it, and how."""
+Table = tuple[list[str], list[list[str | Number]]]
+"""Headings and rows; the first cell of a row is its name, and always text."""
 
 
-def cell(row: dict, column: str, shown: str | Callable[[dict], str]) -> str | Number:
+def make_table(columns: Columns, rows: Iterable[dict]) -> Table:
+    return list(columns), [[cell(row, *shown) for shown in columns.values()] for row in rows]
+
+
+def cell(row: dict, column: str, shown: Shown) -> str | Number:
     value = row[column]
     if value is None:
         return Number("–")
     if callable(shown):
         text = shown(row)
     else:
-        text = value if isinstance(value, str) else format(value, shown).replace("-", "−")
+        text = value if isinstance(value, str) else f"{value:{shown}}".replace("-", "−")
     return text if isinstance(value, str) else Number(text, value)
 
 
-def make_table(
-    caption: str, first: str, name: Callable[[dict], str], columns: Columns, rows: Iterable[dict]
-) -> Table:
-    """`first` is the heading above the rows' names."""
-    cells = [[name(row), *(cell(row, *shown) for shown in columns.values())] for row in rows]
-    return Table(caption, [first, *columns], cells)
-
-
 def summarize(rows: list[dict], key: Callable, statistic: Callable) -> list[dict]:
-    """One row for each key, in its order: the statistic of the known numbers, and `runs`."""
+    """One row for each key, in order: the statistic of the numbers that are known, and `runs`."""
     groups: dict[tuple, list[dict]] = {}
     for row in sorted(rows, key=key):
         groups.setdefault(key(row), []).append(row)
@@ -108,11 +88,11 @@ def accuracy(row: dict) -> str:
     return f"{row['top1_mean']:.2f}" + ("" if std is None else f"\u00a0±\u00a0{std:.2f}")
 
 
-def swatch(method: str) -> Markup:
+def swatch(row: dict) -> Markup:
     """A dot in the method's colour, and its label."""
-    color = method_color(method)
+    color = labels.method_color(row["method"])
     dot = '<span class="dot" style="--c: {}" aria-hidden="true"></span>{}'
-    return Markup(dot).format(THEME.get(color, color), method_label(method))
+    return Markup(dot).format(THEME.get(color, color), method_label(row["method"]))
 
 
 def chip(row: dict) -> Markup:
@@ -120,28 +100,28 @@ def chip(row: dict) -> Markup:
     return Markup('<span class="chip {0}">{0}</span>').format(row["verdict"])
 
 
-def link(row: dict, text: str) -> Markup:
-    """A published value, linked to its source."""
-    title, source = row["published_note"] or "", row["published_source"]
-    return Markup('<a href="{}" title="{}">{}</a>').format(source, title, text)
+def pair(row: dict) -> Markup:
+    """The two methods of a row of claims.csv, in bold if the row answers the claim."""
+    text = f"{method_label(row['method'])} against {method_label(row['other'])}"
+    return Markup("<b>{}</b>" if row["primary"] else "{}").format(text)
+
+
+def published(row: dict) -> Markup:
+    """The published value of a row of the main table, linked to its source."""
+    text = f"{row['published_top1']:g}"
+    source, note = row["published_source"], row["published_note"] or ""
+    return Markup('<a href="{}" title="{}">{}</a>').format(source, note, text)
+
+
+def setting(row: dict, column: str = "method") -> str:
+    """`CIFAR-100, ResNet-20, W2A2 · PACT`."""
+    bits = bits_label(row["w_bits"], row["a_bits"])
+    return f"{network_name(row)}, {bits} · {method_label(row[column])}"
 
 
 def setting_order(row: dict) -> tuple:
-    order = method_order(row["method"])
-    return row["dataset"], row["arch"], row["w_bits"], row["a_bits"], order
-
-
-def setting_name(row: dict) -> str:
-    return f"{network_name(row)}, {bits_label(row['w_bits'], row['a_bits'])}"
-
-
-def setting_method(row: dict, column: str = "method") -> str:
-    return f"{setting_name(row)} · {method_label(row[column])}"
-
-
-def joined(names: Iterable[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
+    key = (row[name] for name in ("dataset", "arch", "w_bits", "a_bits"))
+    return *key, method_order(row["method"])
 
 
 def duration(seconds: float) -> str:
@@ -149,6 +129,67 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
+
+def distinct(rows: list[dict], column: str) -> str:
+    """Every value that occurs in a column; `none` for an empty cell."""
+    found = {"none" if row[column] is None else row[column] for row in rows}
+    return " · ".join(sorted(f"{v:g}" if isinstance(v, float) else str(v) for v in found))
+
+
+# -- the columns of the tables ---------------------------------------------------------------
+
+PUBLISHED: Columns = {
+    "Setting · method": ("method", setting), "Ours": ("top1_mean", accuracy),
+    "Published": ("published_top1", published), "Difference": ("published_difference", "+.2f"),
+    "Made otherwise": ("published_policy", ""), "Note": ("published_note", ""),
+}  # fmt: skip
+CLAIMS: Columns = {
+    "Methods": ("method", pair), "Setting": ("arch", claims.place_text), "n": ("n", "d"),
+    "Top-1": ("top1_mean", ".2f"), "Other": ("other_top1_mean", ".2f"),
+    "Difference [95 %]": ("top1_difference_mean", claims.difference_text),
+    "p": ("p", ".3f"), "Adjusted p": ("p_adjusted", ".3f"),
+    "Diverged": ("diverged", claims.diverged_text),
+    "Verdict": ("verdict", lambda row: Markup("{} {}").format(chip(row), row["note"] or "")),
+}  # fmt: skip
+CHANNEL_ERROR: Columns = {
+    "Setting · measured network": ("method", setting),
+    "Weighting": ("variant", lambda row: row["variant"].replace("_", " ")),
+    "Channels improved (%)": ("share_of_channels_improved", ".1f"),
+    "Median error": ("median_error_variant", ".4f"),
+    "Trained with it": ("trained_with", lambda row: method_label(row["trained_with"])),
+    "Top-1": ("top1_mean", accuracy),
+}
+DIRECT_WEIGHTS: Columns = {
+    "Setting · direct against": ("other", lambda row: setting(row, "other")), "n": ("n", "d"),
+    "Mismatch direct": ("mismatch_end", ".3f"), "Mismatch other": ("other_mismatch_end", ".3f"),
+    "Flips direct": ("flip_rate_end", ".2%"), "Flips other": ("other_flip_rate_end", ".2%"),
+    "Top-1 direct": ("top1_mean", ".2f"), "Top-1 other": ("other_top1_mean", ".2f"),
+    "Difference": ("top1_difference_mean", "+.2f"), "Std": ("top1_difference_std", ".2f"),
+}  # fmt: skip
+DIAGNOSTICS: Columns = {
+    "Setting · method": ("method", setting), "Runs": ("runs", "d"),
+    "Flips, first epoch": ("flip_rate_first", ".1%"), "Last epoch": ("flip_rate_end", ".2%"),
+    "Levels in use": ("used_level_share", ".1%"),
+    "In the worst layer": ("used_level_share_lowest", ".1%"),
+    "Span of levels, start = 1": ("level_span", ".3f"), "Mismatch": ("mismatch_end", ".3f"),
+    "Dead channels": ("dead_channel_share", ".1%"),
+}  # fmt: skip
+RUNS: Columns = {
+    "Method": ("method", swatch),
+    "Data": ("dataset", lambda row: dataset_name(row["dataset"])),
+    "Network": ("arch", lambda row: arch_name(row["arch"])),
+    "Bits": ("run_id", lambda row: bits_label(row["w_bits"], row["a_bits"])),
+    "Seed": ("seed", "d"), "Role": ("role", ""), "Status": ("status", ""),
+    "Top-1": ("top1", ".2f"), "Δ FP": ("delta", "+.2f"), "Top-5": ("top5", ".2f"),
+    "Epochs": ("epochs", "g"), "Size": ("size_bytes", lambda row: si(row["size_bytes"], "B")),
+    "BitOps": ("bitops", lambda row: si(row["bitops"])),
+    "Run": ("run_id", lambda row: Markup("<code>{}</code>").format(row["run_id"])),
+}  # fmt: skip
+TIMINGS: Columns = {
+    "Method": ("method", swatch), "Runs": ("runs", "d"), "Seconds a run": ("seconds", ".1f"),
+    "Images/s": ("images_per_s", ".0f"), "Data wait": ("data_wait_share", ".1%"),
+    "Peak MB": ("peak_memory_mb", ".0f"),
+}  # fmt: skip
 
 # -- headline and main table -----------------------------------------------------------------
 
@@ -161,11 +202,10 @@ def tiles(results: list[dict], table: list[dict], timings: list[dict]) -> list[t
     if full_precision:
         best = max(full_precision, key=lambda row: row["top1_mean"])
         found.append((f"{best['top1_mean']:.2f} %", f"best full precision: {network_name(best)}"))
-    seeds = sorted({int(row["n"] + row["diverged"]) for row in table} - {0})
-    fewer = f", {seeds[0]} at the least" if len(seeds) > 1 else ""
-    found.append((str(seeds[-1]), f"seed{'s' * (seeds[-1] > 1)} a method{fewer}"))
-    found.append((duration(sum(row["seconds"] for row in timings)), "of training in all"))
-    return found
+    counts = sorted({row["n"] for row in table if row["n"]})
+    seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
+    found.append((seeds, "finished seeds for each method and setting"))
+    return [*found, (duration(sum(row["seconds"] for row in timings)), "of training in all")]
 
 
 def highest_means(table: list[dict]) -> dict[str, list[tuple[str, list[dict]]]]:
@@ -187,7 +227,7 @@ def main_cell(row: dict | None, seeds: int) -> Number:
     done, failed, delta = row["n"], row["diverged"], row["delta_mean"]
     text = accuracy(row) if done else "diverged" if failed else "–"
     if row["published_top1"] is not None:
-        text = Markup("{} {}").format(text, link(row, f"[{row['published_top1']:g}]"))
+        text = Markup("{} [{}]").format(text, published(row))
     below = [
         f"{delta:+.2f}".replace("-", "−") if delta is not None and row["method"] != "fp" else "",
         f"n = {done}" if done not in (0, seeds) else "",
@@ -197,117 +237,22 @@ def main_cell(row: dict | None, seeds: int) -> Number:
     return Number(text, row["top1_mean"], kind, " ".join(filter(None, below)))
 
 
-def main_tables(table: list[dict]) -> list[Table]:
-    """One table for each data set and network."""
-    found = []
+def main_tables(table: list[dict]) -> dict[str, Table]:
+    """A table for each data set and network, by its caption."""
+    found = {}
     for block in blocks(table):
         fp = [("fp", [block["full_precision"]] * len(block["bits"]))]
         lines = [*(fp if block["full_precision"] else []), *block["methods"]]
         seeds = max((row["n"] for _, rows in lines for row in rows if row), default=0)
-        caption = f"{block['title']} · {seeds} seed{'s' * (seeds != 1)}"
-        rows = [[swatch(name), *(main_cell(row, seeds) for row in line)] for name, line in lines]
-        found.append(Table(caption, ["Method", *block["bits"]], rows))
+        rows = [
+            [swatch({"method": name}), *(main_cell(row, seeds) for row in line)]
+            for name, line in lines
+        ]
+        found[f"{block['title']} · n = {seeds}"] = ["Method", *block["bits"]], rows
     return found
 
 
-# -- the columns of the other tables ---------------------------------------------------------
-
-PUBLISHED: Columns = {
-    "Ours": ("top1_mean", accuracy),
-    "Published": ("published_top1", lambda row: link(row, f"{row['published_top1']:g}")),
-    "Difference": ("published_difference", "+.2f"),
-    "Made otherwise": ("published_policy", ""),
-    "Note": ("published_note", ""),
-}
-CLAIMS: Columns = {
-    "Setting": ("arch", claims.place_text),
-    "n": ("n", "d"),
-    "Top-1": ("top1_mean", ".2f"),
-    "Other": ("other_top1_mean", ".2f"),
-    "Difference [95 %]": ("top1_difference_mean", claims.difference_text),
-    "p": ("p", ".3f"),
-    "Adjusted p": ("p_adjusted", ".3f"),
-    "Diverged": ("diverged", claims.diverged_text),
-    "Verdict": ("verdict", lambda row: Markup("{} {}").format(chip(row), row["note"] or "")),
-}
-CHANNEL_ERROR: Columns = {
-    "Weighting": ("variant", lambda row: row["variant"].replace("_", " ")),
-    "Channels improved (%)": ("share_of_channels_improved", ".1f"),
-    "Median error": ("median_error_variant", ".4f"),
-    "Trained with it": ("trained_with", lambda row: method_label(row["trained_with"])),
-    "Top-1": ("top1_mean", accuracy),
-}
-DIRECT_WEIGHTS: Columns = {
-    "Seeds": ("n", "d"),
-    "Mismatch direct": ("mismatch_end", ".3f"),
-    "Mismatch other": ("other_mismatch_end", ".3f"),
-    "Flips direct": ("flip_rate_end", ".2%"),
-    "Flips other": ("other_flip_rate_end", ".2%"),
-    "Top-1 direct": ("top1_mean", ".2f"),
-    "Top-1 other": ("other_top1_mean", ".2f"),
-}
-DIAGNOSTICS: Columns = {
-    "Runs": ("runs", "d"),
-    "Flips, first epoch": ("flip_rate_first", ".1%"),
-    "Flips, last epoch": ("flip_rate_end", ".2%"),
-    "Levels in use": ("used_level_share", ".1%"),
-    "In the worst layer": ("used_level_share_lowest", ".1%"),
-    "Span of levels, start = 1": ("level_span", ".3f"),
-    "Mismatch": ("mismatch_end", ".3f"),
-    "Dead channels": ("dead_channel_share", ".1%"),
-}
-RUNS: Columns = {
-    "Data": ("dataset", lambda row: dataset_name(row["dataset"])),
-    "Network": ("arch", lambda row: arch_name(row["arch"])),
-    "Bits": ("w_bits", lambda row: bits_label(row["w_bits"], row["a_bits"])),
-    "Seed": ("seed", "d"),
-    "Role": ("role", ""),
-    "Status": ("status", ""),
-    "Top-1": ("top1", ".2f"),
-    "Δ FP": ("delta", "+.2f"),
-    "Top-5": ("top5", ".2f"),
-    "Epochs": ("epochs", "g"),
-    "Size": ("size_bytes", lambda row: si(row["size_bytes"], "B")),
-    "BitOps": ("bitops", lambda row: si(row["bitops"])),
-    "Run": ("run_id", lambda row: Markup("<code>{}</code>").format(row["run_id"])),
-}
-TIMINGS: Columns = {
-    "Runs": ("runs", "d"),
-    "Seconds a run": ("seconds", ".1f"),
-    "Images/s": ("images_per_s", ".0f"),
-    "Data wait": ("data_wait_share", ".1%"),
-    "Peak MB": ("peak_memory_mb", ".0f"),
-}
-
-
-def claim_table(rows: list[dict]) -> Table:
-    """The rows of claims.csv that answer one question; the primary ones are in bold."""
-
-    def name(row: dict) -> Markup:
-        pair = f"{method_label(row['method'])} against {method_label(row['other'])}"
-        return Markup("<b>{}</b>" if row["primary"] else "{}").format(pair)
-
-    return make_table("Top-1 of two methods, paired", "Methods", name, CLAIMS, rows)
-
-
 # -- the page --------------------------------------------------------------------------------
-
-
-def distinct(rows: list[dict], column: str) -> str:
-    """Every value that occurs in a column; `none` for an empty cell."""
-    found = {"none" if row[column] is None else row[column] for row in rows}
-    return " · ".join(sorted(f"{v:g}" if isinstance(v, float) else str(v) for v in found))
-
-
-def config_sections(config: dict) -> list[tuple[str, str]]:
-    """The resolved configuration as YAML: one section per nested entry, the rest together."""
-    nested = {key: value for key, value in config.items() if isinstance(value, dict)}
-    flat = {key: value for key, value in config.items() if key not in nested}
-    return [
-        (name, yaml.safe_dump(value, sort_keys=True, allow_unicode=True, width=96).rstrip())
-        for name, value in ({"suite": flat} | nested).items()
-        if value
-    ]
 
 
 def inline_svg(path: Path, title: str) -> Markup:
@@ -328,40 +273,54 @@ def inline_svg(path: Path, title: str) -> Markup:
 
 def render(folder: Path, plots: Path) -> str:
     """The page as text; InputError names a table or plot that is missing or damaged."""
-    tables = {name: read_table(folder / f"{name}.csv") for name in TABLES}
-    results, table, timings = (tables[name] for name in ("results", "table_main", "timings"))
-    record, methods = Record(folder / "record"), {row["run_id"]: row["method"] for row in results}
+
+    def read(name: str) -> list[dict]:
+        return read_table(folder / f"{name}.csv")
+
+    results, table, timings, claim_rows = map(read, ("results", "table_main", "timings", "claims"))
+    channels = read("ablation_channel_error_summary")
+    direct = read("ablation_direct_weights_summary")
+    record = Record(folder / "record")
+    methods = {row["run_id"]: row["method"] for row in results}
     timed = [{**row, "method": methods[row["run_id"]]} for row in timings]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.globals |= {
-        "accuracy": accuracy, "chip": chip, "claim_table": claim_table, "distinct": distinct,
-        "difference_text": claims.difference_text, "method_label": method_label,
-        "place_text": claims.place_text, "swatch": swatch,
-    }  # fmt: skip
+    environment.globals |= {f.__name__: f for f in (accuracy, chip, distinct, pair, swatch)}
+    environment.filters |= {"arch_name": arch_name, "dataset_name": dataset_name}
     return environment.get_template("report.html.j2").render(
         suite=record.suite,
-        paper=is_paper_suite(record.suite),
-        main=[row for row in results if row["role"] == "run"],
+        paper=labels.is_paper_suite(record.suite),
+        config=yaml.safe_dump(record.settings["suite"], allow_unicode=True, width=96),
         results=results,
-        table=table,
-        joined=joined,
+        main=[row for row in results if row["role"] == "run"],
         tiles=tiles(results, table, timings),
-        claims=[
-            (claim.name, claim.question, [r for r in tables["claims"] if r["claim"] == claim.name])
-            for claim in load_comparisons().claims
-        ],
-        claims_caption=claims.caption(record.suite),
         highest=highest_means(table),
         main_tables=main_tables(table),
-        published=make_table(
-            "Ours, the published value and the difference in points", "Setting · method",
-            setting_method, PUBLISHED, (r for r in table if r["published_top1"] is not None),
+        published=make_table(PUBLISHED, (r for r in table if r["published_top1"] is not None)),
+        plots=[
+            (name, title, inline_svg(plots / f"{name}.svg", title))
+            for name, (title, _) in PLOTS.items()
+        ],
+        channel_rows=channels,
+        channels=make_table(CHANNEL_ERROR, channels),
+        direct_rows=direct,
+        direct=make_table(DIRECT_WEIGHTS, direct),
+        claims={
+            claim.question: [row for row in claim_rows if row["claim"] == claim.name]
+            for claim in load_comparisons().claims
+        },
+        claim_table=partial(make_table, CLAIMS),
+        claims_caption=claims.caption(record.suite),
+        difference=claims.difference_text,
+        place=claims.place_text,
+        diagnostics=make_table(DIAGNOSTICS, summarize(read("diagnostics"), setting_order, mean)),
+        runs=make_table(RUNS, sorted(results, key=lambda r: (*setting_order(r), r["seed"]))),
+        timings=make_table(
+            TIMINGS, summarize(timed, lambda row: (method_order(row["method"]),), median)
         ),
-        plots=[(name, inline_svg(plots / f"{name}.svg", plot[0])) for name, plot in PLOTS.items()],
-    )  # fmt: skip
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,5 +1,3 @@
-"use strict";
-
 // Sort a table by the clicked column: numbers by value, text by locale, empty cells always last.
 function sortKey(row, column) {
   const cell = row.cells[column];
@@ -18,9 +16,9 @@ for (const button of document.querySelectorAll("th button")) {
     const head = button.closest("th");
     const table = head.closest("table");
     const first = head.dataset.first ?? "ascending";
-    const second = first === "ascending" ? "descending" : "ascending";
-    const order = head.getAttribute("aria-sort") === first ? second : first;
-    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    const other = first === "ascending" ? "descending" : "ascending";
+    const order = head.getAttribute("aria-sort") === first ? other : first;
+    for (const sorted of table.querySelectorAll("[aria-sort]")) sorted.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", order);
     const rows = [...table.tBodies[0].rows].map((row) => [sortKey(row, head.cellIndex), row]);
     rows.sort(([a], [b]) => compare(a, b, order === "ascending" ? 1 : -1));
