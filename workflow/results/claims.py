@@ -128,22 +128,17 @@ def _row(arch: str, bits: str, settings: list[Setting], found: Difference, note:
         "pairs": len(pairs),
         "diverged": found.diverged,
         "other_diverged": found.other_diverged,
-        "top1_mean": _rounded(mean(one["top1"] for one, _ in pairs) if pairs else None),
-        "other_top1_mean": _rounded(mean(two["top1"] for _, two in pairs) if pairs else None),
-        "top1_difference_mean": _rounded(found.mean),
+        "top1_mean": mean(one["top1"] for one, _ in pairs) if pairs else None,
+        "other_top1_mean": mean(two["top1"] for _, two in pairs) if pairs else None,
+        "top1_difference_mean": found.mean,
         "top1_difference_std": found.std,
-        "top1_difference_low": _rounded(found.low),
-        "top1_difference_high": _rounded(found.high),
+        "top1_difference_low": found.low,
+        "top1_difference_high": found.high,
         "p": found.p,
         "p_adjusted": None,
         "note": note,
         "found": found,
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    """As it is written, without a negative zero."""
-    return None if value is None else round(value, 3) + 0.0
 
 
 def _judged(rows: list[dict]) -> list[dict]:

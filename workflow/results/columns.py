@@ -36,7 +36,8 @@ class Column:
         if value is None:
             return ""
         if isinstance(value, float):
-            return f"{value:{ {'percent': '.3f', 'p': '.3g'}.get(self.kind, '.6g') }}"
+            text = f"{value:{ {'percent': '.3f', 'p': '.3g'}.get(self.kind, '.6g') }}"
+            return "0.000" if text == "-0.000" else text
         return str(value)
 
     def fault(self, cell: str) -> str | None:

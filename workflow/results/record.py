@@ -12,7 +12,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,77 +43,68 @@ REFERENCE = Path("results/reference")
 
 @dataclass(frozen=True)
 class Record:
-    """A record folder. Raises InputError when a file of it is missing or damaged."""
+    """A record folder. Reading a file that is missing or damaged raises InputError."""
 
     folder: Path
 
     @cached_property
     def settings(self) -> dict:
-        return self._json(SUITE)
+        """{"suite": the suite's file, "variants": whether it compares variants}"""
+        with self._reading(SUITE) as text:
+            settings = json.loads(text)
+            settings["suite"]["suite"], settings["variants"]
+        return settings
 
     @property
     def suite(self) -> str:
         return self.settings["suite"]["suite"]
 
-    @property
-    def has_variants(self) -> bool:
-        return bool(self.settings.get("variants"))
-
     @cached_property
     def runs(self) -> list[dict]:
         """One dict a run: role, config, final, signed_layers, checkpoint_top1."""
-        try:
-            lines = read_sealed(self.folder / RUNS).decode().splitlines()
-            runs = [json.loads(line) for line in lines]
-            for run in runs:
+        with self._reading(RUNS) as text:
+            runs = [json.loads(line) for line in text.splitlines()]
+            for run in runs or [{}]:  # no run at all is an error, too
                 run["role"], run["config"]["run_id"], run["final"]["status"]
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InputError(f"{self.folder / RUNS} is not a record of runs ({error})") from error
-        if not runs:
-            raise InputError(f"{self.folder / RUNS} holds no run: a table needs at least one")
         return runs
 
     @cached_property
     def epochs(self) -> dict[str, list[dict]]:
         """{run_id: one row an epoch}, numbers as float, empty cells and NaN as None."""
-        return self._tables(EPOCHS, EPOCH_COLUMNS, ())
+        return self._rows(EPOCHS, EPOCH_COLUMNS)
 
     @cached_property
     def channels(self) -> dict[str, list[dict]]:
         """{run_id: one row a layer and channel} of the runs that measured their channels."""
-        return self._tables(CHANNELS, CHANNEL_COLUMNS, ("layer",))
+        return self._rows(CHANNELS, CHANNEL_COLUMNS)
 
     @cached_property
     def histograms(self) -> dict:
         """The weight histograms of one run: {"run_id": ..., "layers": ...}."""
-        return self._json(HISTOGRAMS)
+        with self._reading(HISTOGRAMS) as text:
+            return json.loads(text)
 
-    def _json(self, name: str) -> dict:
-        try:
-            return json.loads(read_sealed(self.folder / name))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{self.folder / name} is not valid JSON ({error})") from error
-
-    def _tables(
-        self, name: str, columns: tuple[str, ...], texts: tuple[str, ...]
-    ) -> dict[str, list[dict]]:
-        path = self.folder / name
-        try:
-            header, *rows = csv.reader(io.StringIO(read_sealed(path).decode(), newline=""))
+    def _rows(self, name: str, columns: tuple[str, ...]) -> dict[str, list[dict]]:
+        found: dict[str, list[dict]] = {}
+        with self._reading(name) as text:
+            header, *rows = csv.reader(io.StringIO(text, newline=""))
             if tuple(header) != columns:
-                raise InputError(f"{path} lacks columns: they must be {', '.join(columns)}")
-            found: dict[str, list[dict]] = {}
+                raise ValueError(f"its columns must be {', '.join(columns)}")
             for run_id, *cells in rows:
-                row = {
-                    column: cell if column in texts else finite(cell)
-                    for column, cell in zip(columns[1:], cells, strict=True)
-                }
+                pairs = zip(columns[1:], cells, strict=True)
+                row = {key: cell if key == "layer" else finite(cell) for key, cell in pairs}
                 found.setdefault(run_id, []).append(row)
-        except (UnicodeDecodeError, csv.Error, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} is not a table of a record ({error})") from error
         return found
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[str]:
+        """The text of a file; what is wrong in it becomes an InputError that names the file."""
+        path = self.folder / name
+        data = read_sealed(path)
+        try:
+            yield data.decode()
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise InputError(f"{path} is not part of a record ({error}): make it again") from error
 
 
 def finite(text: str) -> float | None:

@@ -14,13 +14,12 @@ from lowbit_core.runtime.errors import run_cli
 from lowbit_core.runtime.files import write_text
 from workflow.results import analysis, claims, main_table, variants
 from workflow.results.columns import read_table, write_table
-from workflow.results.published import read_published
 from workflow.results.record import Record
 
 
 def write_tables(folder: Path, record: Record) -> None:
     """results.csv and its kin, the main table and the claims; or the table of variants."""
-    if record.has_variants:
+    if record.settings["variants"]:
         rows = variants.variant_rows(record.suite, record.runs)
         write_table(folder / "variants.csv", rows)
         write_text(folder / "variants.md", variants.markdown(rows, record.suite))
@@ -31,12 +30,12 @@ def write_tables(folder: Path, record: Record) -> None:
     write_table(folder / "epochs.csv", analysis.epochs(record, results))
     write_table(folder / "diagnostics.csv", analysis.diagnostics(record, results))
     results = read_table(folder / "results.csv")  # so that every table shows the same digits
-    rows = main_table.main_table(results, read_published(record.suite))
+    rows = main_table.main_table(results, main_table.read_published(record.suite))
     write_table(folder / "table_main.csv", rows)
     write_text(folder / "table_main.md", main_table.markdown(rows, record.suite))
     write_text(folder / "table_main.tex", main_table.latex(rows, record.suite))
-    rows = claims.claim_rows(results)
-    write_table(folder / "claims.csv", rows)
+    write_table(folder / "claims.csv", claims.claim_rows(results))
+    rows = read_table(folder / "claims.csv")
     write_text(folder / "claims.md", claims.markdown(rows, record.suite))
 
 

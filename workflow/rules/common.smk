@@ -85,7 +85,7 @@ def everything(folder, has_variants):
     if has_variants:
         return [f"{folder}/{name}" for name in VARIANTS]
     made = [f"{folder}/{name}" for name in (*TABLES, *ABLATIONS, *PLOTS)]
-    return [*made, f"reports{folder.removeprefix('results')}/index.html"]
+    return [*made, f"reports{str(folder).removeprefix('results')}/index.html"]
 
 
 EVERYTHING = everything(RESULTS, SUITE.has_variants)
@@ -143,6 +143,30 @@ def job_files(methods):
 
 
 data_folder = unrecorded(DATA)
+
+
+def committed_records():
+    """(results folder, whether it compares variants) of every committed record."""
+    for path in sorted(Path("results/reference").glob("*/record/suite.json")):
+        yield path.parents[1], json.loads(path.read_text())["variants"]
+
+
+def record_jobs(wildcards):
+    """The job files of all runs, or of those that the ablation tables need."""
+    if wildcards.record == "record":
+        return JOB_FILES
+    return job_files(load_comparisons().ablation_methods)
+
+
+def ablation_record(wildcards):
+    """A record with the runs of the ablations: of the suite's own, those alone."""
+    name = "ablation_record" if f"results{wildcards.at}" == RESULTS else "record"
+    return f"results{wildcards.at}/{name}/runs.jsonl"
+
+
+def from_folder(names):
+    """These files of the results folder of a rule's wildcards."""
+    return [f"results{{at}}/{name}" for name in names]
 
 
 def output_folder(wildcards, output):

@@ -1,34 +1,10 @@
 # The record of the runs, and all that is made from a record: tables, plots and report, of the suite
 # (results{at} is its folder) or of a record that is committed in results/reference/.
 
-COMMITTED = [str(path.parents[1]) for path in sorted(Path("results/reference").glob("*/record/runs.jsonl"))]
-
-
-def record_jobs(wildcards):
-    """The job files of all runs, or of those that the ablation tables need."""
-    if wildcards.record == "record":
-        return JOB_FILES
-    return job_files(load_comparisons().ablation_methods)
-
-
-def ablation_record(wildcards):
-    """A record with the runs of the ablations: of the suite's own, those alone."""
-    name = "ablation_record" if f"results{wildcards.at}" == RESULTS else "record"
-    return f"results{wildcards.at}/{name}/runs.jsonl"
-
-
-def from_folder(names):
-    """These files of the results folder of a rule's wildcards."""
-    return [f"results{{at}}/{name}" for name in names]
-
-
 # Tables, plots and report of every committed record, made again: no training.
 rule reference:
     input:
-        [
-            everything(folder, json.loads(Path(f"{folder}/record/suite.json").read_text())["variants"])
-            for folder in COMMITTED
-        ],
+        [everything(*record) for record in committed_records()],
 
 
 rule record:
