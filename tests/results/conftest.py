@@ -1,11 +1,12 @@
 """Invented suites with their records and tables."""
 
+import shutil
 from pathlib import Path
 
 import fake_runs
 import pytest
 
-from workflow.results import tables
+from workflow.results import plots, report, tables
 
 
 def make_tables(folder: Path) -> None:
@@ -31,4 +32,34 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_runs.write_suite(results, dataset="imagenet")
     fake_runs.record_suite(results, "paper")
     make_tables(results)
+    return results
+
+
+@pytest.fixture(scope="session")
+def drawn(quick: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the quick suite with its plots and its report, index.html."""
+    results = tmp_path_factory.mktemp("drawn") / "results"
+    shutil.copytree(quick, results)
+    plots.main([str(results)])
+    report.main([str(results), "--out", str(results / "index.html")])
+    return results
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One full-precision and one quantized run, no ablation, with plots and report."""
+    results = tmp_path_factory.mktemp("bare")
+    checkpoint = fake_runs.write_run(results / "runs", "resnet20", "fp", (32, 32), 0)
+    lines = [(checkpoint, "checkpoint")]
+    for method, bits in (("fp", (32, 32)), ("pact", (2, 2))):
+        run = fake_runs.write_run(
+            results / "runs", "resnet20", method, bits, 0, pretrained=checkpoint
+        )
+        lines.append((run, "run"))
+    (results / "jobs").mkdir()
+    fake_runs.write_job(results / "jobs" / "a.jsonl", lines)
+    fake_runs.record_suite(results)
+    make_tables(results)
+    plots.main([str(results)])
+    report.main([str(results), "--out", str(results / "index.html")])
     return results
