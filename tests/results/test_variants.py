@@ -14,8 +14,8 @@ def runs(method: str, recipe: dict, values: list) -> list:
     return [
         {
             "role": "run",
-            "config": {"dataset": "cifar100", "arch": "resnet20", "w_bits": 2, "a_bits": 2, "seed": seed,
-             "method": method, "recipe": recipe, "pretrained": f"checkpoint-{seed}"},
+            "config": {"dataset": "cifar100", "arch": "resnet20", "w_bits": 2, "a_bits": 2,
+             "seed": seed, "method": method, "recipe": recipe, "pretrained": f"checkpoint-{seed}"},
             "final": {"status": "done" if value else "diverged", "val_top1": value, "top1": 99.0},
         }
         for seed, value in enumerate(values)

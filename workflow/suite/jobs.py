@@ -72,7 +72,8 @@ def check_run(folder: Path) -> dict:
     config = RunFolder(folder).read_json("config.json") if folder.exists() else None
     if config is None:
         raise InputError(missing)
-    status, damage = run_status(folder, config["run_key"], weights=False)
+    key = config.get("run_key", "") if isinstance(config, dict) else ""
+    status, damage = run_status(folder, key, weights=False)
     if status is RunStatus.ABSENT:
         raise InputError(missing)
     if status is RunStatus.DAMAGED:
