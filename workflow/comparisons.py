@@ -37,12 +37,8 @@ class Comparisons:
     @property
     def ablation_methods(self) -> set[str]:
         """The methods whose runs the two ablation tables are made from."""
-        return self.channel_error_methods | {self.method, *self.direct_weights}
-
-    @property
-    def channel_error_methods(self) -> set[str]:
         trained = (name for by in self.channel_error.values() for name in by.values())
-        return {*self.channel_error, *trained}
+        return {*self.channel_error, *trained, self.method, *self.direct_weights}
 
     def pairs(self, claim: Claim, methods: list[str]) -> list[tuple[str, str]]:
         """The pairs of a claim among `methods`; baselines keep the order of `methods`."""
@@ -56,63 +52,57 @@ class Comparisons:
 @cache
 def load_comparisons(path: Path = PATH) -> Comparisons:
     """Read and check the file; InputError names the first thing that is wrong in it."""
+    file = _File(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    _check_mapping(path, "the file", data)
-    if set(data) != set(KEYS):
-        raise InputError(f"{path}: its keys are {', '.join(map(str, data))}: they must be {KEYS}")
-    _check_methods(path, "method", [data["method"]])
-    for key in ("variants", "direct_weights"):
-        _check_methods(path, key, data[key])
-    _check_mapping(path, "channel_error", data["channel_error"])
-    for measured, trained in data["channel_error"].items():
+    file.mapping("the file", data, KEYS)
+    file.methods("method", [data["method"]])
+    for measured, trained in file.mapping("channel_error", data["channel_error"]).items():
         where = f"channel_error.{measured}"
-        _check_mapping(path, where, trained)
-        _check_methods(path, where, [measured, *trained.values()])
-        if unknown := sorted(map(str, trained.keys() - set(WEIGHTINGS))):
-            legal = ", ".join(WEIGHTINGS)
-            raise InputError(f"{path}: {where} names {unknown[0]!r}: it must be one of {legal}")
-    _check_mapping(path, "claims", data["claims"])
-    claims = tuple(_claim(path, str(name), entry) for name, entry in data["claims"].items())
+        for weighting in file.mapping(where, trained):
+            file.check(weighting in WEIGHTINGS, where, weighting, f"one of {', '.join(WEIGHTINGS)}")
+        file.methods(where, [measured, *trained.values()])
+    claims = file.mapping("claims", data["claims"]).items()
     return Comparisons(
         data["method"],
-        tuple(data["variants"]),
-        claims,
+        file.methods("variants", data["variants"]),
+        tuple(file.claim(str(name), entry) for name, entry in claims),
         data["channel_error"],
-        tuple(data["direct_weights"]),
+        file.methods("direct_weights", data["direct_weights"]),
     )
 
 
-def _claim(path: Path, name: str, entry: object) -> Claim:
-    where = f"claims.{name}"
-    _check_mapping(path, where, entry)
-    if set(entry) != {"question", "pairs"} or not isinstance(entry["question"], str):
-        raise InputError(f"{path}: {where} must have a question (text) and pairs, and nothing else")
-    pairs = entry["pairs"]
-    if pairs == BASELINES:
-        return Claim(name, entry["question"], None)
-    if not isinstance(pairs, list) or any(not isinstance(p, list) or len(p) != 2 for p in pairs):
-        raise InputError(
-            f"{path}: {where}.pairs is {pairs!r}: it must be a list of [method, other], "
-            f"or {BASELINES}"
-        )
-    for pair in pairs:
-        _check_methods(path, f"{where}.pairs", pair)
-    return Claim(name, entry["question"], tuple((one, other) for one, other in pairs))
+@dataclass(frozen=True)
+class _File:
+    """Checks of the parts of the file, with errors that name it."""
 
+    path: Path
 
-def _check_mapping(path: Path, where: str, value: object) -> None:
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: {where} is {value!r}: it must be a mapping")
+    def check(self, is_right: bool, where: str, value: object, legal: str) -> None:
+        if not is_right:
+            raise InputError(f"{self.path}: {where} is {value!r}: it must be {legal}")
 
+    def mapping(self, where: str, value: object, keys: tuple[str, ...] = ()) -> dict:
+        self.check(isinstance(value, dict), where, value, "a mapping")
+        if keys:
+            self.check(set(value) == set(keys), f"keys of {where}", list(value), ", ".join(keys))
+        return value
 
-def _check_methods(path: Path, where: str, names: object) -> None:
-    if not isinstance(names, list):
-        raise InputError(f"{path}: {where} is {names!r}: it must be a list of methods")
-    for name in names:
-        if name not in METHODS:
-            raise InputError(
-                f"{path}: {where} names {name!r}: it must be one of {', '.join(METHODS)}"
-            )
+    def methods(self, where: str, names: object) -> tuple[str, ...]:
+        self.check(isinstance(names, list), where, names, "a list of methods")
+        for name in names:
+            self.check(name in METHODS, where, name, f"one of {', '.join(METHODS)}")
+        return tuple(names)
+
+    def claim(self, name: str, entry: object) -> Claim:
+        self.mapping(f"claims.{name}", entry, ("question", "pairs"))
+        question, listed, where = str(entry["question"]), entry["pairs"], f"claims.{name}.pairs"
+        if listed == BASELINES:
+            return Claim(name, question, None)
+        legal = f"a list of [method, other], or {BASELINES}"
+        self.check(isinstance(listed, list), where, listed, legal)
+        pairs = tuple(self.methods(where, pair) for pair in listed)
+        self.check(all(len(pair) == 2 for pair in pairs), where, listed, legal)
+        return Claim(name, question, pairs)

@@ -277,12 +277,12 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "direkt"}, "method names 'direkt': it must be one of"),
+        ({"method": "direkt"}, "method is 'direkt': it must be one of"),
         ({"direct_weights": "indirect"}, "must be a list of methods"),
-        ({"claims": {"new": {"question": "Why?"}}}, "claims.new must have a question"),
+        ({"claims": {"new": {"question": "Why?"}}}, "claims.new .* must be question, pairs"),
         ({"claims": {"new": {"question": "Why?", "pairs": [["fp"]]}}}, "list of .method, other."),
-        ({"channel_error": {"direct": {"mean": "pact"}}}, "names 'mean': it must be one of equal"),
-        ({"extra": 1}, "its keys"),
+        ({"channel_error": {"direct": {"mean": "pact"}}}, "is 'mean': it must be one of equal"),
+        ({"extra": 1}, "keys of the file"),
     ],
 )
 def test_comparisons_are_checked(tmp_path: Path, change: dict, message: str):

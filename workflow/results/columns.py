@@ -11,6 +11,7 @@ import io
 import math
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lowbit_core.runtime.errors import InputError
@@ -20,6 +21,7 @@ from workflow.suite.jobs import ROLES
 
 STATUSES = ("done", "diverged")
 VERDICTS = ("leads", "trails", "equal", "undecided")
+FORMATS = {"percent": ".3f", "p": ".3g"}
 AGAIN = "delete it and run `snakemake` again"
 
 
@@ -36,7 +38,7 @@ class Column:
         if value is None:
             return ""
         if isinstance(value, float):
-            text = f"{value:{ {'percent': '.3f', 'p': '.3g'}.get(self.kind, '.6g') }}"
+            text = format(value, FORMATS.get(self.kind, ".6g"))
             return "0.000" if text == "-0.000" else text
         return str(value)
 
@@ -67,22 +69,9 @@ def _columns(kind: str, names: str) -> tuple[Column, ...]:
     return tuple(Column(name, kind) for name in names.split())
 
 
-def texts(names: str) -> tuple[Column, ...]:
-    return _columns("text", names)
-
-
-def wholes(names: str) -> tuple[Column, ...]:
-    return _columns("whole", names)
-
-
-def numbers(names: str) -> tuple[Column, ...]:
-    return _columns("number", names)
-
-
-def percents(names: str) -> tuple[Column, ...]:
-    return _columns("percent", names)
-
-
+texts, wholes, numbers, percents, p_values = (
+    partial(_columns, kind) for kind in ("text", "whole", "number", "percent", "p")
+)
 METHOD = Column("method", "method")
 STATUS = Column("status", "choice", STATUSES)
 ROLE = Column("role", "choice", ROLES)
@@ -149,13 +138,13 @@ TABLES: dict[str, tuple[Column, ...]] = {
         *NETWORK, *texts("bits claim"), METHOD, *texts("other primary"), *wholes("n pairs"),
         *numbers("diverged other_diverged"),
         *percents("top1_mean other_top1_mean top1_difference_mean top1_difference_std"),
-        *percents("top1_difference_low top1_difference_high"), *_columns("p", "p p_adjusted"),
+        *percents("top1_difference_low top1_difference_high"), *p_values("p p_adjusted"),
         VERDICT, *texts("note"),
     ),
     "variants.csv": (
         *NETWORK, *texts("bits"), METHOD, *texts("recipe change"), *wholes("n"),
         *numbers("diverged"), *percents("val_top1_mean val_top1_std top1_difference_mean"),
-        *percents("top1_difference_low top1_difference_high"), *_columns("p", "p p_adjusted"),
+        *percents("top1_difference_low top1_difference_high"), *p_values("p p_adjusted"),
         VERDICT,
     ),
 }  # fmt: skip
@@ -183,17 +172,16 @@ def read_table(path: str | Path) -> list[dict]:
     """
     path = Path(path)
     columns = TABLES[path.name]
+    data = read_sealed(path)
     try:
-        text = read_sealed(path).decode()
-        header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+        header, *rows = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
     except (UnicodeDecodeError, ValueError, csv.Error) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is not a CSV table ({error or 'it is empty'}): {AGAIN}") from None
     names = [column.name for column in columns]
     if header != names:
         wrong = [name for name in names if name not in header] or header
         raise InputError(f"{path} lacks the columns {', '.join(wrong)[:200]!r}: {AGAIN}")
+    found = []
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise InputError(f"{path}, row {number} has {len(row)} cells of {len(header)}: {AGAIN}")
@@ -202,7 +190,8 @@ def read_table(path: str | Path) -> list[dict]:
                 raise InputError(
                     f"{path}, row {number}: {column.name} is {cell[:80]!r}, not {legal}: {AGAIN}"
                 )
-    return [{c.name: c.value(cell) for c, cell in zip(columns, row, strict=True)} for row in rows]
+        found.append({c.name: c.value(cell) for c, cell in zip(columns, row, strict=True)})
+    return found
 
 
 def write_sealed(path: str | Path, data: bytes) -> None:
