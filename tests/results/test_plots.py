@@ -32,7 +32,7 @@ def test_same_bytes_again(drawn: Path, tmp_path: Path):
 
 def test_accuracy_is_the_main_table(quick: Path):
     """Every line of a panel holds the means of one method, from few bits to many."""
-    figure, _ = plots.accuracy_vs_bits(plots.read_data(quick))
+    figure, _ = plots.accuracy_vs_bits(plots.Data(quick))
     table = read_table(quick / "table_main.csv")
     for axis, arch in zip(figure.axes, ("alexnet", "mobilenetv2", "resnet20"), strict=True):
         rows = [row for row in table if row["arch"] == arch and row["n"]]
@@ -44,7 +44,7 @@ def test_accuracy_is_the_main_table(quick: Path):
 
 def test_a_suite_without_ablations_has_every_plot(bare: Path):
     assert {path.name for path in (bare / "plots").iterdir()} == FILES
-    data = plots.read_data(bare)
+    data = plots.Data(bare)
     assert plots.mismatch(data) == "no run of the direct-weights ablation"
     assert plots.channel_error_heatmap(data) == "no run measured its channels"
     assert plots.weight_histograms(data) == "no run kept its weights"

@@ -5,12 +5,10 @@ usage: python -m workflow.results.plots FOLDER [--out FOLDER/plots]
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -31,25 +29,6 @@ Drawn = tuple[Figure, str] | str
 """A figure and what it shows, or the reason why there is nothing to draw."""
 
 
-@dataclass(frozen=True)
-class Data:
-    """What the plots are made from; every table of runs or cells also has `bits`, such as W2A2.
-
-    `note`: the suite; `cells`: cells of the main table with a finished run, and their cost;
-    `quantized`: those of them that are not full precision; `runs`: finished runs of the main sweep;
-    `direct`: finished runs of the direct-weights ablation; `channels`: one activation error a row.
-    """
-
-    note: str
-    cells: pd.DataFrame
-    quantized: pd.DataFrame
-    runs: pd.DataFrame
-    direct: pd.DataFrame
-    channels: pd.DataFrame
-    epochs: pd.DataFrame
-    histograms: dict
-
-
 def read_frame(path: Path) -> pd.DataFrame:
     """A table with NaN for empty numbers, and with `bits` where it has bit-widths."""
     columns = TABLES[path.name]
@@ -61,27 +40,30 @@ def read_frame(path: Path) -> pd.DataFrame:
     return table
 
 
-def read_data(folder: Path) -> Data:
-    """Read the tables of a results folder; InputError names one that is missing or damaged."""
-    runs, direct, cells = (
-        read_frame(folder / f"{name}.csv")
-        for name in ("results", "ablation_direct_weights", "table_main")
-    )
-    [suite] = set(runs["suite"])
-    runs = runs[(runs["role"] == "run") & (runs["status"] == "done")]
-    costs = runs.groupby([*SETTING, "method"])[["bitops", "size_bytes"]].mean()
-    cells = cells[cells["n"] > 0].join(costs, on=[*SETTING, "method"])
-    return Data(
-        note=f"suite: {suite}"
-        + ("" if labels.is_paper_suite(suite) else ", not comparable with published numbers"),
-        cells=cells,
-        quantized=cells[cells["method"] != "fp"],
-        runs=runs,
-        direct=direct[direct["status"] == "done"],
-        channels=read_frame(folder / "ablation_channel_error.csv"),
-        epochs=read_frame(folder / "epochs.csv"),
-        histograms=Record(folder / "record").histograms,
-    )
+class Data:
+    """What the plots are made from; a table with bit-widths also has `bits`, such as W2A2.
+
+    cells: cells of the main table with a finished run, and their cost; quantized: those that are
+    not full precision; runs: finished runs of the main sweep; direct: finished runs of the
+    direct-weights ablation; channels: one activation error a row. Raises InputError if a table is
+    missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        runs, cells = read_frame(folder / "results.csv"), read_frame(folder / "table_main.csv")
+        direct, key = read_frame(folder / "ablation_direct_weights.csv"), [*SETTING, "method"]
+        self.runs = runs[(runs["role"] == "run") & (runs["status"] == "done")]
+        costs = self.runs.groupby(key)[["bitops", "size_bytes"]].mean()
+        self.cells = cells[cells["n"] > 0].join(costs, on=key)
+        self.quantized = self.cells[self.cells["method"] != "fp"]
+        self.direct = direct[direct["status"] == "done"]
+        self.channels = read_frame(folder / "ablation_channel_error.csv")
+        self.epochs = read_frame(folder / "epochs.csv")
+        record = Record(folder / "record")
+        self.histograms = record.histograms
+        self.note = f"suite: {record.suite}"
+        if not labels.is_paper_suite(record.suite):
+            self.note += ", not comparable with published numbers"
 
 
 def network_name(row: pd.Series | dict, of: pd.DataFrame | None = None) -> str:
@@ -99,9 +81,6 @@ def run_name(run: pd.Series | dict) -> str:
 def drawing_order(table: pd.DataFrame) -> list[str]:
     """The methods of `table`; the first method of the legend is drawn last, above the others."""
     return sorted(table["method"].unique(), key=labels.method_order, reverse=True)
-
-
-# -- accuracy --------------------------------------------------------------------------------
 
 
 def accuracy_panels(data: Data) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, pd.Series | None]]]:
@@ -180,9 +159,6 @@ def accuracy_vs_cost(data: Data, column: str, axis_label: str, unit: str) -> Dra
     return figure, "test top-1, mean over seeds"
 
 
-# -- channels and weights of one run ---------------------------------------------------------
-
-
 def channel_error_heatmap(data: Data) -> Drawn:
     """Error of each channel, channel-aware over equal weighting, in one strip for each layer."""
     # A dead channel has no error; one that equal weighting represents exactly has no ratio.
@@ -195,17 +171,15 @@ def channel_error_heatmap(data: Data) -> Drawn:
     mine = measured[measured["run_id"] == run["run_id"]].sort_values(["variance", "channel"])
     mine = mine.assign(ratio=mine["error_inverse_variance"] / mine["error_equal"])
     layers = list(dict.fromkeys(measured[measured["run_id"] == run["run_id"]]["layer"]))
-    height = max(2.4, 0.27 * len(layers) + 1.0)
-    figure, (axis,) = look.new_figure(1, width=8.6, height=height)
+    figure, (axis,) = look.new_figure(1, width=8.6, height=max(2.4, 0.27 * len(layers) + 1.0))
     reach = max(0.1, float((mine["ratio"] - 1).abs().quantile(0.98)))
     norm = TwoSlopeNorm(1.0, max(0.0, 1 - reach), 1 + reach)
-    small = {"va": "center", "fontsize": 8.5}
     for row, layer in enumerate(layers):
         ratio = mine[mine["layer"] == layer]["ratio"].to_numpy()
         strip = {"extent": (0, 1, row + 0.44, row - 0.44), "interpolation": "nearest"}
         image = axis.imshow(ratio[None, :], aspect="auto", cmap="RdBu_r", norm=norm, **strip)
-        axis.text(1.012, row, f"{100 * (ratio < 1).mean():.0f} %", **small)
-    axis.text(1.012, -0.78, "better", **small, color=look.MUTED)
+        axis.text(1.012, row, f"{100 * (ratio < 1).mean():.0f} %", va="center", fontsize=8.5)
+    axis.text(1.012, -0.78, "better", va="center", fontsize=8.5, color=look.MUTED)
     axis.set_ylim(len(layers) - 0.5, -0.5)
     axis.set_xlim(0, 1)
     axis.set_yticks(range(len(layers)), layers, fontsize=8)
@@ -214,8 +188,8 @@ def channel_error_heatmap(data: Data) -> Drawn:
         label.set_horizontalalignment(side)
     axis.set_xlabel("channels of the layer, sorted by variance")
     axis.grid(visible=False)
+    axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
-    sns.despine(ax=axis, left=True, bottom=True)
     bar = figure.colorbar(image, ax=axis, pad=0.10, fraction=0.035, extend="both")
     bar.set_label("error, channel-aware / equal\n(below 1: better)")
     bar.outline.set_visible(False)
@@ -254,9 +228,6 @@ def weight_histograms(data: Data) -> Drawn:
         axes[column].set_title(layer, fontsize=9)
         axis.set_xlabel("latent weight\n(dashed: levels of channel 0)")
     return figure, run_name(run)
-
-
-# -- curves over epochs ----------------------------------------------------------------------
 
 
 def epochs_of(data: Data, runs: pd.DataFrame) -> pd.DataFrame:
@@ -346,26 +317,18 @@ def levels_and_flips(data: Data) -> Drawn:
     return figure, f"{network_name(run)}, mean over layers and seeds, band ± one std"
 
 
-# -- all plots -------------------------------------------------------------------------------
-
 BITOPS = {"column": "bitops", "axis_label": "bit operations an image (log scale)", "unit": ""}
 SIZE = {"column": "size_bytes", "axis_label": "stored size (log scale)", "unit": "B"}
 PLOTS: dict[str, tuple[str, Callable[[Data], Drawn]]] = {
     "accuracy_vs_bits": ("Accuracy against bit-width", accuracy_vs_bits),
     "accuracy_vs_bitops": ("Accuracy against bit operations", partial(accuracy_vs_cost, **BITOPS)),
     "accuracy_vs_size": ("Accuracy against model size", partial(accuracy_vs_cost, **SIZE)),
-    "channel_error_heatmap": (
-        "Channel-aware against equal weighting, channel by channel", channel_error_heatmap,
-    ),
-    "weight_histograms": (
-        "Weights and learned levels, start and end of training", weight_histograms,
-    ),
+    "channel_error_heatmap": ("Channel-aware against equal weighting", channel_error_heatmap),
+    "weight_histograms": ("Weights and levels before and after training", weight_histograms),
     "training_curves": ("Training curves", training_curves),
-    "levels_and_flips": ("How codes and levels move while each method trains", levels_and_flips),
-    "mismatch": (
-        "Distance between the weights that are trained and the weights that are used", mismatch,
-    ),
-}  # fmt: skip
+    "levels_and_flips": ("How codes and levels move during training", levels_and_flips),
+    "mismatch": ("Distance between trained and used weights", mismatch),
+}
 """File name -> title and function."""
 
 
@@ -375,7 +338,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder of the plots (FOLDER/plots)")
     args = parser.parse_args(argv)
     look.set_style()
-    data = read_data(args.folder)
+    data = Data(args.folder)
     for name, (title, draw) in PLOTS.items():
         drawn = draw(data)
         if isinstance(drawn, str):

@@ -46,7 +46,7 @@ class Number(NamedTuple):
 Shown = str | Callable[[dict], str]
 """How a value is shown: a format, or a function of its row."""
 Columns = dict[str, tuple[str, Shown]]
-"""Heading -> the column of a row that is shown below it, and how."""
+"""Heading -> the column that is shown below it, and how."""
 Table = tuple[list[str], list[list[str | Number]]]
 """Headings and rows; the first cell of a row is its name, and always text."""
 
@@ -79,9 +79,6 @@ def summarize(rows: list[dict], key: Callable, statistic: Callable) -> list[dict
     return summary
 
 
-# -- words -----------------------------------------------------------------------------------
-
-
 def accuracy(row: dict) -> str:
     """`87.19 ± 0.18`, without ± where there is one seed."""
     std = row["top1_std"]
@@ -108,9 +105,7 @@ def pair(row: dict) -> Markup:
 
 def published(row: dict) -> Markup:
     """The published value of a row of the main table, linked to its source."""
-    text = f"{row['published_top1']:g}"
-    source, note = row["published_source"], row["published_note"] or ""
-    return Markup('<a href="{}" title="{}">{}</a>').format(source, note, text)
+    return Markup('<a href="{}">{:g}</a>').format(row["published_source"], row["published_top1"])
 
 
 def setting(row: dict, column: str = "method") -> str:
@@ -136,7 +131,7 @@ def distinct(rows: list[dict], column: str) -> str:
     return " · ".join(sorted(f"{v:g}" if isinstance(v, float) else str(v) for v in found))
 
 
-# -- the columns of the tables ---------------------------------------------------------------
+# The columns of the tables.
 
 PUBLISHED: Columns = {
     "Setting · method": ("method", setting), "Ours": ("top1_mean", accuracy),
@@ -147,7 +142,7 @@ CLAIMS: Columns = {
     "Methods": ("method", pair), "Setting": ("arch", claims.place_text), "n": ("n", "d"),
     "Top-1": ("top1_mean", ".2f"), "Other": ("other_top1_mean", ".2f"),
     "Difference [95 %]": ("top1_difference_mean", claims.difference_text),
-    "p": ("p", ".3f"), "Adjusted p": ("p_adjusted", ".3f"),
+    "p": ("p", ".2g"), "Adjusted p": ("p_adjusted", ".2g"),
     "Diverged": ("diverged", claims.diverged_text),
     "Verdict": ("verdict", lambda row: Markup("{} {}").format(chip(row), row["note"] or "")),
 }  # fmt: skip
@@ -190,8 +185,6 @@ TIMINGS: Columns = {
     "Images/s": ("images_per_s", ".0f"), "Data wait": ("data_wait_share", ".1%"),
     "Peak MB": ("peak_memory_mb", ".0f"),
 }  # fmt: skip
-
-# -- headline and main table -----------------------------------------------------------------
 
 
 def tiles(results: list[dict], table: list[dict], timings: list[dict]) -> list[tuple[str, str]]:
@@ -252,9 +245,6 @@ def main_tables(table: list[dict]) -> dict[str, Table]:
     return found
 
 
-# -- the page --------------------------------------------------------------------------------
-
-
 def inline_svg(path: Path, title: str) -> Markup:
     """A Matplotlib SVG as a part of the page: ids of its own, theme colours, no fixed size."""
     text = path.read_text() if path.exists() else ""
@@ -281,8 +271,8 @@ def render(folder: Path, plots: Path) -> str:
     channels = read("ablation_channel_error_summary")
     direct = read("ablation_direct_weights_summary")
     record = Record(folder / "record")
-    methods = {row["run_id"]: row["method"] for row in results}
-    timed = [{**row, "method": methods[row["run_id"]]} for row in timings]
+    method_of = {row["run_id"]: {"method": row["method"]} for row in results}
+    timed = [row | method_of[row["run_id"]] for row in timings]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -314,12 +304,11 @@ def render(folder: Path, plots: Path) -> str:
         claim_table=partial(make_table, CLAIMS),
         claims_caption=claims.caption(record.suite),
         difference=claims.difference_text,
+        margin=claims.MARGIN,
         place=claims.place_text,
         diagnostics=make_table(DIAGNOSTICS, summarize(read("diagnostics"), setting_order, mean)),
         runs=make_table(RUNS, sorted(results, key=lambda r: (*setting_order(r), r["seed"]))),
-        timings=make_table(
-            TIMINGS, summarize(timed, lambda row: (method_order(row["method"]),), median)
-        ),
+        timings=make_table(TIMINGS, summarize(timed, lambda r: method_order(r["method"]), median)),
     )
 
 

@@ -30,10 +30,8 @@ for (const button of document.querySelectorAll("th button")) {
 const input = document.getElementById("filter");
 const rows = [...document.querySelectorAll("#runs-table tbody tr")];
 input.addEventListener("input", () => {
-  const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-  for (const row of rows) {
-    row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
-  }
+  const words = input.value.toLowerCase().split(/\s+/);
+  for (const row of rows) row.hidden = !words.every((w) => row.textContent.toLowerCase().includes(w));
   const count = rows.filter((row) => !row.hidden).length;
   document.getElementById("shown").textContent = `${count} of ${rows.length} runs`;
 });
