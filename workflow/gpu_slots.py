@@ -1,6 +1,6 @@
-"""Which GPU a training process uses: free places are taken by file locks, so that jobs share GPUs.
+"""Which GPU a training process uses: each GPU has a number of slots, which are taken by file locks.
 
-Snakemake counts processes (`--resources gpu=8`) but does not say which GPU each gets.
+Snakemake counts processes (`--resources gpu=8`) but does not say which GPU each of them gets.
 """
 
 import fcntl
@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 from typing import IO, NamedTuple
 
-LOOK_EVERY = 1.0  # seconds between looks while all places are taken
+WAIT_SECONDS = 1.0  # between two attempts while all slots are taken
 
 
 class Slot(NamedTuple):
-    """A place on the device of index `device`; it is held while `lock` is open."""
+    """A share of the GPU of index `device`; it is taken as long as `lock` is open."""
 
     device: int
     lock: IO
@@ -26,32 +26,30 @@ def lock_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"lowbit-gpus-{os.getuid()}"
 
 
-def take_slot(names: list[str], per_device: int, folder: Path) -> Slot:
-    """Take one of `per_device` places on each device of `names`; waits while all are taken.
+def take_slot(names: list[str], per_gpu: int, folder: Path) -> Slot:
+    """Take one of `per_gpu` slots on each GPU of `names`; waits while all of them are taken.
 
-    The emptiest device comes first. A process that dies gives its place back.
+    A GPU with fewer processes comes first. When a process ends, in whatever way, its slot is free.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    said = False
+    waiting = False
     while True:
-        for place in range(per_device):
+        for number in range(per_gpu):
             for index, name in enumerate(names):
-                lock = (folder / f"{name}.{place}").open("w")
+                lock = (folder / f"{name}.{number}").open("w")
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     return Slot(index, lock)
                 except BlockingIOError:
                     lock.close()
-        if not said:
-            print(
-                f"waiting for a GPU: {per_device} processes use each", file=sys.stderr, flush=True
-            )
-            said = True
-        time.sleep(LOOK_EVERY)
+        if not waiting:
+            print(f"waiting for a GPU: {per_gpu} processes use each", file=sys.stderr, flush=True)
+            waiting = True
+        time.sleep(WAIT_SECONDS)
 
 
 def gpu_names() -> list[str]:
-    """The visible GPUs by a name that is the same in every process, whatever each can see."""
+    """Names of the visible GPUs that are the same in every process, whichever GPUs it can see."""
     import torch
 
     count = torch.cuda.device_count()

@@ -1,10 +1,11 @@
-"""One sweep (a Snakemake call) at a time in a folder, and signals that reach the jobs of a sweep."""
+"""One sweep (a Snakemake call) at a time in a folder, and signals that reach its jobs."""
 
 import fcntl
 import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 import psutil
@@ -59,8 +60,10 @@ def _try_lock(file: IO[str]) -> bool:
 def _pass_on_sigterm() -> None:
     """Send SIGTERM on to the jobs, for which Snakemake itself would only wait."""
     answer_of_snakemake = signal.getsignal(signal.SIGTERM)
+    if not callable(answer_of_snakemake):
+        return
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         answer_of_snakemake(number, frame)
         for child in psutil.Process().children(recursive=True):
             try:
@@ -69,5 +72,4 @@ def _pass_on_sigterm() -> None:
             except psutil.NoSuchProcess:
                 continue
 
-    if callable(answer_of_snakemake):
-        signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, stop)

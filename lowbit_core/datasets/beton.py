@@ -1,7 +1,7 @@
-"""Writing .beton files in this process, and checking one before FFCV opens it.
+"""Writing .beton files in the calling process, and checking one before FFCV opens it.
 
-FFCV's own writer waits for ever when one of its worker processes dies; here its worker function
-runs in the calling process, so errors reach the caller and the file is the same each time.
+FFCV's own writer waits forever when one of its worker processes dies. Here its worker function runs
+in the calling process: errors reach the caller, and the file has the same bytes each time.
 """
 
 import errno
@@ -64,10 +64,10 @@ def write_beton(
 
 
 def check_beton(path: Path, dataset: Dataset, count: int) -> None:
-    """InputError unless the file's fields and places are those that `write_beton` writes.
+    """InputError unless the file's fields, sizes and offsets are such as `write_beton` writes.
 
-    FFCV runs no code from a file (there is no pickle in it), but believes what it says of types,
-    sizes and places in memory.
+    FFCV runs no code from a file, which holds no pickle, but it trusts the types, sizes and offsets
+    that the file states.
     """
     import_ffcv()
     from ffcv.types import ALLOC_TABLE_TYPE, TYPE_ID_HANDLER, FieldDescType, HeaderType
@@ -81,28 +81,29 @@ def check_beton(path: Path, dataset: Dataset, count: int) -> None:
         row["arguments"][:] = field.to_binary()[0]
     try:
         header = np.fromfile(path, HeaderType, 1)[0]
-        place = HeaderType.itemsize
-        found = np.fromfile(path, FieldDescType, len(fields), offset=place)
+        start = HeaderType.itemsize
+        found = np.fromfile(path, FieldDescType, len(fields), offset=start)
         if header["num_fields"] != len(fields) or header["num_samples"] != count:
             raise ValueError(f"{header['num_fields']} fields, {header['num_samples']} samples")
         for name in expected.dtype.names:
             if not np.array_equal(found[name], expected[name]):
                 raise ValueError(f"its fields have another {name}")
         rows = np.dtype([("", field.metadata_type) for field in fields.values()], align=True)
-        images = np.fromfile(path, rows, count, offset=place + found.nbytes)["f0"]
+        images = np.fromfile(path, rows, count, offset=start + found.nbytes)["f0"]
         table = np.fromfile(path, ALLOC_TABLE_TYPE, offset=int(header["alloc_table_ptr"]))
         ends = table["ptr"] + table["size"]
         outside = (ends < table["ptr"]) | (ends > path.stat().st_size)
         if len(images) != count or outside.any():
-            raise ValueError("samples lie outside of it")
+            raise ValueError("samples lie beyond its end")
         if dataset.stored_raw:
-            places, sides = images, 0
+            offsets, longest = images, 0
             if (table["size"] != dataset.channels * dataset.side**2).any():
                 raise ValueError("samples have other sizes")
         else:
-            places, sides = images["data_ptr"], max(images["width"].max(), images["height"].max())
-        if sides > LARGEST_SIDE or not np.isin(places, table["ptr"]).all():
-            raise ValueError("samples lie elsewhere or are too large")
+            offsets = images["data_ptr"]
+            longest = max(images["width"].max(), images["height"].max())
+        if longest > LARGEST_SIDE or not np.isin(offsets, table["ptr"]).all():
+            raise ValueError("samples are too large or at other offsets")
     except (IndexError, ValueError, OverflowError, OSError) as error:
         raise InputError(f"{path} is not a .beton file of {dataset.name} ({error})") from None
 

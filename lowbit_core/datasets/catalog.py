@@ -7,7 +7,10 @@ from lowbit_core.runtime.errors import InputError
 
 @dataclass(frozen=True)
 class Dataset:
-    """An image classification data set. `side` is the input side in pixels: of every image up to 32, and of the crop above that."""
+    """An image classification data set.
+
+    `side`, in pixels, is that of every image where it is at most 32, and else that of the crops.
+    """
 
     name: str
     classes: int
@@ -46,7 +49,7 @@ def dataset(name: str) -> Dataset:
 
 
 def check_split(split: str) -> str:
-    """Return `split` if it is legal."""
+    """Return `split`; InputError unless it is `train` or `test`."""
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     return split

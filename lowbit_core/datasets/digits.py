@@ -14,7 +14,7 @@ MAX_VALUE = 16
 
 
 def present(folder: Path | None) -> bool:
-    """Always: the images are part of scikit-learn."""
+    """Always True, since the images are part of scikit-learn."""
     return True
 
 

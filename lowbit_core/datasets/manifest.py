@@ -1,4 +1,4 @@
-"""What lies in a data folder, and whether it still is what was written.
+"""The files of a prepared data set, and the check that they still are what was written.
 
 <split>.manifest.json  counts, class counts, checksums
 <split>.beton          FFCV's file
@@ -53,7 +53,7 @@ def sha256_file(path: Path) -> str:
 
 
 def describe(path: Path) -> dict:
-    """What the manifest keeps of a file: size in bytes and SHA-256."""
+    """The entry of a file in the manifest: its size in bytes and its SHA-256."""
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
@@ -82,8 +82,8 @@ def read_manifest(data_dir: str | Path, split: str) -> dict:
 def check(data_dir: str | Path, split: str, backend: str = "ffcv", full: bool = False) -> dict:
     """Check the files that `backend` reads against the manifest, and return the manifest.
 
-    Small files are hashed (once a process), those of 256 MiB and more only when `full`; else their
-    size and header are compared. `InputError` names the file and how to rebuild it.
+    Files below 256 MiB are hashed, once in a process. Of larger ones only the size and the header
+    are compared, unless `full`. `InputError` names the file and how to write it again.
     """
     manifest = read_manifest(data_dir, split)
     if backend == "ffcv" and manifest["backend"] != "ffcv":

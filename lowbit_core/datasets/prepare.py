@@ -1,6 +1,7 @@
 """Write a data set as .beton files with manifests. Splits that are there and intact are kept.
 
-usage: python -m lowbit_core.datasets.prepare DATASET --out DIR [--source DIR] [--download] [--verify]
+usage: python -m lowbit_core.datasets.prepare DATASET --out DIR [--source DIR] [--download]
+       python -m lowbit_core.datasets.prepare DATASET --out DIR --verify
 """
 
 import argparse
@@ -72,7 +73,10 @@ def _write_raw(data: Dataset, folder: Path | None, split: str, out: Path, backen
 def _look_at_images(
     data: Dataset, folder: Path, splits: Sequence[str]
 ) -> dict[str, dict[str, str]]:
-    """Modes of the files that are not RGB, by split and file; InputError names every broken file."""
+    """Colour modes of the image files that are not RGB, by split and file name.
+
+    InputError names every file that cannot be read.
+    """
     broken: list[str] = []
     modes: dict[str, dict[str, str]] = {}
     for split in splits:
@@ -125,7 +129,7 @@ def _write_images(
 
 
 def _decoded(folder: Path, files: list[str], digest) -> Iterator[np.ndarray]:
-    """Images (H, W, 3) in order, decoded by all cores; `digest` takes each file's checksum."""
+    """Images (H, W, 3) in order, decoded by all cores; `digest` is updated with each checksum."""
     read_image = source_module("imagenet").read_image
     for image, file_digest in _in_chunks(read_image, [folder / name for name in files]):
         digest.update(file_digest)
@@ -133,7 +137,7 @@ def _decoded(folder: Path, files: list[str], digest) -> Iterator[np.ndarray]:
 
 
 def _in_chunks(work: Callable[[Path], object], paths: list[Path]) -> Iterator:
-    """`work` on every path, in order, by all cores; bounds what is held in memory."""
+    """`work(path)` for every path in order, by all cores, with few results in memory at a time."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(paths), 16 * threads):

@@ -1,6 +1,7 @@
-"""Where data sets are looked for.
+"""Where the original files of data sets are searched.
 
-Each source module has `present`, `SYSTEM_FOLDER`, `HOW_TO_GET` and a reader; some have `download`.
+Each data set has a module here with `present`, `SYSTEM_FOLDER`, `HOW_TO_GET` and functions that
+read it (`load`, or `listing` and `read_image`); some have `download`.
 """
 
 import os
@@ -33,16 +34,17 @@ def source_module(name: str) -> ModuleType:
 
 
 def find(name: str, given: Path | None = None, download: bool = False) -> Path | None:
-    """The folder that holds data set `name`; None where it needs none (digits).
+    """The folder that holds data set `name`; None for digits, which needs no folder.
 
-    Looks in `given` alone if there is one, else in $LOWBIT_DATA/<name>, data/raw/<name> and the
-    system package's folder; downloads to data/raw/<name> when nothing is found and `download`.
-    Raises `InputError` that says where it looked and how to get the data.
+    Searches only `given` if it is not None, else $LOWBIT_DATA/<name>, data/raw/<name> and the
+    folder of the system's package. If nothing is found and `download` is true, the data set is
+    downloaded to data/raw/<name>. Raises `InputError` that names the searched folders and how to
+    get the data.
     """
     module = source_module(name)
     if name == "digits":
         return None
-    places = (
+    folders = (
         [given]
         if given
         else [
@@ -51,9 +53,9 @@ def find(name: str, given: Path | None = None, download: bool = False) -> Path |
             *([module.SYSTEM_FOLDER] if module.SYSTEM_FOLDER else []),
         ]
     )
-    for place in places:
-        if module.present(place):
-            return place
+    for folder in folders:
+        if module.present(folder):
+            return folder
     if download and not given:
         if not hasattr(module, "download"):
             raise InputError(f"{name} cannot be downloaded: {module.HOW_TO_GET}")
@@ -61,7 +63,7 @@ def find(name: str, given: Path | None = None, download: bool = False) -> Path |
         return RAW_FOLDER / name
     elsewhere = "" if given else f"; a copy elsewhere is found through --source or ${ENVIRONMENT}"
     raise InputError(
-        f"data set {name} was not found in {', '.join(map(str, places))}: "
+        f"data set {name} was not found in {', '.join(map(str, folders))}: "
         f"{module.HOW_TO_GET}{elsewhere}"
     )
 

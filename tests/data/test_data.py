@@ -1,4 +1,4 @@
-"""Sources, written files, manifests, and what is said of bad ones."""
+"""Sources, written files, manifests, and the messages about bad ones."""
 
 import gzip
 import hashlib
@@ -204,7 +204,7 @@ def test_cifar_folder_is_read_in_class_order(cifar_folder):
 
 
 @pytest.mark.parametrize(
-    "damage, said",
+    "damage, message",
     [
         ("class", r"train: 99 class folders, not 100"),
         ("image", r"class04: 1 PNG files, not 2"),
@@ -213,7 +213,7 @@ def test_cifar_folder_is_read_in_class_order(cifar_folder):
         ("broken", r"0.png: unreadable image"),
     ],
 )
-def test_bad_cifar_folders_are_named(cifar_folder, damage, said):
+def test_bad_cifar_folders_are_named(cifar_folder, damage, message):
     file = cifar_folder / "train" / "class04" / "0.png"
     if damage == "class":
         (cifar_folder / "train" / "class99").rename(cifar_folder / "elsewhere")
@@ -224,7 +224,7 @@ def test_bad_cifar_folders_are_named(cifar_folder, damage, said):
     else:
         size, mode = ((31, 32), "RGB") if damage == "size" else ((32, 32), "L")
         Image.new(mode, size).save(file)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         cifar100.load(cifar_folder, "train")
 
 
@@ -392,7 +392,7 @@ def test_large_files_are_checked_by_header(digits, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         (None, "the file is missing"),
         ("", "not a JSON file"),
@@ -401,10 +401,10 @@ def test_large_files_are_checked_by_header(digits, monkeypatch):
         ('{"images": 1}', "not a manifest"),
     ],
 )
-def test_bad_manifests_are_named(digits, text, said):
+def test_bad_manifests_are_named(digits, text, message):
     path = digits / "train.manifest.json"
     path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(InputError, match=f"train.manifest.json: {said}.*rebuild it with"):
+    with pytest.raises(InputError, match=f"train.manifest.json: {message}.*rebuild it with"):
         read_labels(digits, "train")
 
 
@@ -429,7 +429,43 @@ def test_verify_hashes_everything(digits, monkeypatch, capsys):
         main()
 
 
-def test_without_ffcv_it_is_said_and_recorded(tmp_path, monkeypatch, capsys):
+def run_prepare(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, words)])
+    main()
+
+
+def test_splits_that_are_intact_are_kept_and_the_others_written(digits, monkeypatch, capsys):
+    """Whatever is said of the source: a folder that does not exist is not even looked into."""
+    before = {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in digits.iterdir()}
+    run_prepare(monkeypatch, "digits", "--out", digits, "--source", digits / "nowhere")
+    assert capsys.readouterr().out.count("intact, kept") == 2
+    after = {f.name: (f.read_bytes(), f.stat().st_mtime_ns) for f in digits.iterdir()}
+    assert after == before
+
+    for name in ("test.npy", "test.beton", "test_labels.npy", "test.manifest.json"):
+        good = (digits / name).read_bytes()
+        (digits / name).write_bytes(good[:-3])
+        run_prepare(monkeypatch, "digits", "--out", digits)
+        output = capsys.readouterr().out
+        assert "train: prepared and intact, kept" in output and "test: 360 images" in output
+        assert (digits / name).read_bytes() == good, name
+        assert (digits / "train.beton").stat().st_mtime_ns == before["train.beton"][1]
+
+
+def test_another_data_set_and_one_without_beton_are_not_kept(digits, monkeypatch, capsys):
+    with pytest.raises(InputError, match="fashion_mnist was not found"):
+        run_prepare(monkeypatch, "fashion_mnist", "--out", digits, "--source", digits / "nowhere")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "ffcv", None)  # makes the import fail
+        prepare(dataset("digits"), digits)
+        run_prepare(without, "digits", "--out", digits)
+        assert capsys.readouterr().out.count("intact, kept") == 2
+    run_prepare(monkeypatch, "digits", "--out", digits)
+    assert "kept" not in capsys.readouterr().out
+    assert check(digits, "train")["backend"] == "ffcv"
+
+
+def test_a_missing_ffcv_is_warned_of_and_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ffcv", None)  # makes the import fail
     monkeypatch.setattr(backend, "_said", set())
     prepare(dataset("digits"), tmp_path)

@@ -27,7 +27,7 @@ from lowbit_core.runtime.run_folder import check_run_id, load_tensors
 from lowbit_core.training.run import Place, train_run
 from workflow.away import queue as plan
 from workflow.results import checked
-from workflow.suite import suite
+from workflow.suite import settings, suite
 
 
 class Payload:
@@ -159,7 +159,7 @@ def test_names_that_are_no_suite_or_data_set_are_refused(name):
         lambda: suite.load_suite(name),
         lambda: suite.load_suite("smoke", name or "no"),
         lambda: suite.load_suite("smoke").only(name or "no"),
-        lambda: suite.check_config({"data": f"{name}\n{{job}}"}),
+        lambda: settings.check_config({"data": f"{name}\n{{job}}"}),
     ):
         with pytest.raises(InputError) as caught:
             work()

@@ -1,4 +1,4 @@
-"""Places on GPUs: spread over devices, as many as allowed, given back when a process ends."""
+"""Slots on GPUs: spread over them, as many as allowed, free again when a process ends."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ time.sleep(600)
 """
 
 
-def test_processes_spread_and_a_dead_one_gives_its_place_back(tmp_path):
+def test_processes_spread_and_a_dead_one_frees_its_slot(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     root = Path(__file__).parents[2]
     held = []
@@ -37,16 +37,16 @@ def test_processes_spread_and_a_dead_one_gives_its_place_back(tmp_path):
 
 
 def test_a_full_machine_makes_the_next_wait(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_slots, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(gpu_slots, "WAIT_SECONDS", 0.01)
     first = take_slot(["a"], 1, tmp_path)
     got = []
     waiting = threading.Thread(target=lambda: got.append(take_slot(["a"], 1, tmp_path)))
     waiting.start()
-    said = ""
-    while not said:  # the other thread says that it waits
-        said += capsys.readouterr().err
+    message = ""
+    while not message:  # the other thread prints that it waits
+        message += capsys.readouterr().err
     assert got == []
     first.lock.close()
     waiting.join()
     assert [slot.device for slot in got] == [0]
-    assert said + capsys.readouterr().err == "waiting for a GPU: 1 processes use each\n"
+    assert message + capsys.readouterr().err == "waiting for a GPU: 1 processes use each\n"

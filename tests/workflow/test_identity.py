@@ -123,7 +123,7 @@ def test_the_compile_switch_replaces_the_suite_s_setting_and_is_part_of_the_key(
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A copy of the project that a test may edit: `tree.change(file, old, new)`, `tree.versions()`."""
+    """A copy of the project that a test may edit, and the code versions that it has."""
     for name in ("lowbit_core", "baselines", "workflow", "config"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)

@@ -17,8 +17,8 @@ SCHEMA = Path(__file__).with_name("suite.schema.yaml")
 BASE = jsonschema.Draft202012Validator
 
 
-def read_config(text: str, where: str) -> dict:
-    """The suite that the YAML `text` holds, with the schema's defaults filled in.
+def read_config(text: str | bytes, where: str) -> dict:
+    """The suite that the YAML `text` (bytes: UTF-8) holds, with the schema's defaults filled in.
 
     Raises InputError, which begins with `where`, for the first mistake.
     """

@@ -96,17 +96,13 @@ def load_suite(name: str, compile: str = "") -> Suite:
     if name not in known:
         raise InputError(f"unknown suite {name!r}: it must be one of {', '.join(known)}")
     where = f"config/suites/{name}.yaml"
-    try:
-        text = (SUITES / f"{name}.yaml").read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 text: {error}") from error
-    suite = parse_suite(text, where, compile)
+    suite = parse_suite((SUITES / f"{name}.yaml").read_bytes(), where, compile)
     if suite.name != name:
         raise InputError(f"{where}: suite is {suite.name!r}: it must be the file's name, {name!r}")
     return suite
 
 
-def parse_suite(text: str, where: str, compile: str = "") -> Suite:
+def parse_suite(text: str | bytes, where: str, compile: str = "") -> Suite:
     """The suite that the YAML `text` describes; `where` names the file in errors."""
     config = read_config(text, where)
     if compile:
