@@ -1,4 +1,4 @@
-"""The methods of the benchmark. A new file here whose METHODS names a method adds it everywhere."""
+"""The methods of the benchmark: a new module here adds those that its METHODS lists, everywhere."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""The paper's method, its parts, and the variants of its ablations."""
+"""The paper's method (direct weights, channel-aware activations) and its ablations."""
 
 from functools import partial
 

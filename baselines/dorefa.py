@@ -8,12 +8,12 @@ from lowbit_core.kernels.fused import fused
 from lowbit_core.quantizers.interface import Method, WeightQuantizer
 from lowbit_core.quantizers.uniform import UniformActivation
 
-_SMALLEST = 1e-12  # of max|tanh(w)|: a layer of zeros stays finite
+_SMALLEST = 1e-12  # floor of max|tanh(w)|, so that a layer of zeros stays finite
 
 
 @fused(cpu=kernels.dorefa_weight)
 def dorefa_weight(w: Tensor, steps: Tensor) -> Tensor:
-    """2 q(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1 over the whole layer (eq. 9)."""
+    """2 q(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1 over the layer (eq. 9); steps is 2^bits - 1."""
     u = torch.tanh(w)
     top = u.abs().max().clamp_min(_SMALLEST)
     return 2 * torch.round((u / (2 * top) + 0.5) * steps) / steps - 1
@@ -21,7 +21,10 @@ def dorefa_weight(w: Tensor, steps: Tensor) -> Tensor:
 
 @fused(cpu=kernels.dorefa_gradient)
 def dorefa_gradient(g: Tensor, w: Tensor) -> Tensor:
-    """Straight through the rounding; exact through tanh and through the maximum (shared by ties)."""
+    """The gradient of w from g: straight through the rounding, exact through tanh and the maximum.
+
+    Weights that tie for the maximum share its gradient.
+    """
     u = torch.tanh(w)
     top = u.abs().max().clamp_min(_SMALLEST)
     at_top = u.abs() == top
@@ -46,7 +49,7 @@ class _MultiBit(torch.autograd.Function):
 
 
 class _Binary(torch.autograd.Function):
-    """Identity gradient to w (eq. 7: the scale is a constant)."""
+    """`binary_weight`, with the identity as its gradient (eq. 7: the scale is a constant)."""
 
     @staticmethod
     def forward(ctx, w):
@@ -58,7 +61,7 @@ class _Binary(torch.autograd.Function):
 
 
 class DoReFaWeight(WeightQuantizer):
-    """A shadow weight, quantized on one uniform grid for the layer."""
+    """A full-precision shadow weight, quantized on one uniform grid for the layer."""
 
     GRANULARITY = "per_layer"
 

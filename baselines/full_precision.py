@@ -1,4 +1,4 @@
-"""No quantization: the reference that every method is compared with, under the same recipe."""
+"""No quantization: every method is compared with it, trained by the same recipe."""
 
 from lowbit_core.quantizers.interface import Method
 

@@ -11,11 +11,12 @@ from lowbit_core.quantizers.interface import Method, WeightQuantizer, update_buf
 
 
 class _Refit(torch.autograd.Function):
-    """Nearest level of each row's basis; identity gradient to the weight."""
+    """(The nearest levels of each row's basis, the refitted bases); identity gradient to w."""
 
     @staticmethod
     def forward(ctx, w, v):
-        # Uncompiled for 8 bits on a GPU: 44 sums take the compiler a minute and weights are few.
+        # At 8 bits on a GPU not compiled: torch.compile needs a minute for 44 sums, and weights
+        # are few.
         small = v.shape[1] <= FEW_BITS or w.device.type == "cpu"
         y, fit = (refit_rows if small else refit_rows.eager)(w, v)
         ctx.mark_non_differentiable(fit)
@@ -27,10 +28,10 @@ class _Refit(torch.autograd.Function):
 
 
 class LQWeight(WeightQuantizer):
-    """A shadow weight, quantized with one basis (K numbers) per output channel.
+    """A full-precision shadow weight, quantized with one basis (K numbers) per output channel.
 
-    The basis is refitted by least squares in every training step and enters by moving average
-    (QEM, section 3.2); it starts from the same fit run to convergence on the pretrained weight.
+    Every training step refits the bases by least squares and moves them by a moving average (QEM,
+    section 3.2). They start from the same fit, run to convergence on the pretrained weight.
     """
 
     INIT = "alternating least squares"

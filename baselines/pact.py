@@ -5,18 +5,19 @@ from torch import Tensor, nn
 
 from baselines.dorefa import DoReFaWeight
 from lowbit_core.quantizers.interface import Method
+from lowbit_core.quantizers.range_search import best_range
 from lowbit_core.quantizers.ste_mask import rectified
 from lowbit_core.quantizers.uniform import UniformActivation, clip_round
 
-_CANDIDATES = 40  # clip levels tried on the first batch
+_CANDIDATES = 40  # clips tried on the first batch
 
 
 class PACTActivation(UniformActivation):
     """Clip to [0, alpha] ([-alpha, alpha] when signed: our extension), round to 2^bits levels.
 
-    alpha is learned: gradient 1 above the clip, 0 inside (eq. 3); it is pulled down by L2, a
-    setting of the recipe's `clip` group. It starts at the clip that minimises the squared
-    quantization error of the first batch (the paper starts from scratch, at 10).
+    alpha is learned: its gradient is 1 above the clip and 0 inside (eq. 3). L2 decay, a setting of
+    the recipe's `clip` group, pulls it down. It starts at the clip of least squared quantization
+    error on the first batch, where the paper, which trains from scratch, starts at 10.
     """
 
     GROUPS = {"alpha": "clip"}
@@ -29,29 +30,28 @@ class PACTActivation(UniformActivation):
     def _bottom(self) -> Tensor:
         return -self.alpha if self.signed else self.zero
 
-    def _step(self) -> Tensor:
-        return self.alpha.detach() * ((2 if self.signed else 1) / (2**self.bits - 1))
+    def _share(self) -> float:
+        """The distance of neighbouring levels as a share of alpha."""
+        return (2 if self.signed else 1) / (2**self.bits - 1)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         x = rectified(x.float(), self.signed, self.ceiling)
-        tops = x.abs().max().clamp_min(1e-3) * torch.linspace(
-            1 / _CANDIDATES, 1, _CANDIDATES, device=x.device
-        )
-        share = (2 if self.signed else 1) / (2**self.bits - 1)
-        errors = [(self._rounded(x, top, top * share) - x).square().mean() for top in tops]
-        self.alpha.copy_(tops[torch.stack(errors).argmin()])
 
-    def _rounded(self, x: Tensor, top: Tensor, step: Tensor) -> Tensor:
-        bottom = -top if self.signed else self.zero
-        return clip_round(x, top, bottom, step, self.signed, self.ceiling)
+        def error(top: Tensor) -> Tensor:
+            bottom = -top if self.signed else self.zero
+            grid = (top, bottom, top * self._share(), self.signed, self.ceiling)
+            return (clip_round(x, *grid) - x).square().mean()
+
+        shares = torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES, device=x.device)
+        self.alpha.copy_(best_range(x.abs().max().clamp_min(1e-3), shares, error))
 
     def levels(self) -> Tensor:
         unit = torch.linspace(0, 1, 2**self.bits, device=self.alpha.device)
         return self._bottom() + unit * (self.alpha - self._bottom())
 
     def grid(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.alpha, self._bottom(), self._step()
+        return self.alpha, self._bottom(), self.alpha.detach() * self._share()
 
 
 METHODS = (Method("pact", DoReFaWeight, PACTActivation),)

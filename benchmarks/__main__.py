@@ -1,4 +1,4 @@
-"""Measure everything and write results/benchmarks/: `python -m benchmarks [--only NAME] [--quick]`."""
+"""Measure and write results/benchmarks/: `python -m benchmarks [--only NAME] [--quick]`."""
 
 import argparse
 import os
@@ -33,15 +33,26 @@ PARTS: dict[str, Callable[[int, Path | None], list[dict]]] = {
 }
 
 
+def _write(name: str, rows: list[dict], about: dict) -> None:
+    """Write the rows to `name`.csv, with the columns `about` the machine, and print them."""
+    table = pd.DataFrame([row | about for row in rows])
+    with replace_file(OUT / f"{name}.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    print(f"\n{name} ({about['hardware']}, {about['threads']} threads)")
+    print(table.drop(columns=list(about)).round(2).to_string(index=False), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=tuple(PARTS), action="append", help="may be repeated")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, not {ROUNDS}")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}"
+    )
     parser.add_argument("--jpegs", type=Path, help="a folder of JPEG files, for ImageNet's loader")
     arguments = parser.parse_args()
     if arguments.jpegs and not any(arguments.jpegs.glob("*.JPEG")):
         raise InputError(f"--jpegs {arguments.jpegs}: it must be a folder that holds *.JPEG files")
-    # One cache for all, as in a sweep; set before anything is compiled.
+    # All parts share one cache of kernels, as a sweep does. Set before anything is compiled.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(".cache/inductor").resolve()))
     if not compiler_found():
         say("warning: no C++ compiler found: the quantizers are measured uncompiled")
@@ -54,12 +65,7 @@ def main() -> None:
     for name in arguments.only or PARTS:
         rows = PARTS[name](QUICK_ROUNDS if arguments.quick else ROUNDS, arguments.jpegs)
         if rows:
-            table = pd.DataFrame([row | about for row in rows])
-            with replace_file(OUT / f"{name}.csv") as temporary:
-                table.to_csv(temporary, index=False, float_format="%.6g")
-            shown = table.drop(columns=list(about)).round(2)
-            print(f"\n{name} ({about['hardware']}, {about['threads']} threads)")
-            print(shown.to_string(index=False), flush=True)
+            _write(name, rows, about)
     made = [OUT / "quantizers.csv", OUT / "steps.csv"]
     if all(path.exists() for path in made):
         plot.draw(*map(pd.read_csv, made), OUT / "speed")

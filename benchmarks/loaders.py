@@ -1,11 +1,10 @@
 """Images a second: the FFCV loader against torchvision's DataLoader, same images, same cores.
 
-Each loader runs in a process of its own: the two do not go well together. Both give batches of
-normalised float images, cropped and flipped at random. The first epoch, which compiles and starts
-workers, is left out.
+Each loader runs in a new process, because the two disturb each other in one. Both give batches of
+normalised float images that are cropped and flipped at random. The first epoch is left out: in it
+FFCV compiles, and torchvision starts its workers.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -32,11 +31,11 @@ def measure(cores: int, jpegs: Path | None, repeats: int = 3) -> list[dict]:
     for name in SETS:
         folder = ROOT / "data" / name
         if not (folder / "train.manifest.json").exists():
-            say(f"loaders: {folder} is not prepared: left out")
+            say(f"loaders: {folder} is not prepared; it is left out")
             continue
         rows += _compare(name, folder, ("torchvision", "ffcv", "ffcv + step"), cores, repeats)
     if jpegs is None:
-        say("loaders: no folder of JPEGs was named (--jpegs): ImageNet's pipeline is left out")
+        say("loaders: --jpegs names no folder; ImageNet's pipeline is left out")
         return rows
     with tempfile.TemporaryDirectory() as scratch:
         rows += _compare("imagenet", jpegs, ("torchvision", "ffcv"), cores, repeats, scratch)
@@ -49,9 +48,9 @@ def _compare(
     results = {}
     for loader in loaders:
         say(f"loader {loader} on {data}")
-        command = [sys.executable, "-m", "benchmarks.loaders", "--worker", loader, "--data", data]
-        command += ["--source", str(source), "--cores", str(cores), "--scratch", scratch]
-        command += ["--repeats", str(repeats)]
+        work = {"loader": loader, "data": data, "source": str(source), "scratch": scratch}
+        work |= {"cores": cores, "repeats": repeats}
+        command = [sys.executable, "-m", "benchmarks.loaders", json.dumps(work)]
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
         )
@@ -61,13 +60,13 @@ def _compare(
     base = results["torchvision"]["images_per_s"]
     rows = [{"data": data, "loader": name, "cores": cores, **row} for name, row in results.items()]
     for row in rows:
-        if "wait_share" not in row:  # a loader alone; one that trains is no faster than its steps
+        if "wait_share" not in row:  # where a network is trained, its steps set the rate
             row["ratio"] = row["images_per_s"] / base
     return rows
 
 
 def _rate(epochs) -> dict:
-    """Images/s of each epoch after the first; `epochs` yields iterators of batches."""
+    """Median, least and most images/s of the epochs (iterators of batches) after the first."""
     rates = []
     for index, batches in enumerate(epochs):
         began, count = time.perf_counter(), 0
@@ -91,9 +90,9 @@ def _ffcv(data: str, source: str, cores: int, scratch: str, epochs: int):
 
 
 def _ffcv_images(source: Path, scratch: Path, cores: int, epochs: int):
-    """The sample JPEGs, ten times over, through the same reader as ImageNet.
+    """Epochs of the sample JPEGs, each ten times, through the reader for ImageNet.
 
-    Part of the gain is in how the .beton stores them: scaled to 500 pixels, half of them decoded.
+    Part of the gain is in the .beton file: images are scaled to 500 pixels, half of them decoded.
     """
     import numpy as np
 
@@ -166,7 +165,7 @@ def _torchvision(data: str, source: str, cores: int, epochs: int):
 
 
 def _waiting(source: str, cores: int) -> dict:
-    """Share of a ResNet-20 step (W2A2, direct) spent waiting for the loader, second epoch."""
+    """Share of the second epoch in which training ResNet-20 (W2A2, direct) waits for the loader."""
     import numpy as np
 
     from benchmarks.steps import NETWORKS, training_step
@@ -192,23 +191,16 @@ def _waiting(source: str, cores: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--source", required=True)
-    parser.add_argument("--cores", type=int, required=True)
-    parser.add_argument("--scratch", default="")
-    parser.add_argument("--repeats", type=int, required=True)
-    a = parser.parse_args()
-    if a.worker == "ffcv + step":
-        print(json.dumps(_waiting(a.source, a.cores)))
-        return
-    epochs = 1 + a.repeats
-    if a.worker == "ffcv":
-        made = _ffcv(a.data, a.source, a.cores, a.scratch, epochs)
+    """What `_compare` starts: measure one loader, described in JSON, and print its row."""
+    work = json.loads(sys.argv[1])
+    data, source, cores, epochs = work["data"], work["source"], work["cores"], 1 + work["repeats"]
+    if work["loader"] == "ffcv + step":
+        row = _waiting(source, cores)
+    elif work["loader"] == "ffcv":
+        row = _rate(_ffcv(data, source, cores, work["scratch"], epochs))
     else:
-        made = _torchvision(a.data, a.source, a.cores, epochs)
-    print(json.dumps(_rate(made)))
+        row = _rate(_torchvision(data, source, cores, epochs))
+    print(json.dumps(row))
 
 
 if __name__ == "__main__":

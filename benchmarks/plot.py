@@ -1,4 +1,4 @@
-"""One figure of what the benchmarks found: quantizers against ReLU, training steps against FP."""
+"""A figure of the benchmarks: quantizers against ReLU, training steps against full precision."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ import seaborn as sns
 from lowbit_core.runtime.files import replace_file
 
 OURS, PEER = "#D55E00", "#8A94A0"
-BAR_QUANTIZER, BAR_STEP = 1.5, 1.15  # the project's aims, drawn as lines
+BAR_QUANTIZER, BAR_STEP = 1.5, 1.15  # the aims of this project, drawn as lines
 
 
 def draw(quantizers: pd.DataFrame, steps: pd.DataFrame, stem: Path) -> None:
-    """Write `stem`.svg and .png: 2-bit activations (ratio to ReLU), training steps (ratio to FP)."""
+    """Write `stem`.svg and .png: 2-bit activations against ReLU, training steps against FP."""
     sns.set_theme(style="whitegrid", context="paper")
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     chosen = quantizers[(quantizers.kind == "activation") & (quantizers.bits == 2)]
@@ -43,7 +43,7 @@ def draw(quantizers: pd.DataFrame, steps: pd.DataFrame, stem: Path) -> None:
 def _bars(axes, rows: pd.DataFrame, label: str, colors: list[str]) -> None:
     spread = [rows.ratio - rows.ratio_q1, rows.ratio_q3 - rows.ratio]
     axes.barh(rows[label], rows.ratio, xerr=spread, color=colors, error_kw={"linewidth": 0.8})
-    for place, ratio in enumerate(rows.ratio):
-        axes.annotate(f" {ratio:.2f}", (rows.ratio_q3.iloc[place], place), va="center", fontsize=8)
+    for row, ratio in enumerate(rows.ratio):
+        axes.annotate(f" {ratio:.2f}", (rows.ratio_q3.iloc[row], row), va="center", fontsize=8)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)

@@ -1,4 +1,7 @@
-"""One quantizer, forward and backward, against ReLU, a copy, Brevitas, torch.ao and itself uncompiled."""
+"""Forward and backward of one quantizer, as a ratio to ReLU (activations) or to a copy (weights).
+
+The peers are Brevitas, torch.ao and the same quantizer without compiled kernels ("eager").
+"""
 
 import copy
 import importlib.util
@@ -27,7 +30,7 @@ def device() -> torch.device:
 
 
 def activation_rows(shape: tuple, bits: int, rounds: int, eager: bool = True) -> list[dict]:
-    """Milliseconds and ratio to ReLU of every activation quantizer at `bits`, on post-ReLU data."""
+    """Milliseconds and ratio to ReLU of every activation quantizer, for inputs after a ReLU."""
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     x = torch.randn(shape, device=device()).relu().contiguous(memory_format=layout)
     g = torch.randn_like(x)
@@ -42,7 +45,7 @@ def activation_rows(shape: tuple, bits: int, rounds: int, eager: bool = True) ->
 
 
 def weight_rows(shape: tuple, bits: int, rounds: int) -> list[dict]:
-    """The same for weight quantizers of a convolution's weight `shape`, ratio to a copy."""
+    """Milliseconds and ratio to a copy of every weight quantizer, for a weight (O, I, H, W)."""
     w = 0.05 * torch.randn(shape, device=device())
     g = torch.randn_like(w)
     calls: dict[str, Callable] = {"copy": torch.clone}
@@ -89,14 +92,14 @@ def _peer_activations(bits: int) -> Iterator[tuple[str, Callable]]:
         if brevitas_found():
             from brevitas.nn import QuantReLU
 
-            # As it comes it collects percentiles for its first 300 steps; the learned scale follows.
+            # By default it collects percentiles in its first 300 steps, and learns the scale later.
             yield "Brevitas QuantReLU, first steps", QuantReLU(bit_width=bits).to(device()).train()
             peer = QuantReLU(bit_width=bits, collect_stats_steps=1)
             yield "Brevitas QuantReLU", peer.to(device()).train()
 
 
 def _peer_weights(w: Tensor, bits: int) -> Iterator[tuple[str, Callable]]:
-    if bits == 1 or not brevitas_found():  # at 1 bit its signed grid is empty and gives NaN
+    if bits == 1 or not brevitas_found():  # its signed grid of 1 bit is empty and gives NaN
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -116,7 +119,7 @@ def _peer_weights(w: Tensor, bits: int) -> Iterator[tuple[str, Callable]]:
 
 @cache
 def brevitas_found() -> bool:
-    """Whether the peer is installed; says once a process that its rows are left out."""
+    """Whether Brevitas is installed; if not, says once that its rows are left out."""
     found = importlib.util.find_spec("brevitas") is not None
     if not found:
         say("brevitas is not installed: its rows are left out (make bench installs it)")
@@ -124,7 +127,7 @@ def brevitas_found() -> bool:
 
 
 def measure(rounds: int) -> list[dict]:
-    """All bits at one shape, 2 bits at the others, weights at two shapes."""
+    """Activations: all bits at one shape, 2 bits at others. Weights: all bits at two shapes."""
     rows = []
     for bits in BITS:
         say(f"activations, {bits} bits")
@@ -140,7 +143,7 @@ def measure(rounds: int) -> list[dict]:
 
 
 def growth(rounds: int) -> list[dict]:
-    """How time grows with the bits, and at 2 bits with the batch and the channels."""
+    """How time grows with the bits; and at 2 bits, with the batch and with the channels."""
     rows = []
     for bits in BITS:
         say(f"growth: {bits} bits")

@@ -1,4 +1,4 @@
-"""Seconds from starting a sweep's training job to the end of its first step, kernel cache warm."""
+"""Seconds from the start of a training job to the end of its first step, with compiled kernels."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from workflow.suite.suite import load_suite
 ROOT = Path(__file__).parent.parent
 SUITE, COMPILE = "smoke", "quantizers"
 
-# The real entry point, stopped where the first step reports itself.
+# The real entry point. It ends where the first step would be counted.
 FIRST_STEP = """
 import os, sys, time
 from lowbit_core.runtime.progress import Progress
@@ -28,7 +28,7 @@ main()
 
 
 def measure(repeats: int) -> list[dict]:
-    """Rows: job, seconds; the first, which may compile, is left out."""
+    """Rows: job, seconds. The first start, which may compile kernels, is left out."""
     data = ROOT / "data"
     suite = load_suite(SUITE, COMPILE)
     missing = [d for d in suite.datasets if not (data / d / "train.manifest.json").exists()]
@@ -46,7 +46,7 @@ def measure(repeats: int) -> list[dict]:
             out = _run(["-c", FIRST_STEP], job.name, runs, str(began))
             seconds.append(float(out.splitlines()[-1]))
             say(f"start-up: {seconds[-1]:.1f} s")
-            for run in Path(runs).iterdir():  # a run that began would be resumed
+            for run in Path(runs).iterdir():  # so that the next start does not resume this run
                 if not (run / "final.json").exists():
                     (run / "config.json").unlink(missing_ok=True)
     return [{"job": job.name, "seconds": s} for s in seconds[1:]]

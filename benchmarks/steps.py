@@ -1,6 +1,6 @@
-"""A whole training step and its memory, each method against full precision.
+"""Time and memory of a whole training step: each method against full precision.
 
-usage: python -m benchmarks.steps [--arch resnet20] [--compile quantizers] [--threads N] [--rounds N]
+One network alone: `python -m benchmarks.steps --arch resnet20`.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def training_step(arch: str, method: str, bits: int, compile: str) -> Callable[[
 
 
 def measure(archs, rounds: int, compile: str = "quantizers", bits: int = 2) -> list[dict]:
-    """Rows: arch, method, bits, compile, ms, ratio to `fp` with quartiles, peak MB and its ratio."""
+    """Rows: arch, method, bits, compile, ms, peak MB, and their ratios to `fp`."""
     rows = []
     for arch in archs:
         set_compile(compile != "off")
@@ -75,7 +75,7 @@ def measure(archs, rounds: int, compile: str = "quantizers", bits: int = 2) -> l
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most bytes of tensors that `call` holds at once, beyond what was there before it."""
+    """The most bytes of tensors that `call` holds at once, in addition to those from before."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""Several callables timed in turns, so that whatever the machine does meets all of them alike."""
+"""Time several callables in turns, so that other work of the machine slows all of them alike."""
 
 import statistics
 import sys
@@ -9,9 +9,9 @@ import torch
 
 
 def timed(calls: dict[str, Callable[[], object]], rounds: int, inner: int = 1) -> dict[str, list]:
-    """Seconds of one call, for each callable and round; `inner` calls are timed together.
+    """{name: seconds of one call in each round}; `inner` calls are timed together.
 
-    Two calls of each come first: they compile kernels and fill caches.
+    Each callable is called twice before: that compiles kernels and fills caches.
     """
     for call in calls.values():
         call(), call()
@@ -33,17 +33,16 @@ def _finish() -> None:
 
 
 def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:
-    """For each name: median `ms`, and the quartiles of its ratio to `base`, round by round."""
+    """For each name: median milliseconds, and quartiles of the ratio to `base` in each round."""
     rows = {}
-    for name, own in seconds.items():
-        each = [a / b for a, b in zip(own, seconds[base], strict=True)]
-        # "inclusive": few rounds must not give quartiles beyond what was measured.
-        several = len(each) > 1
-        low, middle, high = (
-            statistics.quantiles(each, n=4, method="inclusive") if several else each * 3
-        )
+    for name, times in seconds.items():
+        each = [a / b for a, b in zip(times, seconds[base], strict=True)]
+        if len(each) == 1:
+            each *= 2  # quartiles need two values
+        # The method "inclusive" gives no quartile beyond what was measured.
+        low, middle, high = statistics.quantiles(each, n=4, method="inclusive")
         rows[name] = {
-            "ms": 1000 * statistics.median(own),
+            "ms": 1000 * statistics.median(times),
             "base": base,
             "ratio": middle,
             "ratio_q1": low,
@@ -53,4 +52,5 @@ def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, fl
 
 
 def say(text: str) -> None:
+    """Print a message beside the tables."""
     print(text, file=sys.stderr, flush=True)

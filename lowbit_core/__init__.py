@@ -1,1 +1,1 @@
-"""The shared quant core: quantizers, quantized layers, models, data and training."""
+"""The core of the benchmark: quantizers, conversion, networks, data, training. Knows no method."""

@@ -1,1 +1,1 @@
-"""From a full-precision network to a quantized one, and what it costs."""
+"""Turns a full-precision network into a quantized one, and counts what the result costs."""

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates, size, bit operations."""
+"""The cost of a network: multiply-accumulates (MACs), size, bit operations."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from lowbit_core.conversion.policy import quantizable
 
 @torch.no_grad()
 def count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of every layer for one image (1, C, H, W)."""
+    """Multiply-accumulates of every quantizable layer for one image (1, C, H, W)."""
     counts: dict[str, int] = {}
 
     def hook(name):
@@ -28,10 +28,11 @@ def count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
 
 
 def size_and_bitops(model: nn.Module, report: list[dict]) -> tuple[int, int, int]:
-    """(bytes of the deployed model, bytes at full precision, bit operations an image).
+    """(bytes of the deployed model, bytes at full precision, bit operations of one image).
 
-    Codes take w_bits a weight, levels and all unquantized parameters 4 bytes, batch-norm buffers
-    included. BitOps: MACs x w_bits x a_bits, 32 for what is kept.
+    report: the rows of `convert`. A code takes w_bits; a number of the levels, an unquantized
+    parameter and a running statistic of batch norm take 4 bytes each. Bit operations are MACs x
+    w_bits x a_bits, with 32 bits where nothing is quantized.
     """
     weights = sum(row["weights"] for row in report)
     coded = sum(-(-row["weights"] * row["w_bits"] // 8) for row in report)
@@ -46,6 +47,7 @@ def size_and_bitops(model: nn.Module, report: list[dict]) -> tuple[int, int, int
         for m in model.modules()
         if isinstance(m, nn.modules.batchnorm._BatchNorm)
         for t in (m.weight, m.bias, m.running_mean, m.running_var)
+        if t is not None
     )
     rest = 4 * (biases + norms)
     bitops = sum(row["macs"] * row["w_bits"] * row["a_bits"] for row in report)

@@ -10,7 +10,8 @@ from lowbit_core.quantizers.interface import ActivationQuantizer, WeightQuantize
 class QuantLayer(nn.Module):
     """y = f(a(x), w()): an activation quantizer `a`, a weight quantizer `w`, an unquantized bias.
 
-    Either quantizer may be absent: then the float weight is a parameter, or the input passes as is.
+    Without a weight quantizer the float weight is a parameter; without an activation quantizer the
+    input is used as it is.
     """
 
     def __init__(
@@ -25,35 +26,37 @@ class QuantLayer(nn.Module):
         if weight_quantizer is None:
             self.weight = layer.weight
         self.bias = layer.bias
-        self.convolution = self.reads = None
+        self.convolution: tuple | None = None
+        self.reads: tuple | None = None
         if isinstance(layer, nn.Conv2d):
             stride = layer.stride
             if layer.kernel_size == (1, 1) and layer.padding == (0, 0) and stride != (1, 1):
-                # It reads every so many pixels alone: the others are not quantized, nor fitted.
+                # A strided 1x1 convolution reads only every s-th pixel, so only those are
+                # quantized and fitted: the stride is taken here, by an index.
                 self.reads, stride = (..., *(slice(None, None, s) for s in stride)), (1, 1)
             self.convolution = (stride, layer.padding, layer.dilation, layer.groups)
 
     def used_weight(self) -> Tensor:
-        """The weight of this forward pass, in the layer's shape."""
+        """The weight that this forward pass computes with, in the layer's shape."""
         return self.weight if self.weight_quantizer is None else self.weight_quantizer()
 
     @property
     def does_relu(self) -> bool:
-        """Whether this layer takes its input from before the ReLU."""
+        """Whether the activation quantizer does the ReLU before this layer."""
         quantizer = self.activation_quantizer
         return quantizer is not None and quantizer.DOES_RELU and not quantizer.signed
 
-    def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """The layer's output; (relu(x), output) if `fork`, where `does_relu`."""
+    def forward(self, x: Tensor, also_relu: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """The output; (relu(x), output) if `also_relu`, which needs `does_relu`."""
         quantizer = self.activation_quantizer
-        if self.reads is not None and not fork:
+        if self.reads is not None and not also_relu:
             x = x[self.reads]
         if quantizer is None:
             return self._compute(x)
         if quantizer.calibrating:
             quantizer.calibrate(x)
-        if fork:
-            relu, y = quantizer(x, fork=True)
+        if also_relu:
+            relu, y = quantizer(x, also_relu=True)
             return relu, self._compute(y if self.reads is None else y[self.reads])
         return self._compute(quantizer(x))
 
@@ -65,9 +68,10 @@ class QuantLayer(nn.Module):
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Tensor) -> None:
-    """Set every activation quantizer's initial range from one batch (N, C, H, W), front to back.
+    """Set every activation quantizer's initial range from one batch (N, C, H, W).
 
-    In training mode: the running statistics of batch norm do not fit the quantized weights yet.
+    In forward order, so that each sees quantized inputs. In training mode, because the running
+    statistics of batch norm do not fit the quantized weights yet.
     """
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
     was_training = model.training

@@ -1,4 +1,4 @@
-"""Which bits each layer of a network gets."""
+"""The policy that gives each layer of a network its bit-widths."""
 
 import fnmatch
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ SHORTCUT = ("quantized", "fp")
 
 @dataclass(frozen=True)
 class QuantPolicy:
-    """Which bits each layer gets.
+    """Which bits each layer gets. Raises InputError for a value that is not legal.
 
-    `first_last`: the first and the last layer stay full precision (`fp`) or get 8 bits (`8bit`).
-    `shortcut`: projection shortcuts are `quantized` like the rest or stay `fp`.
-    `exceptions`: layer name or pattern (as in fnmatch) -> {"w_bits", "a_bits"}; they come last.
+    first_last: the first and the last layer stay full precision (`fp`) or get 8 bits (`8bit`).
+    shortcut: projection shortcuts are `quantized` like the rest or stay `fp`.
+    exceptions: layer name or fnmatch pattern -> {"w_bits", "a_bits"}; these overrule the rest.
     """
 
     method: Method
@@ -32,10 +32,8 @@ class QuantPolicy:
     def __post_init__(self) -> None:
         check_bits(self.w_bits, "policy: w_bits")
         check_bits(self.a_bits, "policy: a_bits")
-        for name, value, legal in (
-            ("first_last", self.first_last, FIRST_LAST),
-            ("shortcut", self.shortcut, SHORTCUT),
-        ):
+        for name, legal in (("first_last", FIRST_LAST), ("shortcut", SHORTCUT)):
+            value = getattr(self, name)
             if value not in legal:
                 raise InputError(
                     f"policy: {name} is {value!r}: it must be one of {', '.join(legal)}"
@@ -43,25 +41,25 @@ class QuantPolicy:
         quantizes = self.method.weight is not None
         if quantizes == (self.w_bits == self.a_bits == FLOAT_BITS):
             raise InputError(
-                f"policy: method {self.method.name!r} at W{self.w_bits}A{self.a_bits}: 'fp' goes with "
-                "32/32 bits, every other method with fewer"
+                f"policy: method {self.method.name!r} at W{self.w_bits}A{self.a_bits}: method 'fp' "
+                "needs W32A32, and every other method needs fewer bits"
             )
         for pattern, bits in self.exceptions.items():
             if set(bits) != {"w_bits", "a_bits"}:
                 raise InputError(
                     f"policy: exception {pattern!r} must set exactly w_bits and a_bits"
                 )
-            for key, value in bits.items():
-                check_bits(value, f"policy: exception {pattern!r}, {key}")
+            for key, number in bits.items():
+                check_bits(number, f"policy: exception {pattern!r}, {key}")
 
 
 def quantizable(model: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The layers that a policy decides on, by name, in forward order of definition."""
+    """The convolution and linear layers by name, in the order of their definition."""
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
 
 
 def layer_bits(model: nn.Module, policy: QuantPolicy) -> dict[str, tuple[int, int, str]]:
-    """(w_bits, a_bits, reason) of every layer. Raises InputError for a pattern without a match."""
+    """(w_bits, a_bits, reason) by layer name. Raises InputError for a pattern without a match."""
     names = list(quantizable(model))
     bits = {}
     for name in names:
@@ -70,16 +68,16 @@ def layer_bits(model: nn.Module, policy: QuantPolicy) -> dict[str, tuple[int, in
         elif name in (names[0], names[-1]):
             edge = (8, 8) if policy.first_last == "8bit" else (FLOAT_BITS, FLOAT_BITS)
             bits[name] = (*edge, "first layer" if name == names[0] else "last layer")
-        elif name in model.shortcut_layers and policy.shortcut == "fp":
+        elif name in model.shortcut_layers and policy.shortcut == "fp":  # type: ignore[operator]
             bits[name] = (FLOAT_BITS, FLOAT_BITS, "shortcut")
         else:
             bits[name] = (policy.w_bits, policy.a_bits, "policy")
-    for pattern, own in policy.exceptions.items():
+    for pattern, exception in policy.exceptions.items():
         matched = fnmatch.filter(names, pattern)
         if not matched:
             raise InputError(
                 f"policy: exception {pattern!r} matches no layer; the layers are {', '.join(names)}"
             )
         for name in matched if policy.method.weight is not None else ():
-            bits[name] = (own["w_bits"], own["a_bits"], f"exception {pattern}")
+            bits[name] = (exception["w_bits"], exception["a_bits"], f"exception {pattern}")
     return bits

@@ -1,28 +1,29 @@
-"""Swap the layers of a full-precision network for quantized ones, and report every layer."""
+"""Replaces the layers of a full-precision network by quantized ones and reports every layer."""
 
 from torch import Tensor, nn
 
 from lowbit_core.conversion.footprint import count_macs
 from lowbit_core.conversion.layers import QuantLayer
-from lowbit_core.conversion.policy import QuantPolicy, layer_bits
+from lowbit_core.conversion.policy import QuantPolicy, layer_bits, quantizable
 from lowbit_core.conversion.relu import hand_over_relus
 from lowbit_core.quantizers.bits import FLOAT_BITS
+from lowbit_core.quantizers.interface import WeightQuantizer
 
 
 def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
     """Quantize `model` in place; `image` (1, C, H, W) is run once to count operations.
 
-    Returns one row a layer: what was kept or quantized, with what, and why.
+    Returns one row a layer: whether it was kept or quantized, by which quantizers, and why.
     """
-    macs = count_macs(model, image)
+    layers, macs = quantizable(model), count_macs(model, image)
     report = []
     for name, (w_bits, a_bits, reason) in layer_bits(model, policy).items():
-        layer = model.get_submodule(name)
-        signed = name in model.signed_inputs
+        layer = layers[name]
+        signed = name in model.signed_inputs  # type: ignore[operator]
         weight = activation = None
-        if w_bits < FLOAT_BITS:
+        if policy.method.weight is not None and w_bits < FLOAT_BITS:
             weight = policy.method.weight(layer.weight, w_bits)
-        if a_bits < FLOAT_BITS:
+        if policy.method.activation is not None and a_bits < FLOAT_BITS:
             activation = policy.method.activation(a_bits, signed)
         if weight is not None or activation is not None:
             parent, _, child = name.rpartition(".")
@@ -51,7 +52,6 @@ def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
     return report
 
 
-def _level_numbers(weight) -> int:
-    """Float numbers that a deployed layer stores to decode its weights: K basis numbers a row."""
-    rows = weight.levels().shape[0]
-    return rows * weight.bits
+def _level_numbers(weight: WeightQuantizer) -> int:
+    """Floats that a deployed layer stores to decode its weights: K for each row of levels."""
+    return weight.levels().shape[0] * weight.bits

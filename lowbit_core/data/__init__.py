@@ -1,1 +1,1 @@
-"""What training reads: batches, augmentation, splits. A change here changes numbers."""
+"""Batches, augmentation and splits: what training reads. A change here changes numbers."""

@@ -1,7 +1,8 @@
-"""Augmentation in torch, on the device, for a whole batch at once.
+"""Augmentation of a whole batch at once, in torch, on the device.
 
-All random numbers of an epoch are drawn at its start on the CPU from a seed, one set per position
-in the epoch's order: the same on every device, for both loaders, and after a resume.
+All random numbers of an epoch are drawn at its start on the CPU from a seed, one set for each
+position in the epoch's order. So they are the same on every device, for both loaders, and after a
+resume.
 """
 
 from typing import NamedTuple
@@ -11,14 +12,17 @@ from torch import Tensor
 
 from lowbit_core.runtime.errors import InputError
 
-# What each name does to stored-raw images. Images of varying size have their own (see loader).
+# The names that crop, and those that flip. Images of varying size are cropped by their reader.
 CROP, FLIP = {"crop", "crop_flip"}, {"flip", "crop_flip", "resized_crop_flip"}
 RAW_AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 IMAGE_AUGMENTATIONS = ("none", "resized_crop_flip")
 
 
 def check_augmentation(name: str, raw: bool) -> str:
-    """Return `name` if it is legal for raw images (`raw`), or for images of varying size."""
+    """Return `name` if it is legal for raw images (`raw`) or else for images of varying size.
+
+    Raises InputError if it is not.
+    """
     legal = RAW_AUGMENTATIONS if raw else IMAGE_AUGMENTATIONS
     if name not in legal:
         raise InputError(f"unknown augmentation {name!r}: choose one of {', '.join(legal)}")
@@ -26,7 +30,7 @@ def check_augmentation(name: str, raw: bool) -> str:
 
 
 class Draws(NamedTuple):
-    """Random choices for the images of an epoch: crop offsets (N, 2) int64 and flips (N,) bool."""
+    """The random choices of an epoch: crop offsets (N, 2) int64, in pixels, and flips (N,) bool."""
 
     offsets: Tensor | None
     flips: Tensor | None
@@ -46,7 +50,7 @@ def draw(name: str, count: int, side: int, seed: int) -> Draws:
 
 
 def apply(images: Tensor, draws: Draws, batch: slice) -> Tensor:
-    """Crop and flip `images` (B, C, H, W) by the choices of positions `batch`; same shape."""
+    """Crop and flip images (B, C, H, W), those at positions `batch` of the epoch; same shape."""
     if draws.offsets is not None:
         images = _shift(images, draws.offsets[batch].to(images.device))
     if draws.flips is not None:
@@ -56,7 +60,7 @@ def apply(images: Tensor, draws: Draws, batch: slice) -> Tensor:
 
 
 def _shift(images: Tensor, offsets: Tensor) -> Tensor:
-    """Pad with zeros and crop back, one offset per image."""
+    """Pad with zeros and crop to the same size, each image at its offset of (B, 2)."""
     height, width = images.shape[2:]
     pad = padding(height)
     windows = torch.nn.functional.pad(images, (pad, pad, pad, pad))

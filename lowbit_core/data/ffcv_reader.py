@@ -1,7 +1,7 @@
-"""Reads batches of uint8 pixels from a .beton file through FFCV. Imports ffcv.
+"""Reads batches of uint8 pixels from a .beton file through FFCV.
 
-A compiled FFCV loader is kept per file and pipeline for the life of the process: making one takes
-about a second, and any order and batch size can be read through it.
+This module imports ffcv. A process keeps the compiled FFCV loader of each file and pipeline,
+because making one takes about a second and it can read any order and batch size.
 """
 
 import time
@@ -25,17 +25,18 @@ from torch import Tensor
 
 from lowbit_core.runtime.errors import InputError
 
-TIMEOUT = 120.0  # seconds without a batch before the loader is given up (the JIT takes a few)
+TIMEOUT = 120.0  # seconds without a batch until an error is raised; compilation takes a few
 CENTER_RATIO = 224 / 256
 
 
 class FfcvReader:
     """Pixels and labels of one .beton file.
 
-    resolution: None for raw sets, else the side of the crops of images of varying size: random
-    resized crops when `random_crop`, else the central 7/8 of the shorter side. FFCV draws random
-    crops in its own threads: they repeat with the seed only when `threads` is 1. Raw sets always
-    use one thread: it copies about a million small images a second, and compiles faster.
+    resolution: None for raw sets, else the side in pixels of the crops of images of varying size:
+    random resized crops if `random_crop`, else the central 7/8 of the shorter side. FFCV draws
+    random crops in its own threads, so the same seed gives the same crops only if `threads` is 1.
+    Raw sets always use one thread: it copies about a million small images a second, and compiles
+    faster.
     """
 
     name = "ffcv"
@@ -64,15 +65,16 @@ class FfcvReader:
         return reader.metadata[f"f{reader.field_names.index('label')}"]
 
     def batches(
-        self, order: np.ndarray, batch_size: int, seed: int, places: np.ndarray
+        self, order: np.ndarray, batch_size: int, seed: int, positions: np.ndarray
     ) -> Iterator[Tensor]:
-        """Yield (B, C, H, W) uint8 on the CPU; the next one overwrites it.
+        """Yield (B, C, H, W) uint8 on the CPU; each batch overwrites the one before.
 
-        Random crops are drawn from `seed` and the first of `places`: other processes draw others.
+        Random crops are drawn from `seed` and the first of `positions`, so that each process of a
+        run draws different ones.
         """
         self._loader.batch_size = batch_size
         torch_threads = torch.get_num_threads()
-        seed = (seed + int(places[0])) % 2**32
+        seed = (seed + int(positions[0])) % 2**32
         batches = _Batches(self._loader, order, seed if self._random_crop else None)
         try:
             for (images,) in batches:
@@ -95,7 +97,7 @@ def _compiled_loader(
     else:
         decoder = CenterCropRGBImageDecoder((resolution, resolution), CENTER_RATIO)
     try:
-        # Labels are read from the file's metadata: one pipeline less to compile.
+        # Labels are read from the file's metadata, which saves compiling a pipeline.
         return Loader(
             path,
             batch_size=1,
@@ -115,7 +117,7 @@ def _seed_this_thread(seed):
 
 
 class _Batches(EpochIterator):
-    """FFCV's iterator over one epoch, that reports an error of its thread and can be stopped."""
+    """FFCV's iterator over one epoch; it raises the errors of its thread and can be stopped."""
 
     def __init__(self, loader: Loader, order: np.ndarray, crop_seed: int | None):
         self.error, self._hangs = None, False
@@ -127,7 +129,7 @@ class _Batches(EpochIterator):
             if self._crop_seed is not None:
                 _seed_this_thread(self._crop_seed)
             super().run()
-        except BaseException as error:  # FFCV would leave the consumer waiting for ever
+        except BaseException as error:  # without this the consumer would wait for ever
             self.error = error
 
     def __next__(self) -> tuple[Tensor, ...]:
@@ -151,10 +153,10 @@ class _Batches(EpochIterator):
         return item[1]
 
     def stop(self) -> None:
-        """End the thread, also in the middle of an epoch; one that hangs is left behind."""
+        """End the thread, also in the middle of an epoch; a thread that hangs is abandoned."""
         self.terminate_event.set()
         while self.is_alive() and not self._hangs:
-            try:  # makes room for what the thread still wants to put
+            try:  # makes room, in case the thread waits to put a batch
                 self.output_queue.get(timeout=0.01)
             except Empty:
                 pass

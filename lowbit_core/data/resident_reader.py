@@ -1,4 +1,4 @@
-"""Reads batches of uint8 pixels that lie on the device whole: no copy and no wait in a step."""
+"""Reads batches of uint8 pixels that a GPU holds whole: a step neither copies nor waits."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHARE = 0.25  # of the device's free memory that pixels may take
+SHARE = 0.25  # the most that pixels may take of the device's free memory
 
 
 class ResidentReader:
-    """Pixels and labels of a raw set; the pixels are copied to the device once a process."""
+    """Pixels and labels of a raw set; each process copies the pixels to the device once."""
 
     name = "resident"
 
@@ -23,7 +23,7 @@ class ResidentReader:
         self._images = _on_device(str(path.resolve()), stat.st_mtime_ns, stat.st_size, device)
 
     def batches(
-        self, order: np.ndarray, batch_size: int, seed: int, places: np.ndarray
+        self, order: np.ndarray, batch_size: int, seed: int, positions: np.ndarray
     ) -> Iterator[Tensor]:
         """Yield (B, C, H, W) uint8 on the device."""
         chosen = torch.from_numpy(order).to(self._images.device)
@@ -37,7 +37,7 @@ def _on_device(path: str, mtime_ns: int, size: int, device: torch.device) -> Ten
 
 
 def fits(data_dir: Path, split: str, device: torch.device) -> bool:
-    """True where `device` is a GPU with ample room for the pixels of a raw set."""
+    """True where `device` is a GPU with enough free memory for the pixels of a raw set."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""A fixed split of the training images into those trained on and those that choices are made on."""
+"""The fixed split of the training images into a training and a validation part."""
 
 import numpy as np
 
@@ -12,7 +12,8 @@ def split_indices(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Disjoint sorted indices (train, val) into `labels` (N,), each with the classes' proportions.
 
-    The validation images depend on `val_images` alone. train_images: None takes all the rest.
+    The validation images depend on `val_images` alone. train_images: None takes all others.
+    Raises InputError where there are not as many images.
     """
     labels = np.asarray(labels)
     if val_images < 0 or val_images > len(labels):
@@ -22,7 +23,7 @@ def split_indices(
     if train_images < 1 or train_images > rest:
         raise InputError(
             f"train_images {train_images}: must be 1 to {rest}, "
-            f"the images left beside {val_images} for validation"
+            f"the number of images besides {val_images} for validation"
         )
     rng = np.random.default_rng(SPLIT_SEED)
     members = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
@@ -32,7 +33,7 @@ def split_indices(
 
 
 def _take(members: list[np.ndarray], count: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """`count` indices in proportion from the front of each class's; also what remains of each."""
+    """(`count` indices, taken from the front of each class in proportion; each class's others)."""
     sizes = np.array([len(m) for m in members])
     quota, remainder = np.divmod(sizes * count, sizes.sum())
     largest = np.argsort(-remainder, kind="stable")[: count - quota.sum()]

@@ -1,4 +1,4 @@
-"""The reference readers, without FFCV: what tests compare pixels with, and the fall-back."""
+"""Readers without FFCV: used where it is missing, and as the reference of the tests for pixels."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ class RawReader:
         self._images = np.load(data_dir / f"{split}.npy", mmap_mode="r")
 
     def batches(
-        self, order: np.ndarray, batch_size: int, seed: int, places: np.ndarray
+        self, order: np.ndarray, batch_size: int, seed: int, positions: np.ndarray
     ) -> Iterator[Tensor]:
         """Yield (B, C, H, W) uint8 on the CPU."""
         for start in range(0, len(order), batch_size):
@@ -36,7 +36,8 @@ class RawReader:
 class ImageReader:
     """Pixels and labels of a set of image files, cropped and resized to `resolution`.
 
-    Random resized crops (the torchvision rule) repeat with the seed, for any number of threads.
+    Random resized crops follow torchvision's rule. The same seed gives the same crops, with any
+    number of threads.
     """
 
     name = "torch"
@@ -58,13 +59,16 @@ class ImageReader:
         self._resolution, self._random_crop = resolution, random_crop
 
     def batches(
-        self, order: np.ndarray, batch_size: int, seed: int, places: np.ndarray
+        self, order: np.ndarray, batch_size: int, seed: int, positions: np.ndarray
     ) -> Iterator[Tensor]:
-        """Yield (B, 3, H, W) uint8 on the CPU; the crop at each of `places` depends on it and `seed`."""
+        """Yield (B, 3, H, W) uint8 on the CPU.
+
+        positions: of the images of `order` in the epoch; a crop depends on its position and `seed`.
+        """
         with ThreadPoolExecutor(self._threads) as pool:
             for start in range(0, len(order), batch_size):
-                positions = range(start, min(start + batch_size, len(order)))
-                crops = list(pool.map(lambda i: self._read(order[i], (seed, places[i])), positions))
+                batch = range(start, min(start + batch_size, len(order)))
+                crops = list(pool.map(lambda i: self._read(order[i], (seed, positions[i])), batch))
                 yield torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
     def _read(self, index: int, seed: tuple[int, int]) -> np.ndarray:
@@ -75,12 +79,12 @@ class ImageReader:
             width = height = int(CENTER_RATIO * min(image.size))
             left, top = (image.width - width) // 2, (image.height - height) // 2
         box = (left, top, left + width, top + height)
-        # Of Pillow's filters the closest to FFCV's area averages.
+        # Of Pillow's filters this is the closest to FFCV's area averages.
         return np.asarray(image.resize((self._resolution,) * 2, Image.BILINEAR, box=box))
 
 
 def random_crop(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, top, width, height of a random crop of an image of `size` (width, height)."""
+    """(left, top, width, height) of a random crop of an image of `size` (width, height)."""
     width, height = size
     for _ in range(CROP_TRIES):
         area = width * height * rng.uniform(*CROP_SCALE)

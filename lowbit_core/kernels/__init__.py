@@ -1,1 +1,1 @@
-"""The quantizers' passes on a processor in C++, and how they are built and called."""
+"""The quantizers' one-pass kernels: C++ sources for the processor, their build and their calls."""

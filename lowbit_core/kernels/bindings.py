@@ -1,9 +1,9 @@
-"""Kernels of our own for the processor (kernels.cpp): built once, cached, called without a compiler.
+"""The C++ kernels as Python functions of float32 tensors on the processor.
 
-torch.compile makes a quantizer one pass too, but costs a process seconds of imports and tracing, each
-call ten times the dispatch, and cannot hand a value's ReLU, levels, gate and sums over in one pass
-(docs/performance.md). Every function here takes and gives what the function of the same name does
-that it stands in for; float32 tensors on the processor alone.
+Each function has the arguments and results of the quantizers' function that names it in
+`@fused(cpu=...)`. torch.compile could also make one pass of a quantizer, but it costs a process
+seconds of imports and tracing and each call ten times the dispatch, and it cannot return a value's
+level, its ReLU, its STE mask and the fit's sums from one pass (docs/performance.md).
 """
 
 import math
@@ -21,7 +21,8 @@ def _at(x: Tensor | None) -> int | None:
 
 
 def usable(*arguments: object) -> bool:
-    """Whether the kernels take these arguments: float32 on the processor, and a library."""
+    """True where the kernels can be called: the library exists, and all tensors are float32 or
+    uint8 on the processor."""
     tensors = [x for x in arguments if isinstance(x, Tensor) and x.dtype is not torch.uint8]
     return (
         all(x.dtype is torch.float32 and x.device.type == "cpu" for x in tensors)
@@ -32,15 +33,15 @@ def usable(*arguments: object) -> bool:
 # -- activations -----------------------------------------------------------------------------
 
 
-def quantize_and_sum(x, v, signed, ceiling=math.inf, fork=False):
-    y, gate = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
-    relu = torch.empty_like(x) if fork else None
+def quantize_and_sum(x, v, signed, ceiling=math.inf, also_relu=False):
+    y, mask = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
+    relu = torch.empty_like(x) if also_relu else None
     bits = len(v)
     sums = torch.empty(2 + bits + bits * (bits + 1) // 2, x.shape[0], x.shape[2])
     library().quantize_and_sum(
-        _at(x), *x.shape, _at(v), bits, signed, ceiling, _at(y), _at(relu), _at(gate), _at(sums)
+        _at(x), *x.shape, _at(v), bits, signed, ceiling, _at(y), _at(relu), _at(mask), _at(sums)
     )
-    return y, relu, gate, sums
+    return y, relu, mask, sums
 
 
 def quantize(x, v, signed, ceiling=math.inf):
@@ -51,18 +52,18 @@ def quantize(x, v, signed, ceiling=math.inf):
 
 
 def _dense(x: Tensor) -> Tensor:
-    """x, or a copy of it without gaps; its own order of memory is kept."""
-    in_place = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return x if in_place else x.contiguous()
+    """x itself if it is channels_last or contiguous, else a contiguous copy."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if channels_last else x.contiguous()
 
 
 def update_basis(sums, v, channels, size, weighting, signed):
-    new, bad = torch.empty_like(v), torch.empty((), dtype=torch.bool)
+    new, not_finite = torch.empty_like(v), torch.empty((), dtype=torch.bool)
     library().update_basis(
         _at(sums), *sums.shape[1:], channels, size, _at(v), len(v), signed, WEIGHTINGS[weighting],
-        _at(new), _at(bad),
+        _at(new), _at(not_finite),
     )  # fmt: skip
-    return new, bad
+    return new, not_finite
 
 
 def clip_round(x, top, bottom, step, signed, ceiling):
@@ -75,26 +76,26 @@ def clip_round(x, top, bottom, step, signed, ceiling):
     return y
 
 
-def clip_round_gated(x, top, bottom, step, signed, ceiling, fork):
-    y, gate = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
-    relu = torch.empty_like(x) if fork else None
-    bad = torch.empty((), dtype=torch.bool)
+def clip_round_with_mask(x, top, bottom, step, signed, ceiling, also_relu):
+    y, mask = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
+    relu = torch.empty_like(x) if also_relu else None
+    not_finite = torch.empty((), dtype=torch.bool)
     library().clip_round(
         _at(x), x.numel(), _at(top), _at(bottom), _at(step), signed, ceiling,
-        _at(y), _at(relu), _at(gate), _at(bad),
+        _at(y), _at(relu), _at(mask), _at(not_finite),
     )  # fmt: skip
-    return y, relu, gate, bad
+    return y, relu, mask, not_finite
 
 
-def through_gate(g, g_relu, gate):
+def apply_ste_mask(g, g_relu, mask):
     to = torch.empty_like(g)
-    library().through_gate(_at(g), _at(g_relu), _at(gate), g.numel(), _at(to), None)
+    library().apply_ste_mask(_at(g), _at(g_relu), _at(mask), g.numel(), _at(to), None)
     return to
 
 
-def through_gate_summed(g, g_relu, gate):
+def apply_ste_mask_and_sum(g, g_relu, mask):
     to, sums = torch.empty_like(g), torch.empty(2)
-    library().through_gate(_at(g), _at(g_relu), _at(gate), g.numel(), _at(to), _at(sums))
+    library().apply_ste_mask(_at(g), _at(g_relu), _at(mask), g.numel(), _at(to), _at(sums))
     return to, sums[0], sums[1]
 
 

@@ -1,4 +1,4 @@
-"""The kernels' library: built once by the C++ compiler, kept in a cache, loaded by ctypes."""
+"""Builds the kernels' library once, keeps it in a cache and loads it by ctypes."""
 
 import ctypes
 import functools
@@ -12,30 +12,33 @@ from pathlib import Path
 
 from lowbit_core.runtime.files import locked, replace_file
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).parent
 # No fused multiply-add: eager arithmetic has none, and levels must be equal to the last bit.
 FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-fno-math-errno",
     "-fno-trapping-math", "-shared", "-fPIC",
-    # What it tunes for on an unknown AMD splits every unaligned store in two.
+    # On an AMD processor that it does not know, g++ would split every unaligned store in two.
     *(["-mtune=haswell"] if platform.machine() == "x86_64" else []),
 )  # fmt: skip
 COMPILERS = ("g++", "clang++", "c++")
 
 
 def compiler() -> str | None:
-    """Path of a C++ compiler, if there is one."""
+    """The path of a C++ compiler, or None where there is none."""
     return next(filter(None, map(shutil.which, COMPILERS)), None)
 
 
 def cache_folder() -> Path:
-    """Of this user, shared by all checkouts: a library is named by all that it is made from."""
+    """This user's cache. All checkouts share it: a library's name hashes what it is built from."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lowbit-bench"
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, built if need be; None, with one sentence on stderr, where that fails."""
+    """The kernels, built if they are not in the cache.
+
+    None where that fails; one sentence on stderr then says why.
+    """
     try:
         return _declared(ctypes.CDLL(str(_built())))
     except (OSError, subprocess.SubprocessError) as error:
@@ -49,21 +52,25 @@ def _built() -> Path:
     if command is None:
         raise FileNotFoundError("no C++ compiler is found")
     version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
-    parts = (SOURCE.read_text(), *FLAGS, version.stdout, _processor())
+    code = {f.name: f.read_text() for f in sorted(FOLDER.iterdir()) if f.suffix in (".cpp", ".h")}
+    parts = (code, *FLAGS, version.stdout, _processor())
     path = cache_folder() / f"kernels-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        with locked(
-            path.with_suffix(".lock"), "waiting for another process that builds the kernels"
-        ):
-            if not path.exists():
-                with replace_file(path) as temporary:
-                    words = [command, *FLAGS, str(SOURCE), "-o", str(temporary)]
-                    subprocess.run(words, capture_output=True, text=True, check=True)
+    if path.exists():
+        return path
+    with locked(path.with_suffix(".lock"), "waiting for another process that builds the kernels"):
+        if not path.exists():
+            with replace_file(path) as temporary:
+                sources = [str(FOLDER / name) for name in code if name.endswith(".cpp")]
+                words = [command, *FLAGS, *sources, "-o", str(temporary)]
+                subprocess.run(words, capture_output=True, text=True, check=True)
     return path
 
 
 def _processor() -> str:
-    """What -march=native depends on: a cache may be shared by machines."""
+    """The processor's name and features, which -march=native depends on.
+
+    They belong to the library's name because machines of different kinds may share a cache.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -80,7 +87,7 @@ _TYPES = {
     ],
     "quantize": [_POINTER, _LONG, _POINTER, _INT, _INT, _FLOAT, _POINTER],
     "clip_round": [_POINTER, _LONG, *[_POINTER] * 3, _INT, _FLOAT, *[_POINTER] * 4],
-    "through_gate": [*[_POINTER] * 3, _LONG, _POINTER, _POINTER],
+    "apply_ste_mask": [*[_POINTER] * 3, _LONG, _POINTER, _POINTER],
     "update_basis": [
         _POINTER, *[_LONG] * 4, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER,
     ],

@@ -1,8 +1,8 @@
-"""Run a pure tensor function in one pass, or as written (eager) when asked to.
+"""Runs a pure tensor function in one pass over memory, or as it is written (eager).
 
 The eager function is the readable reference. On a GPU, and inside a model that is compiled as a
-whole, `torch.compile` makes one pass of it; functions are compiled with dynamic shapes, so one kernel
-serves all layers. On the processor a function may name a kernel of our own that stands in for it.
+whole, `torch.compile` makes one pass of it, with dynamic shapes, so that one kernel serves all
+layers. On the processor a function may name a C++ kernel (bindings.py) that replaces it.
 """
 
 import functools
@@ -13,17 +13,17 @@ import torch
 
 from lowbit_core.kernels import bindings, build
 
-# Everything between the input and its last sum stays in registers: by default the compiler writes
-# long expressions to memory, ten times slower than computing them in each sum that needs them.
+# torch.compile's options to keep all intermediate results in registers. By default it writes long
+# expressions to memory, which is ten times slower than computing them anew for each sum.
 IN_REGISTERS = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 10_000}
 
 _compiling = False
 
 
 def set_compile(enabled: bool) -> bool:
-    """Switch one-pass kernels of all fused functions on or off; returns what is in force.
+    """Switch the one-pass kernels of all fused functions on or off; returns whether they are on.
 
-    Falls back to eager, and says so on stderr, where no C++ compiler is found.
+    Where there is no C++ compiler they stay off, with a warning on stderr.
     """
     global _compiling
     _compiling = enabled and compiler_found()
@@ -33,14 +33,14 @@ def set_compile(enabled: bool) -> bool:
 
 
 def compiler_found() -> bool:
-    """True where kernels can be made: by a C++ compiler, or for a GPU (Triton)."""
+    """True where kernels can be built: by a C++ compiler, or for a GPU (by Triton)."""
     return torch.cuda.is_available() or (
         build.compiler() is not None and build.library() is not None
     )
 
 
 def _detached(value: object) -> object:
-    """Gradients are written by hand; a tensor that asks for them would compile a second kernel."""
+    """The value without autograd, for which torch.compile would build a second kernel in vain."""
     return value.detach() if isinstance(value, torch.Tensor) else value
 
 
@@ -49,9 +49,10 @@ def fused(
 ) -> Callable:
     """Decorator: run `function` as one kernel after `set_compile(True)`.
 
-    `cpu` takes its place for float32 tensors on the processor: same arguments, same results, and
-    other tensors there run it as written. Without `cpu`, and on a GPU, it is compiled on its first
-    call; `options` are the compiler's.
+    cpu: a kernel with the same arguments and results, called for float32 tensors on the processor;
+    tensors of other types there run `function` as it is written. On a GPU, or without `cpu`,
+    `function` is compiled on its first call, with torch.compile's `options`. `eager` of the result
+    is `function` itself.
     """
     if function is None:
         return functools.partial(fused, cpu=cpu, options=options)
@@ -60,7 +61,7 @@ def fused(
     def compiled() -> Callable:
         import torch._inductor.config  # slow: only where it is needed
 
-        # What the processor says that it can do is taken on trust: trying it out takes 1.5 s a process.
+        # Trust the processor's list of features: testing them takes 1.5 s in each process.
         torch._inductor.config.cpp.vec_isa_ok = True
         torch._dynamo.config.recompile_limit = 64  # one entry per bit-width and layout
         # Otherwise every layer's parameter shape would compile a kernel of its own.
@@ -75,5 +76,5 @@ def fused(
             return compiled()(*map(_detached, arguments))
         return (cpu if bindings.usable(*arguments) else function)(*arguments)
 
-    call.eager = function
+    call.eager = function  # type: ignore[attr-defined]
     return call

@@ -1,8 +1,8 @@
-"""The architectures: one definition each; width and stem are arguments.
+"""The networks, each defined once; width and stem are arguments.
 
-`build(arch, classes, channels, **options)` returns a full-precision network. Each network carries
-`signed_inputs`, the names of the layers whose input can be negative (all others follow a ReLU),
-and `shortcut_layers`, the names of its projection shortcuts.
+`build(arch, classes, channels, **options)` returns a full-precision network. Every network has the
+attributes `signed_inputs`, the names of the layers whose input can be negative (all others follow a
+ReLU), and `shortcut_layers`, the names of its projection shortcuts.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ ARCHS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(arch: str, classes: int, channels: int, /, **options: object) -> nn.Module:
-    """Build `arch` for `classes` outputs and `channels` input planes.
+    """The network `arch` with `classes` outputs for images of `channels` planes.
 
-    Raises InputError for an unknown architecture or option.
+    Raises InputError for an unknown network, an unknown option or a size that cannot be built.
     """
     if arch not in ARCHS:
         raise InputError(f"unknown arch {arch!r}: it must be one of {', '.join(sorted(ARCHS))}")
@@ -33,6 +33,6 @@ def build(arch: str, classes: int, channels: int, /, **options: object) -> nn.Mo
         return ARCHS[arch](classes=classes, channels=channels, **options)
     except InputError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:  # torch's, for sizes that it cannot make
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's, for impossible sizes
         reason = str(error).splitlines()[0]
         raise InputError(f"arch {arch!r} does not take the options {options}: {reason}") from error

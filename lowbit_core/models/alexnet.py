@@ -18,7 +18,7 @@ def _fc(planes_in: int, planes: int) -> list[nn.Module]:
 
 
 class AlexNetBN(nn.Module):
-    """Five convolutions, three linear layers, no dropout (batch norm regularises).
+    """Five convolutions and three linear layers, without dropout: batch norm regularises.
 
     Input (N, C, H, W). `imagenet` starts with 11x11 stride 4; the small stems start with 3x3.
     """

@@ -30,10 +30,10 @@ def mobilenetv2(
     repeats: int | None = None,
     last_channels: int = 1280,
 ) -> MobileNetV2:
-    """`width` multiplies all planes; `repeats` caps the blocks of a stage (for small suites).
+    """`width` multiplies all planes; `repeats` limits the blocks of a stage, for small suites.
 
-    The small stems keep the side: stride 1 in the first convolution and in the second stage, as
-    is usual for 32x32 inputs; `small_stride2` halves it in the first convolution.
+    Both small stems have stride 1 in the second stage, as is usual for 32x32 inputs. The stride of
+    the first convolution is 1 for `small` and 2 for `small_stride2`.
     """
     check_stem(stem)
     setting = [list(row) for row in _IMAGENET]

@@ -1,7 +1,7 @@
 """ResNet-20 (He et al. 2016, section 4.2) and ResNet-18 (section 4.1).
 
-A block is torchvision's, but for where its ReLU stands: a block hands on the sum before the ReLU, and
-the next one takes it, so that a quantizer that reads it can do it in its own pass.
+A block is torchvision's, except that its last ReLU is done by the block after it: a block returns
+the sum before the ReLU, so that the next quantizer can do the ReLU in its own pass.
 """
 
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from lowbit_core.conversion.relu import after_relu, with_relu
 from lowbit_core.models.stem import initialise, stem_layers
 from lowbit_core.runtime.errors import InputError
 
-# Of fewer planes, the gradient of a 1x1 stride-2 convolution writes beyond its memory in oneDNN on
-# processors without AVX-512 (torch 2.13; channels_last): the process dies, or worse, goes on.
+# With fewer planes, oneDNN's gradient of a 1x1 convolution of stride 2 writes beyond its memory on
+# processors without AVX-512 (torch 2.13; channels_last): the process crashes or its numbers are
+# wrong.
 MIN_WIDTH = 8
 
 
 class Block(nn.Module):
-    """relu(x) -> conv, batch norm, ReLU, conv, batch norm, plus relu(x) itself or projected."""
+    """relu(x) -> conv, batch norm, ReLU, conv, batch norm, plus relu(x), projected if need be."""
 
     def __init__(self, planes_in: int, planes: int, stride: int) -> None:
         super().__init__()

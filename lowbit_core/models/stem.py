@@ -1,4 +1,4 @@
-"""The first layers, by input size, and the weight initialisation that all networks share."""
+"""The first layers, which depend on the input size, and the initialisation of all networks."""
 
 from torch import nn
 
@@ -8,6 +8,7 @@ STEMS = ("imagenet", "small", "small_stride2")
 
 
 def check_stem(stem: str) -> None:
+    """Raise InputError unless `stem` is one of STEMS."""
     if stem not in STEMS:
         raise InputError(f"unknown stem {stem!r}: it must be one of {', '.join(STEMS)}")
 
@@ -15,7 +16,7 @@ def check_stem(stem: str) -> None:
 def stem_layers(stem: str, channels: int, width: int) -> nn.Sequential:
     """`imagenet`: 7x7 stride 2 and a max pool; `small`: 3x3; `small_stride2`: 3x3 stride 2.
 
-    Up to, and without, the ReLU (a max pool gives the same before it as after it).
+    The ReLU is left to the first block: a max pool gives the same before it as after it.
     """
     check_stem(stem)
     if stem == "imagenet":

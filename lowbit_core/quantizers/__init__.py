@@ -1,1 +1,1 @@
-"""Quantizers of weights and activations, written as their papers' equations."""
+"""Quantizers of weights and activations, written as the equations of their papers."""

@@ -1,9 +1,10 @@
-"""Basis-coded activations, one quantizer a layer, refitted each step (LQ-Nets form).
+"""Basis-coded activations: one basis a layer, refitted in each training step (LQ-Nets).
 
-The paper's second claim: a quantizer fitted to all values alike is pulled towards the few channels
-of high variance; so each channel's quantization error is weighted here. `equal` is LQ-Nets,
-`inverse_variance` weighs channel c by 1 / (var(x_c) + eps), `median` takes the median of the
-channels' own fits. See docs/method.md for what the paper states and what is our reading.
+The paper's second claim: a quantizer that is fitted to all values alike is pulled towards the few
+channels of high variance. Here the quantization error of each channel has a weight. `equal` is
+LQ-Nets, `inverse_variance` gives channel c the weight 1 / (var(x_c) + eps), and `median` takes the
+median of the channels' separate fits. docs/method.md tells what the paper states and what is our
+reading; docs/glossary.md lists the symbols.
 """
 
 import math
@@ -19,13 +20,14 @@ from lowbit_core.quantizers.basis import (
     MOMENTUM,
     all_levels,
     code_sums,
+    nearest_level,
     ordered,
     solve_basis,
-    successive,
 )
 from lowbit_core.quantizers.blocks import as_blocks, from_blocks
 from lowbit_core.quantizers.interface import ActivationQuantizer, update_buffer
-from lowbit_core.quantizers.ste_mask import gate_of, rectified, through_gate
+from lowbit_core.quantizers.range_search import best_range
+from lowbit_core.quantizers.ste_mask import apply_ste_mask, rectified, ste_mask_of
 from lowbit_core.runtime.errors import InputError
 
 WEIGHTINGS = ("equal", "inverse_variance", "median")
@@ -35,37 +37,38 @@ VARIANCE_FLOOR = 1e-3  # eps, as a share of the mean channel variance
 
 @fused(cpu=kernels.quantize_and_sum, options=IN_REGISTERS)
 def quantize_and_sum(
-    x: Tensor, v: Tensor, signed: bool, ceiling: float = math.inf, fork: bool = False
+    x: Tensor, v: Tensor, signed: bool, ceiling: float = math.inf, also_relu: bool = False
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """x (P, B, M) to the levels of v (K,), its ReLU if `fork`, its gates, and sums over B (S, P, M).
+    """One pass over blocks x (P, B, M): (Q(x), relu(x) or None, the STE mask, sums over B).
 
-    The sums, float32: x, x^2, then those of `code_sums`, of the ReLU of x when unsigned. All in one
-    pass over x. NaN and infinity in x give NaN in the result, so that a diverged run shows.
+    Q(x) is the nearest level of the basis v (K,). The sums (S, P, M), float32, are those of x, x^2
+    and then of `code_sums`, all of relu(x) when unsigned. NaN and infinity in x give NaN in Q(x),
+    so that a diverged run is seen.
     """
-    full = x.to(v.dtype)  # counts and sums need more than bf16
+    full = x.to(v.dtype)  # bf16 is too coarse for counts and sums
     c = rectified(full, signed, ceiling)
     columns = list(v.unbind())
-    y, bits = successive(c, columns, signed)
+    y, bits = nearest_level(c, columns, signed)
     top = sum(reversed(columns))
-    gate = gate_of(full, (c <= top) & (c >= (-top if signed else 0.0)), signed, ceiling)
+    mask = ste_mask_of(full, (c <= top) & (c >= (-top if signed else 0.0)), signed, ceiling)
     sums = code_sums(c, bits, 1, packed=len(bits) > FEW_BITS)
     return (
         y.to(x.dtype),
-        c.to(x.dtype) if fork else None,
-        gate,
+        c.to(x.dtype) if also_relu else None,
+        mask,
         torch.stack([c.sum(1), (c * c).sum(1), *sums]),
     )
 
 
 @fused(cpu=kernels.quantize)
 def quantize(x: Tensor, v: Tensor, signed: bool, ceiling: float = math.inf) -> Tensor:
-    """x of any shape to the nearest level of v (K,); its ReLU when unsigned."""
+    """The level of v (K,) nearest to x, or to relu(x) when unsigned; x has any shape."""
     c = rectified(x.to(v.dtype), signed, ceiling)
-    return successive(c, list(v.unbind()), signed)[0].to(x.dtype)
+    return nearest_level(c, list(v.unbind()), signed)[0].to(x.dtype)
 
 
 def channel_weights(variance: Tensor) -> Tensor:
-    """w_c = 1 / (var(x_c) + eps), mean 1 over the channels; 0 for a dead channel."""
+    """Weights (C,) of mean 1 in proportion to 1 / (variance + eps); 0 for a dead channel."""
     weights = torch.where(
         variance > 0, 1 / (variance + VARIANCE_FLOOR * variance.mean() + 1e-30), 0.0
     )
@@ -75,10 +78,10 @@ def channel_weights(variance: Tensor) -> Tensor:
 def fit_basis(
     sums: Tensor, v: Tensor, channels: int, size: int, weighting: str, signed: bool
 ) -> Tensor:
-    """Ordered basis (K,) that minimises sum_c w_c ||x_c - B_c v||^2, from `quantize_and_sum`.
+    """The ordered basis v' (K,) that minimises sum_c w_c ||x_c - B_c v'||^2.
 
-    sums (S, P, M), column j of channel j % channels; size: number of values a channel; v (K,) the
-    present basis.
+    sums (S, P, M): from `quantize_and_sum`; column j belongs to channel j % channels. v (K,): the
+    present basis. size: the number of values of a channel.
     """
     sums = sums.double().sum(1).view(sums.shape[0], -1, channels).sum(1)
     total, square, *rest = sums.unbind()
@@ -99,18 +102,22 @@ def fit_basis(
 def update_basis(
     sums: Tensor, v: Tensor, channels: int, size: int, weighting: str, signed: bool
 ) -> tuple[Tensor, Tensor]:
-    """The basis (K,) after a training step, 0.9 v + 0.1 fit, and whether the batch was not finite.
+    """(The basis (K,) after a training step, 0.9 v + 0.1 fit; whether the batch was not finite).
 
-    A batch with NaN must not poison the levels: the run stops as diverged by its loss.
+    A batch that is not finite leaves the basis as it was, so that NaN does not enter the levels.
+    The loss then shows that the run diverged.
     """
     fit = fit_basis(sums, v, channels, size, weighting, signed)
-    sound = torch.isfinite(fit).all() & torch.isfinite(sums[0]).all()  # sums[0]: of x
+    finite = torch.isfinite(fit).all() & torch.isfinite(sums[0]).all()  # sums[0]: of x
     # In order without projection: ordered bases are a convex cone.
-    return torch.where(sound, MOMENTUM * v + (1 - MOMENTUM) * fit, v), ~sound
+    return torch.where(finite, MOMENTUM * v + (1 - MOMENTUM) * fit, v), ~finite
 
 
 def refit_to_convergence(x: Tensor, v: Tensor, signed: bool, weighting: str) -> Tensor:
-    """Basis (K,) after alternating quantization and weighted fit on x, from v, to convergence."""
+    """The basis (K,) after quantization and weighted fit of x (N, C, ...) in turns, starting at v.
+
+    It stops once the basis hardly moves, after MAX_FITS fits at the latest.
+    """
     channels = x.shape[1]
     for _ in range(MAX_FITS):
         sums = quantize_and_sum(as_blocks(x), v, signed)[3]
@@ -122,46 +129,54 @@ def refit_to_convergence(x: Tensor, v: Tensor, signed: bool, weighting: str) -> 
 
 
 def initial_basis(x: Tensor, bits: int, signed: bool) -> Tensor:
-    """Basis (K,) of the uniform levels of least squared error on x: from far off a fit stops short."""
+    """The basis (bits,) of the uniform levels that have the least squared error on x.
+
+    A fit that starts far from its end stops short of it.
+    """
     unit = 2.0 ** torch.arange(bits, device=x.device) / (2**bits - 1)
-    tops = x.abs().max().clamp_min(1e-6) * torch.linspace(0.05, 1, 20, device=x.device)
-    starts = tops[:, None] * unit
-    errors = [(quantize(x, start, signed) - x).square().mean() for start in starts]
-    return starts[torch.stack(errors).argmin()].clone()
+
+    def error(top: Tensor) -> Tensor:
+        return (quantize(x, top * unit, signed) - x).square().mean()
+
+    shares = torch.linspace(0.05, 1, 20, device=x.device)
+    return best_range(x.abs().max().clamp_min(1e-6), shares, error) * unit
 
 
 class _QuantizeAndRefit(torch.autograd.Function):
-    """One training step: x quantized, the new basis, whether x was not finite; relu(x) if `fork`.
+    """One training step: (Q(x), next basis, whether x is not finite), and relu(x) if `also_relu`.
 
-    Backward passes the gradient inside the levels' range, times that of the ReLU when unsigned.
+    Straight-through estimator: dQ(x)/dx = 1 from the lowest to the highest level, else 0, times the
+    gradient of the ReLU when unsigned.
     """
 
     @staticmethod
-    def forward(ctx, x, v, signed, weighting, ceiling, fork):
+    def forward(ctx, x, v, signed, weighting, ceiling, also_relu):
         channels = x.shape[1]
-        y, relu, gate, sums = quantize_and_sum(as_blocks(x), v, signed, ceiling, fork)
+        y, relu, mask, sums = quantize_and_sum(as_blocks(x), v, signed, ceiling, also_relu)
         sums, size = batch_sums(sums, x.numel() // channels)
-        new, bad = update_basis(sums, v, channels, size, weighting, signed)
-        ctx.save_for_backward(gate)
+        new, not_finite = update_basis(sums, v, channels, size, weighting, signed)
+        ctx.save_for_backward(mask)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(new, bad)
+        ctx.mark_non_differentiable(new, not_finite)
         y = from_blocks(y, x)
-        return (y, new, bad, from_blocks(relu, x)) if fork else (y, new, bad)
+        return (y, new, not_finite, from_blocks(relu, x)) if also_relu else (y, new, not_finite)
 
     @staticmethod
-    def backward(ctx, g, _new, _bad, g_relu=None):
-        (gate,) = ctx.saved_tensors
+    def backward(ctx, g, _new, _not_finite, g_relu=None):
+        (mask,) = ctx.saved_tensors
         relu = None if g_relu is None else as_blocks(g_relu)
-        return from_blocks(through_gate(as_blocks(g), relu, gate), g), *[None] * 5
+        return from_blocks(apply_ste_mask(as_blocks(g), relu, mask), g), *[None] * 5
 
 
 class BasisActivation(ActivationQuantizer):
     """Levels: sums of the basis v over {0, 1} ({-1, +1} when signed); v follows the weighted fit.
 
-    The forward pass uses the basis from before this step's update; v = 0.9 v + 0.1 fit.
+    A training step quantizes with the basis v, then replaces v by 0.9 v + 0.1 fit.
     """
 
     DOES_RELU = True
+
+    v: Tensor
 
     def __init__(self, bits: int, signed: bool, weighting: str) -> None:
         super().__init__(bits, signed)
@@ -179,13 +194,13 @@ class BasisActivation(ActivationQuantizer):
     def levels(self) -> Tensor:
         return all_levels(self.v, self.signed)
 
-    def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, also_relu: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         if not self.training:
             y = quantize(x, self.v, self.signed, self.ceiling)
-            return (rectified(x, self.signed, self.ceiling), y) if fork else y
-        y, new, bad, *relu = _QuantizeAndRefit.apply(
-            x, self.v, self.signed, self.weighting, self.ceiling, fork
+            return (rectified(x, self.signed, self.ceiling), y) if also_relu else y
+        y, new, not_finite, *relu = _QuantizeAndRefit.apply(
+            x, self.v, self.signed, self.weighting, self.ceiling, also_relu
         )
         update_buffer(self, "v", new)
-        self.nonfinite += bad
-        return (*relu, y) if fork else y
+        self.nonfinite += not_finite
+        return (*relu, y) if also_relu else y

@@ -1,8 +1,9 @@
 """Activations as blocks of rows whose columns are channels: the layout of a one-pass reduction.
 
-A channels_last tensor (N, C, H, W) lies in memory as N H W rows of C values. Cut into P blocks of B
-rows, a block fits in cache and one core (or thread block) sums it; narrow rows are joined so that
-columns fill a vector register.
+A channels_last tensor (N, C, H, W) lies in memory as N H W rows of C values. It is cut into P blocks
+of B rows: a block fits in cache, and one core (or thread block) sums it. Narrow rows are joined, so
+that a row of M columns fills a vector register. Other layouts give the same result but cost a copy,
+so training makes images and weights channels_last, and convolutions keep that layout.
 """
 
 import functools
@@ -10,11 +11,14 @@ import functools
 from torch import Tensor
 
 LANES = 16  # float32 values in the widest vector register
-MAX_ROWS = 255  # of a block, so that it stays in cache and its counts below 256
+MAX_ROWS = 255  # of a block: it stays in cache, and its counts stay below 256
 
 
 def as_blocks(x: Tensor) -> Tensor:
-    """x (N, C, ...) as (P, B, M): a view if channels_last; column j is of channel j % C."""
+    """x (N, C, ...) as (P, B, M), where column j holds values of channel j % C.
+
+    A view of a channels_last tensor; a tensor in any other memory layout is copied.
+    """
     rows = x.movedim(1, -1).contiguous().view(-1, x.shape[1])
     total, width = rows.shape
     join = 1
@@ -26,11 +30,11 @@ def as_blocks(x: Tensor) -> Tensor:
 
 @functools.cache
 def _block_rows(total: int) -> int:
-    """Rows of a block: the largest divisor of `total` up to the limit."""
+    """Rows of a block: the largest divisor of `total` up to MAX_ROWS."""
     return next(b for b in range(min(total, MAX_ROWS), 0, -1) if total % b == 0)
 
 
 def from_blocks(blocks: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `as_blocks`, in the shape of `like`."""
+    """The inverse of `as_blocks`: a channels_last view in the shape of `like`."""
     shape = (like.shape[0], *like.shape[2:], like.shape[1])
     return blocks.view(shape).movedim(-1, 1)

@@ -1,8 +1,9 @@
 """Direct quantized weights: the paper's first claim, and the variants of its ablation.
 
-State is codes, not weights: z (O, N) on the code axis and a basis v (O, K) per output channel;
-the layer computes with w = l_o[round(clip(z))] in training and in inference alike. What the paper
-states and what is our reading is listed in docs/method.md.
+The state is not a full-precision weight but codes: z (O, N) on the code axis, and a basis v (O, K),
+one row per output channel o. The layer computes with w = l_o[round(clip(z))], in training as in
+inference. docs/method.md tells what the paper states and what is our reading; docs/glossary.md
+lists the symbols.
 """
 
 import torch
@@ -10,25 +11,25 @@ from torch import Tensor, nn
 
 from lowbit_core.kernels import bindings as kernels
 from lowbit_core.kernels.fused import fused
-from lowbit_core.quantizers.basis import all_levels, fit_rows, ordered, successive
+from lowbit_core.quantizers.basis import all_levels, fit_rows, nearest_level, ordered
 from lowbit_core.quantizers.interface import WeightQuantizer
 
-MIN_STEP = 1e-4  # smallest mean level distance used to precondition, in weight units
+MIN_STEP = 1e-4  # least d_o that gradients are divided by, in weight units
 
 
 def level_step(v: Tensor) -> Tensor:
-    """d_o = (top - bottom) / (L - 1): mean distance of neighbouring levels (O, 1), for v (O, K)."""
+    """d_o (O, 1) for v (O, K): the mean distance of neighbouring levels, at least MIN_STEP."""
     return (2 * v.abs().sum(1, keepdim=True) / (2 ** v.shape[1] - 1)).clamp_min(MIN_STEP)
 
 
 def code_bits(z: Tensor, bits: int) -> list[Tensor]:
-    """Bits of q = round(clip(z, 0, L - 1)), least significant first; a tie takes the lower code."""
+    """The bits of q = round(clip(z, 0, L - 1)), least significant first; ties to the lower code."""
     powers = [torch.full((), 2.0**k / 2, dtype=z.dtype, device=z.device) for k in range(bits)]
-    return successive(z - (2**bits - 1) / 2, powers, signed=True)[1]
+    return nearest_level(z - (2**bits - 1) / 2, powers, signed=True)[1]
 
 
 def signed_sum(bits: list[Tensor], v: Tensor) -> Tensor:
-    """w = sum_k +-v_k (O, N), most significant first, as in `all_levels`; v (O, K)."""
+    """w (O, N) = sum of +-v_k by the bits of its code, for v (O, K); summed as in `all_levels`."""
     w = torch.zeros((), dtype=v.dtype, device=v.device)
     for bit, step in zip(reversed(bits), reversed(v.split(1, dim=1)), strict=True):
         w = w + torch.where(bit, step, -step)
@@ -36,23 +37,23 @@ def signed_sum(bits: list[Tensor], v: Tensor) -> Tensor:
 
 
 def basis_gradient(g: Tensor, bits: list[Tensor]) -> Tensor:
-    """dL/dv (O, K), exact: the sum of g (O, N) with the sign that each weight's code gives v_k."""
+    """The exact gradient of v (O, K): g (O, N) times the sign of v_k in each code, summed."""
     return torch.stack([torch.where(bit, g, -g).sum(1) for bit in bits], 1)
 
 
 @fused(cpu=kernels.direct_weight)
 def direct_weight(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """w (O, N) from codes z (O, N), and the basis v (O, K) in order, with which it was made."""
+    """The weight w (O, N) for codes z (O, N), and the ordered basis (O, K) that it is made with."""
     v = ordered(v)
-    return signed_sum(code_bits(z, v.shape[1]), v) + 0.0 * z, v  # NaN goes through
+    return signed_sum(code_bits(z, v.shape[1]), v) + 0.0 * z, v  # 0.0 * z: a NaN stays NaN
 
 
 @fused(cpu=kernels.direct_gradient)
 def direct_gradient(g: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Preconditioned straight-through gradient of z, exact gradient of v.
+    """(Preconditioned straight-through gradient of z, exact gradient of v), from g, that of w.
 
-    The gradient of z is g d_o times 1 / d_o^2, so that a step moves the weight by lr g; it is zero
-    once z is more than 1 outside [0, L - 1].
+    The gradient of z is g d_o, times 1 / d_o^2 so that a step of size lr moves the weight by lr g.
+    It is zero where z is more than 1 outside [0, L - 1].
     """
     bits = v.shape[1]
     outside = (z < -1) | (z > 2**bits)
@@ -73,9 +74,9 @@ class _Direct(torch.autograd.Function):
 
 
 def code_position(x: Tensor, levels: Tensor) -> Tensor:
-    """Piecewise-linear inverse of the level map: z such that the levels, interpolated at z, give x.
+    """z (O, N) such that `interpolate_levels(z, levels)` is x (O, N); levels (O, L) rise.
 
-    Beyond the outer levels it continues with slope 1 / d_o, at most 1 outside (where gradients end).
+    Outside the levels z continues with slope 1 / d_o, but at most by 1: there its gradient ends.
     """
     count = levels.shape[1]
     left = (torch.searchsorted(levels.contiguous(), x.contiguous()) - 1).clamp(0, count - 2)
@@ -88,7 +89,7 @@ def code_position(x: Tensor, levels: Tensor) -> Tensor:
 
 
 def interpolate_levels(z: Tensor, levels: Tensor) -> Tensor:
-    """The weight at un-rounded z (O, N): inverse of `code_position`."""
+    """The weight (O, N) at un-rounded z (O, N): piecewise linear between the levels (O, L)."""
     count = levels.shape[1]
     left = z.nan_to_num(0.0).floor().clamp(0, count - 2).long()
     low, high = levels.gather(1, left), levels.gather(1, left + 1)
@@ -99,11 +100,12 @@ def interpolate_levels(z: Tensor, levels: Tensor) -> Tensor:
 
 
 def _mean_distance(levels: Tensor) -> Tensor:
+    """d_o (O, 1) from the levels (O, L); `level_step` is the same but for the last digits."""
     return ((levels[:, -1:] - levels[:, :1]) / (levels.shape[1] - 1)).clamp_min(MIN_STEP)
 
 
 class _BasisWeight(WeightQuantizer):
-    """Learnable basis-coded levels per output channel, fitted to the full-precision weight."""
+    """Learnable basis-coded levels per output channel, fitted to the pretrained weight at first."""
 
     INIT = "alternating least squares"
 
@@ -114,15 +116,15 @@ class _BasisWeight(WeightQuantizer):
     def levels(self) -> Tensor:
         return all_levels(ordered(self.v), signed=True)
 
-    def _keep(self, v: Tensor) -> None:
-        """Gradient descent may leave the ordered bases: go on from the nearest (projection)."""
+    def _project(self, v: Tensor) -> None:
+        """Set the basis to v, the nearest ordered one: gradient steps may disorder it."""
         if self.training:
             with torch.no_grad():
                 self.v.copy_(v)
 
 
 class DirectWeight(_BasisWeight):
-    """Index-coded direct weights: gradient descent moves the codes z and the levels' basis v."""
+    """Direct weights: gradient descent moves the codes z and the basis v of the levels."""
 
     GROUPS = {"z": "codes", "v": "levels"}
 
@@ -132,7 +134,7 @@ class DirectWeight(_BasisWeight):
 
     def forward(self) -> Tensor:
         w, v = _Direct.apply(self.z, self.v)
-        self._keep(v)
+        self._project(v)
         return w.view(self.shape)
 
     def latent(self) -> Tensor:
@@ -140,8 +142,8 @@ class DirectWeight(_BasisWeight):
 
 
 class IndirectWeight(_BasisWeight):
-    """The same learnable levels, applied to a full-precision shadow weight (what the paper argues
-    against). Straight-through gradient to the shadow weight, exact gradient to the levels."""
+    """The same learnable levels applied to a full-precision shadow weight, which the paper argues
+    against. Straight-through gradient to the shadow weight, exact gradient to the basis."""
 
     GROUPS = {"weight": "weights", "v": "levels"}
 
@@ -151,7 +153,7 @@ class IndirectWeight(_BasisWeight):
 
     def forward(self) -> Tensor:
         w, v = _Indirect.apply(self.weight, self.v)
-        self._keep(v)
+        self._project(v)
         return w.view(self.shape)
 
     def latent(self) -> Tensor:
@@ -160,15 +162,15 @@ class IndirectWeight(_BasisWeight):
 
 @fused(cpu=kernels.indirect_weight)
 def indirect_weight(w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """w (O, N) to the nearest level of its channel, and the basis v (O, K) in order."""
+    """The nearest levels to w (O, N), and the ordered basis (O, K) that they are made with."""
     v = ordered(v)
-    return successive(w, list(v.split(1, dim=1)), signed=True)[0], v
+    return nearest_level(w, list(v.split(1, dim=1)), signed=True)[0], v
 
 
 @fused(cpu=kernels.indirect_gradient)
 def indirect_gradient(g: Tensor, w: Tensor, v: Tensor) -> Tensor:
-    """Exact gradient of v (O, K), in order."""
-    return basis_gradient(g, successive(w, list(v.split(1, dim=1)), signed=True)[1])
+    """The exact gradient of v (O, K), an ordered basis, from g (O, N)."""
+    return basis_gradient(g, nearest_level(w, list(v.split(1, dim=1)), signed=True)[1])
 
 
 class _Indirect(torch.autograd.Function):
@@ -186,15 +188,17 @@ class _Indirect(torch.autograd.Function):
 
 
 class SignWeight(_BasisWeight):
-    """Sign codes: w = sum_k v_k sign(u_k), K latents a weight, hard-tanh straight-through gradient
-    preconditioned by 1 / (2 v_k^2); sign(0) counts as +1."""
+    """Sign codes: w = sum_k v_k sign(u_k), with K latents u_k for a weight; sign(0) counts as +1.
+
+    The gradient of u is straight-through with a hard tanh, preconditioned by 1 / (2 v_k^2).
+    """
 
     GROUPS = {"u": "codes", "v": "levels"}
 
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__(weight, bits)
         rows = weight.detach().flatten(1)
-        chosen = successive(rows, list(self.v.detach().split(1, dim=1)), signed=True)[1]
+        chosen = nearest_level(rows, list(self.v.detach().split(1, dim=1)), signed=True)[1]
         signs = torch.where(torch.stack(chosen, 2), 1.0, -1.0)  # (O, N, K)
         levels = self.levels()
         nearest = (rows[:, :, None] - levels[:, None, :]).abs().topk(2, dim=2, largest=False).values

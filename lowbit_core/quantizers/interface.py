@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 
 def update_buffer(module: nn.Module, name: str, value: Tensor) -> None:
-    """Give a buffer its next value. Not in place: the backward pass still needs the old one.
+    """Give the buffer `name` its next value.
 
-    A compiled model sorts that out itself, and its CUDA graph knows a buffer by its place.
+    The buffer becomes a new tensor, because the backward pass still reads the old one. Inside a
+    compiled model it is copied in place instead: torch.compile keeps the old value where it is
+    needed, and a CUDA graph reads the buffer at a fixed address.
     """
     if torch.compiler.is_compiling():
         getattr(module, name).copy_(value)
@@ -24,13 +26,16 @@ class WeightQuantizer(nn.Module):
     """Owns the state from which one layer's weights are made; calling it makes them.
 
     A subclass is built from a full-precision weight (any shape, output channels first) and a
-    bit-width. State is kept as (O, N) rows: O output channels of N weights.
+    bit-width. It keeps its state as rows (O, N): O output channels of N weights.
+    Symbols: docs/glossary.md.
     """
 
     GROUPS: ClassVar[dict[str, str]] = {"weight": "weights"}
-    """Optimizer group of each parameter: `weights`, `codes`, `levels` or `clip`."""
+    """The optimizer group of each parameter: `weights`, `codes`, `levels` or `clip`."""
     GRANULARITY: ClassVar[str] = "per_channel"
+    """What shares one set of levels, for the layer report: `per_channel` or `per_layer`."""
     INIT: ClassVar[str] = "pretrained weight"
+    """What the levels start from, for the layer report."""
 
     def __init__(self, weight: Tensor, bits: int) -> None:
         super().__init__()
@@ -53,21 +58,22 @@ class WeightQuantizer(nn.Module):
 class ActivationQuantizer(nn.Module):
     """Quantizes one layer's input. `calibrate(x)` sets its range from a first batch.
 
-    NaN goes through; `nonfinite` counts the training batches that held NaN or infinity.
+    A NaN stays NaN. The buffer `nonfinite` counts the training batches that held NaN or infinity.
     """
 
     GROUPS: ClassVar[dict[str, str]] = {}
     GRANULARITY: ClassVar[str] = "per_layer"
     INIT: ClassVar[str] = "first batch"
     DOES_RELU: ClassVar[bool] = False
-    """True if, unsigned, it takes x from before its ReLU (Q(x) = Q(relu(x)), gradient included) and
-    gives (relu(x), Q(x)) for `fork=True`: then the network leaves that ReLU to it."""
+    """True if the quantizer, when unsigned, does the ReLU before it: Q(x) = Q(relu(x)), gradient
+    included, and `forward(x, also_relu=True)` returns (relu(x), Q(x)). The network then leaves out
+    that ReLU."""
 
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__()
         self.bits, self.signed = bits, signed
-        self.ceiling = math.inf  # of the ReLU that it does: 6 for a ReLU6
-        self.calibrating = False
+        self.ceiling = math.inf  # of the ReLU that the quantizer does: 6 for a ReLU6
+        self.calibrating = False  # true while `layers.calibrate` runs
         self.register_buffer("nonfinite", torch.zeros((), dtype=torch.int64))
 
     def calibrate(self, x: Tensor) -> None:

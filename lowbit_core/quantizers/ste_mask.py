@@ -1,8 +1,8 @@
-"""What the backward pass of an activation quantizer must know of each value: one byte, its gate.
+"""The STE mask: one byte a value, all that an activation quantizer's backward pass needs.
 
-Where a quantizer is unsigned it does the ReLU before it too: Q(x) = Q(relu(x)), with the gradient of
-both. So neither the ReLU's output nor x need be kept for the backward pass, and no pass over memory is
-spent on the ReLU. `ceiling` is 6 for a ReLU6, else infinity.
+STE is the straight-through estimator. An unsigned quantizer also does the ReLU before it: Q(x) =
+Q(relu(x)), with the gradient of both. So neither x nor relu(x) is kept for the backward pass, and
+no pass over memory is spent on the ReLU. `ceiling` is 6 for a ReLU6 and infinity for a ReLU.
 """
 
 import torch
@@ -11,41 +11,49 @@ from torch import Tensor
 from lowbit_core.kernels import bindings as kernels
 from lowbit_core.kernels.fused import fused
 
-PASSES = 1  # the gradient of Q(x) goes through to x
-ABOVE = 2  # x is at or above the top of a clip
-POSITIVE = 4  # the gradient of relu(x) goes through to x
-BELOW = 8  # x is at or below the bottom of a clip (signed)
+# Bits of the mask.
+QUANTIZER_PASSES = 1  # the gradient of Q(x) passes to x
+ABOVE_RANGE = 2  # x is at or above the top of the clipping range
+RELU_PASSES = 4  # the gradient of relu(x) passes to x
+BELOW_RANGE = 8  # x is at or below the bottom of the clipping range (signed)
 
 
 def rectified(x: Tensor, signed: bool, ceiling: float) -> Tensor:
-    """What is quantized: relu(x), at most `ceiling`; x itself when signed. NaN goes through."""
+    """The values to quantize: x if `signed`, else relu(x), at most `ceiling`. NaN stays NaN."""
     if signed:
         return x
     x = torch.where(x < 0, 0.0, x)
     return torch.where(x > ceiling, ceiling, x)
 
 
-def gate_of(x: Tensor, passes: Tensor, signed: bool, ceiling: float) -> Tensor:
-    """Gate (uint8) of x, without ABOVE and BELOW; `passes`: where rounding passes the gradient."""
+def ste_mask_of(x: Tensor, passes: Tensor, signed: bool, ceiling: float) -> Tensor:
+    """The STE mask (uint8, the shape of x) without its bits ABOVE_RANGE and BELOW_RANGE.
+
+    passes: bool, true where the straight-through estimator passes the gradient of rounding.
+    """
     if signed:
-        return passes.to(torch.uint8) * PASSES
+        return passes.to(torch.uint8) * QUANTIZER_PASSES
     positive = (x > 0) & (x < ceiling)
-    return (passes & positive).to(torch.uint8) * PASSES + positive.to(torch.uint8) * POSITIVE
+    quantizer = (passes & positive).to(torch.uint8) * QUANTIZER_PASSES
+    return quantizer + positive.to(torch.uint8) * RELU_PASSES
 
 
-@fused(cpu=kernels.through_gate)
-def through_gate(g: Tensor, g_relu: Tensor | None, gate: Tensor) -> Tensor:
-    """Gradient of x from that of Q(x), and of relu(x) if it was handed on; all of one shape."""
-    own = torch.where((gate & PASSES) != 0, g, 0.0)
-    return own if g_relu is None else own + torch.where((gate & POSITIVE) != 0, g_relu, 0.0)
+@fused(cpu=kernels.apply_ste_mask)
+def apply_ste_mask(g: Tensor, g_relu: Tensor | None, mask: Tensor) -> Tensor:
+    """The gradient of x from g, that of Q(x), and g_relu, that of relu(x); all of one shape.
+
+    g_relu is None where relu(x) was not returned.
+    """
+    to = torch.where((mask & QUANTIZER_PASSES) != 0, g, 0.0)
+    return to if g_relu is None else to + torch.where((mask & RELU_PASSES) != 0, g_relu, 0.0)
 
 
-@fused(cpu=kernels.through_gate_summed)
-def through_gate_summed(
-    g: Tensor, g_relu: Tensor | None, gate: Tensor
+@fused(cpu=kernels.apply_ste_mask_and_sum)
+def apply_ste_mask_and_sum(
+    g: Tensor, g_relu: Tensor | None, mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`through_gate`, and the sums of g above and below the clip (float32)."""
+    """The result of `apply_ste_mask`, and the sums of g above and below the range (float32)."""
     wide = g.to(torch.promote_types(g.dtype, torch.float32))
-    above = torch.where((gate & ABOVE) != 0, wide, 0.0).sum()
-    below = torch.where((gate & BELOW) != 0, wide, 0.0).sum()
-    return through_gate.eager(g, g_relu, gate), above, below
+    above = torch.where((mask & ABOVE_RANGE) != 0, wide, 0.0).sum()
+    below = torch.where((mask & BELOW_RANGE) != 0, wide, 0.0).sum()
+    return apply_ste_mask.eager(g, g_relu, mask), above, below

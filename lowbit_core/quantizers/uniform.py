@@ -1,4 +1,4 @@
-"""Uniform activation quantization on a clipped range: shared by DoReFa and PACT."""
+"""Uniform activation quantization on a clipped range, which DoReFa and PACT share."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ from lowbit_core.kernels.fused import fused
 from lowbit_core.quantizers.blocks import as_blocks, from_blocks
 from lowbit_core.quantizers.interface import ActivationQuantizer
 from lowbit_core.quantizers.ste_mask import (
-    ABOVE,
-    BELOW,
-    gate_of,
+    ABOVE_RANGE,
+    BELOW_RANGE,
+    apply_ste_mask,
+    apply_ste_mask_and_sum,
     rectified,
-    through_gate,
-    through_gate_summed,
+    ste_mask_of,
 )
 
 
@@ -21,28 +21,33 @@ from lowbit_core.quantizers.ste_mask import (
 def clip_round(
     x: Tensor, top: Tensor, bottom: Tensor, step: Tensor, signed: bool, ceiling: float
 ) -> Tensor:
-    """round((clip(x) - bottom) / d) d + bottom, d = `step`, (top - bottom) / (2^bits - 1).
+    """round((clip(x) - bottom) / step) step + bottom, for x of any shape.
 
-    x has any shape; unsigned, its ReLU is taken first (`gate.rectified`). `step` is an argument, not
-    computed here, so that it is divided out once.
+    Unsigned, the ReLU of x comes first (`ste_mask.rectified`). step is (top - bottom) / (L - 1); it
+    is an argument so that one division serves all values.
     """
     return _clip_round(rectified(x.to(top.dtype), signed, ceiling), top, bottom, step).to(x.dtype)
 
 
-@fused(cpu=kernels.clip_round_gated)
-def clip_round_gated(
-    x: Tensor, top: Tensor, bottom: Tensor, step: Tensor, signed: bool, ceiling: float, fork: bool
+@fused(cpu=kernels.clip_round_with_mask)
+def clip_round_with_mask(
+    x: Tensor,
+    top: Tensor,
+    bottom: Tensor,
+    step: Tensor,
+    signed: bool,
+    ceiling: float,
+    also_relu: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """`clip_round` of x, its ReLU if `fork`, the gates, and whether x holds a NaN or infinity."""
+    """(`clip_round` of x, relu(x) or None, the STE mask, whether x holds a NaN or infinity)."""
     full = x.to(top.dtype)
     inside = rectified(full, signed, ceiling)
     y = _clip_round(inside, top, bottom, step).to(x.dtype)
-    above = inside >= top
-    gate = gate_of(full, (inside < top) & (inside >= bottom), signed, ceiling)
-    gate = gate + above.to(torch.uint8) * ABOVE
+    mask = ste_mask_of(full, (inside < top) & (inside >= bottom), signed, ceiling)
+    mask = mask + (inside >= top).to(torch.uint8) * ABOVE_RANGE
     if signed:
-        gate = gate + (inside <= bottom).to(torch.uint8) * BELOW
-    return y, inside.to(x.dtype) if fork else None, gate, ~torch.isfinite(inside.sum())
+        mask = mask + (inside <= bottom).to(torch.uint8) * BELOW_RANGE
+    return y, inside.to(x.dtype) if also_relu else None, mask, ~torch.isfinite(inside.sum())
 
 
 def _clip_round(x: Tensor, top: Tensor, bottom: Tensor, step: Tensor) -> Tensor:
@@ -52,50 +57,48 @@ def _clip_round(x: Tensor, top: Tensor, bottom: Tensor, step: Tensor) -> Tensor:
 
 
 class ClipRound(torch.autograd.Function):
-    """(clip_round(x), x not finite), and relu(x) between them if `fork`.
+    """(`clip_round` of x, whether x is not finite), and relu(x) after them if `also_relu`.
 
     Straight-through estimator inside [bottom, top): dy/dx = 1 there, else 0, times that of the ReLU
     when unsigned; dy/dtop = [x >= top]; dy/dbottom = [x <= bottom] when signed (PACT, eq. 3).
     """
 
     @staticmethod
-    def forward(ctx, x, top, bottom, step, signed, ceiling, fork):
-        y, relu, gate, bad = clip_round_gated(
-            as_blocks(x), top, bottom, step, signed, ceiling, fork
+    def forward(ctx, x, top, bottom, step, signed, ceiling, also_relu):
+        y, relu, mask, not_finite = clip_round_with_mask(
+            as_blocks(x), top, bottom, step, signed, ceiling, also_relu
         )
-        ctx.save_for_backward(gate)
+        ctx.save_for_backward(mask)
         ctx.set_materialize_grads(False)
-        ctx.fork = fork
-        ctx.mark_non_differentiable(bad)
+        ctx.mark_non_differentiable(not_finite)
         y = from_blocks(y, x)
-        return (y, from_blocks(relu, x), bad) if fork else (y, bad)
+        return (y, not_finite, from_blocks(relu, x)) if also_relu else (y, not_finite)
 
     @staticmethod
-    def backward(ctx, g, *others):
-        (gate,) = ctx.saved_tensors
-        g_relu = others[0] if ctx.fork else None
+    def backward(ctx, g, _not_finite, g_relu=None):
+        (mask,) = ctx.saved_tensors
         blocks, relu = as_blocks(g), None if g_relu is None else as_blocks(g_relu)
         if ctx.needs_input_grad[1]:
-            to, top, bottom = through_gate_summed(blocks, relu, gate)
+            to, top, bottom = apply_ste_mask_and_sum(blocks, relu, mask)
         else:
-            to, top, bottom = through_gate(blocks, relu, gate), None, None
+            to, top, bottom = apply_ste_mask(blocks, relu, mask), None, None
         return from_blocks(to, g), top, bottom, None, None, None, None
 
 
 class UniformActivation(ActivationQuantizer):
-    """Clips to a range and rounds to 2^bits levels at equal distances; `grid` says which range."""
+    """Clips to the range of `grid` and rounds to 2^bits levels at equal distances."""
 
     DOES_RELU = True
 
     def grid(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(top, bottom, step) of the present range."""
+        """(top, bottom, step) of the present range, each a tensor of one number."""
         raise TypeError(f"{type(self).__name__} does not define grid()")
 
-    def forward(self, x: Tensor, fork: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, also_relu: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         grid = (*self.grid(), self.signed, self.ceiling)
         if not self.training:
             y = clip_round(x, *grid)
-            return (rectified(x, self.signed, self.ceiling), y) if fork else y
-        y, *relu, bad = ClipRound.apply(x, *grid, fork)
-        self.nonfinite += bad
-        return (*relu, y) if fork else y
+            return (rectified(x, self.signed, self.ceiling), y) if also_relu else y
+        y, not_finite, *relu = ClipRound.apply(x, *grid, also_relu)
+        self.nonfinite += not_finite
+        return (*relu, y) if also_relu else y

@@ -1,31 +1,28 @@
-"""User-facing errors: one sentence, exit code 2, no traceback."""
+"""Errors that a user sees: one sentence and an exit code, no traceback."""
 
 import sys
 from collections.abc import Callable
 
 
 class InputError(ValueError):
-    """Bad input. The message names the value, where it stands and what is allowed."""
+    """Bad input. The message names the value, where it was given and which values are legal."""
 
 
 class DeviceLost(RuntimeError):
-    """The GPU failed in a step. The message says what a rerun goes on from."""
+    """The GPU failed during a step. The message names the state that a rerun continues from."""
 
 
 class StopTraining(SystemExit):
-    """A signal asked the run to stop; its state is saved and a rerun resumes it."""
+    """A signal asked the run to stop. Its state is saved, and a rerun resumes it."""
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Call `main`; turn `InputError` and `OSError` into one line on stderr and exit code 2.
+    """Call `main`; on `InputError` and `OSError` print one line on stderr and exit with code 2.
 
-    `DeviceLost` likewise, with exit code 3: the same command may succeed elsewhere.
+    The same with code 3 on `DeviceLost`: the same command may succeed on another device.
     """
     try:
         main()
-    except (InputError, OSError) as error:
+    except (InputError, OSError, DeviceLost) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except DeviceLost as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(3)
+        sys.exit(3 if isinstance(error, DeviceLost) else 2)

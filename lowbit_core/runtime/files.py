@@ -1,4 +1,4 @@
-"""Atomic file writes: a reader sees the old file or the new one, never half of one. File locks."""
+"""Atomic writes (a reader sees the old file or the new one, never half of one) and file locks."""
 
 import errno
 import fcntl
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there when the block succeeds."""
+    """Yield a temporary path beside `path`, which replaces `path` when the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -21,23 +21,23 @@ def replace_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path)  # a full disk does not say where
+        error.filename = str(path)  # the error of a full disk names no file
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files of killed processes. Only where no other process writes in `folder`."""
+    """Delete temporary files of killed processes. No other process may be writing in `folder`."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path, waiting: str) -> Iterator[None]:
-    """Hold a lock that the kernel drops with the process, also when it is killed.
+    """Hold the lock on `path`, which the kernel releases when the process ends, even if killed.
 
-    Says `waiting` on stderr, once, when another process holds it, and waits.
+    If another process holds it, print `waiting` on stderr once, and wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -54,10 +54,11 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
+    """Replace the file by `data`, on the disk when this returns."""
     with replace_file(path) as temporary:
         temporary.write_bytes(data)
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # or a power cut leaves the new name without its content
+            os.fsync(file.fileno())  # else a power cut could leave an empty file
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -69,6 +70,6 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def checksum(record: dict) -> str:
-    """SHA-256 of a JSON object without its entry `checksum`."""
+    """SHA-256 (hex) of a JSON object without its entry `checksum`."""
     content = {key: value for key, value in record.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

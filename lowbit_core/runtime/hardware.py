@@ -1,4 +1,4 @@
-"""What a run was made with: processor, versions, code."""
+"""What a run is made with: processor or GPU, versions of packages, commit."""
 
 import os
 import platform
@@ -24,7 +24,7 @@ def hardware_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions that can change a number; a package that is missing is left out."""
+    """Versions of the packages that can change a number; missing packages are left out."""
     found = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "ffcv", "numpy"):
         try:
@@ -35,9 +35,9 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of this checkout, `-dirty` where files differ from it; empty outside git.
+    """The commit of this checkout, with `-dirty` where files differ from it; empty outside git.
 
-    A copy of the code that was carried elsewhere names its commit by $LOWBIT_COMMIT.
+    Where the code was copied to a machine without git, $LOWBIT_COMMIT gives the commit.
     """
     if os.environ.get(COMMIT):
         return os.environ[COMMIT]

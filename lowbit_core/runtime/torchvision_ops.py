@@ -1,7 +1,8 @@
-"""Import before torchvision: lets a CUDA build of torchvision import beside a CPU build of torch.
+"""Import before torchvision: makes a CUDA build of torchvision work with a CPU build of torch.
 
-Its import registers fake kernels for two detection ops that only its CUDA library defines.
-Declaring their schemas is enough for datasets, transforms and models; detection stays unavailable.
+On import, torchvision registers fake kernels for two detection ops that only its CUDA library
+defines. Declaring their schemas is enough for data sets, transforms and models; the detection ops
+stay unavailable.
 """
 
 import sys
@@ -20,7 +21,7 @@ except RuntimeError as error:
         raise
     for _name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[_name]
-    # Kept alive at module level: a Library undoes its definitions when it is collected.
+    # At module level, because a Library undoes its definitions when it is garbage-collected.
     _library = torch.library.Library("torchvision", "DEF")
     for _schema in _SCHEMAS:
         _library.define(_schema)

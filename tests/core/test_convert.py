@@ -1,4 +1,4 @@
-"""Conversion by a plan: who is quantized with what, the report, size and operations."""
+"""Conversion by a policy: which layer is quantized by what, the report, size, operations."""
 
 import copy
 import json
@@ -45,12 +45,12 @@ def resnet():
     return models.build("resnet20", 10, 1, width=8, stem="small_stride2")
 
 
-def plan(method="direct", w=2, a=3, **options):
+def policy(method="direct", w=2, a=3, **options):
     return QuantPolicy(baselines.method(method), w, a, **options)
 
 
 def rows(model, *arguments, **options):
-    return {row["layer"]: row for row in convert(model, plan(*arguments, **options), IMAGE)}
+    return {row["layer"]: row for row in convert(model, policy(*arguments, **options), IMAGE)}
 
 
 def test_first_and_last_layer_stay_float_by_default():
@@ -81,8 +81,8 @@ def test_first_and_last_layer_at_eight_bits():
 
 def test_shortcuts_follow_their_policy():
     assert resnet().shortcut_layers == {"blocks.3.downsample.0", "blocks.6.downsample.0"}
-    for policy, bits in (("quantized", 2), ("fp", 32)):
-        report = rows(resnet(), shortcut=policy)
+    for choice, bits in (("quantized", 2), ("fp", 32)):
+        report = rows(resnet(), shortcut=choice)
         for name in resnet().shortcut_layers:
             assert report[name]["w_bits"] == bits
         assert report["blocks.3.conv1"]["w_bits"] == 2
@@ -105,7 +105,7 @@ def test_an_exception_without_a_layer_is_refused():
 
 
 def test_the_full_precision_method_ignores_policies():
-    """Checkpoints share the policy of their experiment; they quantize nothing."""
+    """A full-precision run has the policy of its experiment, but it quantizes nothing."""
     for options in ({"first_last": "8bit"}, {"exceptions": {"fc": {"w_bits": 8, "a_bits": 8}}}):
         model = resnet()
         report = rows(model, "fp", 32, 32, **options)
@@ -128,9 +128,9 @@ def test_the_full_precision_method_ignores_policies():
         ({"exceptions": {"fc": {"w_bits": 2, "a_bits": 6}}}, ("'fc'", "a_bits", "6")),
     ),
 )
-def test_a_bad_plan_is_refused_in_one_sentence(options, words):
+def test_a_bad_policy_is_refused_in_one_sentence(options, words):
     with pytest.raises(InputError) as caught:
-        plan(**options)
+        policy(**options)
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words)
 
@@ -211,7 +211,7 @@ def tiny():
 )
 def test_size_and_operations_against_a_hand_computation(method, level_numbers):
     net = tiny()
-    report = convert(net, plan(method, 3, 2), torch.zeros(1, 1, 8, 8))
+    report = convert(net, policy(method, 3, 2), torch.zeros(1, 1, 8, 8))
     macs = {"0": 4 * 64 * 9, "3": 6 * 16 * 2 * 9, "7": 96 * 5, "9": 15}
     assert {row["layer"]: row["macs"] for row in report} == macs
     size, fp_size, bitops = size_and_bitops(net, report)
@@ -224,7 +224,7 @@ def test_size_and_operations_against_a_hand_computation(method, level_numbers):
 
 def test_full_precision_costs_what_it_should():
     net = tiny()
-    report = convert(net, plan("fp", 32, 32), torch.zeros(1, 1, 8, 8))
+    report = convert(net, policy("fp", 32, 32), torch.zeros(1, 1, 8, 8))
     size, fp_size, bitops = size_and_bitops(net, report)
     assert size == fp_size and bitops == 1024 * sum(row["macs"] for row in report)
 
@@ -257,7 +257,7 @@ def test_calibration_needs_one_batch_and_leaves_the_mode_as_it_was():
 def test_conversion_works_on_the_meta_device():
     with torch.device("meta"):
         model = models.build("resnet18", 1000, 3)
-    bits = layer_bits(model, plan())
+    bits = layer_bits(model, policy())
     assert bits["fc"] == (32, 32, "last layer")
     assert bits["stem.0"] == (32, 32, "first layer")
 
@@ -326,8 +326,8 @@ def test_the_weight_gradient_is_that_of_the_quantized_input():
     torch.testing.assert_close(layer.weight.grad, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("fork", (False, True))
-def test_a_strided_pointwise_layer_quantizes_what_it_reads_and_no_more(fork):
+@pytest.mark.parametrize("also_relu", (False, True))
+def test_a_strided_pointwise_layer_quantizes_what_it_reads_and_no_more(also_relu):
     torch.manual_seed(1)
     layer, x = nn.Conv2d(8, 16, 1, (2, 3)), torch.randn(4, 8, 9, 7)
     x[:, :, 1::2] = 100.0  # never read
@@ -338,8 +338,8 @@ def test_a_strided_pointwise_layer_quantizes_what_it_reads_and_no_more(fork):
     assert quantizer.levels().max() < 10
     quantized.eval()
     expected = nn.functional.conv2d(quantizer(x), layer.weight, layer.bias, (2, 3))
-    if fork:
-        relu, y = quantized(x, fork=True)
+    if also_relu:
+        relu, y = quantized(x, also_relu=True)
         torch.testing.assert_close(relu, x.relu())
     else:
         y = quantized(x)

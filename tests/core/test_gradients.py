@@ -181,7 +181,7 @@ def test_direct_gradients(bits, seed):
 
 @each_bits
 def test_a_code_step_moves_the_equivalent_weight_by_the_learning_rate(bits):
-    """Preconditioning: within the levels, un-rounded w moves by -lr g on average (uniform levels)."""
+    """Preconditioning: within uniform levels, the un-rounded w moves by -lr g."""
     v = 0.1 * 2.0 ** torch.arange(bits, dtype=torch.float64).expand(3, -1)
     quantizer = DirectWeight(draw(0, 3, 20).float(), bits).double()
     with torch.no_grad():
@@ -313,16 +313,16 @@ def test_groups_carry_the_recipe_s_settings():
         "indirect": {"weight_quantizer.weight": "weights", "weight_quantizer.v": "levels"},
         "direct_sign": {"weight_quantizer.u": "codes", "weight_quantizer.v": "levels"},
     }
-    for name, parts in expected.items():
+    for method, parts in expected.items():
         net = small_net()
-        convert(net, QuantPolicy(baselines.method(name), 2, 2), torch.zeros(1, 1, 8, 8))
+        convert(net, QuantPolicy(baselines.method(method), 2, 2), torch.zeros(1, 1, 8, 8))
         found = {p: g for g in parameter_groups(net, recipe) for p in g["params"]}
         for parameter_name, parameter in net.named_parameters():
             group = found[parameter]
-            layer, _, own = parameter_name.partition(".")
-            if layer in ("3", "5", "9") and own in parts:
-                assert group["name"] == parts[own]
-            elif own == "weight" and layer in ("0", "11"):
+            layer, _, name = parameter_name.partition(".")
+            if layer in ("3", "5", "9") and name in parts:
+                assert group["name"] == parts[name]
+            elif name == "weight" and layer in ("0", "11"):
                 assert group["name"] == "weights" and group["weight_decay"] == 0.5
             else:
                 assert group["name"] == "plain" and group["weight_decay"] == 0.0

@@ -1,8 +1,9 @@
-"""The kernels of our own, and what the compiler makes, against the functions as they are written."""
+"""The C++ kernels and torch.compile's kernels against the functions as they are written."""
 
 import copy
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -22,7 +23,7 @@ from lowbit_core.conversion.policy import QuantPolicy
 from lowbit_core.conversion.relu import hand_over_relus
 from lowbit_core.kernels import bindings as kernels
 from lowbit_core.kernels import build, fused
-from lowbit_core.quantizers import basis, uniform
+from lowbit_core.quantizers import basis, ste_mask, uniform
 from lowbit_core.quantizers.basis_activation import (
     MOMENTUM,
     VARIANCE_FLOOR,
@@ -40,7 +41,7 @@ from lowbit_core.quantizers.direct import (
     indirect_gradient,
     indirect_weight,
 )
-from lowbit_core.quantizers.ste_mask import through_gate, through_gate_summed
+from lowbit_core.quantizers.ste_mask import apply_ste_mask, apply_ste_mask_and_sum
 
 LOW_BITS = tuple(range(1, 9))
 each_bits = pytest.mark.parametrize("bits", LOW_BITS)
@@ -65,6 +66,10 @@ def compiling():
     fused.set_compile(False)
 
 
+def as_tuple(result):
+    return (result,) if isinstance(result, torch.Tensor) else result
+
+
 def draw(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -78,9 +83,7 @@ def assert_agree(function, *arguments, exactly=()):
     """Kernel and eager give the same; results of the indices `exactly` to the last bit."""
     assert kernels.usable(*arguments)
     fast, slow = function(*arguments), function.eager(*arguments)
-    fast, slow = ((r,) if isinstance(r, torch.Tensor) else r for r in (fast, slow))
-    assert len(fast) == len(slow)
-    for index, (a, b) in enumerate(zip(fast, slow, strict=True)):
+    for index, (a, b) in enumerate(zip(as_tuple(fast), as_tuple(slow), strict=True)):
         if a is None or index in exactly:
             assert (a is None) == (b is None) and (a is None or torch.equal(a, b)), index
         else:  # sums are taken in another order
@@ -91,24 +94,24 @@ def assert_agree(function, *arguments, exactly=()):
 @needs_kernels
 @each_bits
 @each_sign
-@pytest.mark.parametrize("fork", (False, True))
+@pytest.mark.parametrize("also_relu", (False, True))
 @given(seed=seeds, shape=st.sampled_from(SHAPES), ceiling=st.sampled_from((0.7, torch.inf)))
 @settings(max_examples=6)
-def test_activation_kernels(bits, signed, fork, seed, shape, ceiling):
+def test_activation_kernels(bits, signed, also_relu, seed, shape, ceiling):
     x, v = draw(seed, *shape), drawn_basis(seed, bits)
     x.view(-1)[0] = 0.0
     blocks = as_blocks(x)
-    assert_agree(quantize_and_sum, blocks, v, signed, ceiling, fork, exactly=(0, 1, 2))
+    assert_agree(quantize_and_sum, blocks, v, signed, ceiling, also_relu, exactly=(0, 1, 2))
     assert_agree(quantize, x, v, signed, ceiling, exactly=(0,))
     top = torch.tensor(1.1)
     bottom, levels = torch.tensor(-1.1 if signed else 0.0), 2**bits - 1
     grid = (top, bottom, (top - bottom) / levels, signed, ceiling)
     assert_agree(uniform.clip_round, x, *grid, exactly=(0,))
-    assert_agree(uniform.clip_round_gated, blocks, *grid, fork, exactly=(0, 1, 2, 3))
-    gate = uniform.clip_round_gated(blocks, *grid, fork)[2]
-    relu = draw(seed + 1, *blocks.shape) if fork else None
-    assert_agree(through_gate, blocks, relu, gate, exactly=(0,))
-    assert_agree(through_gate_summed, blocks, relu, gate, exactly=(0,))
+    assert_agree(uniform.clip_round_with_mask, blocks, *grid, also_relu, exactly=(0, 1, 2, 3))
+    mask = uniform.clip_round_with_mask(blocks, *grid, also_relu)[2]
+    relu = draw(seed + 1, *blocks.shape) if also_relu else None
+    assert_agree(apply_ste_mask, blocks, relu, mask, exactly=(0,))
+    assert_agree(apply_ste_mask_and_sum, blocks, relu, mask, exactly=(0,))
 
 
 @needs_kernels
@@ -159,12 +162,12 @@ def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed):
     grid = (torch.tensor(1.0), torch.tensor(-1.0 if signed else 0.0), torch.tensor(0.3), signed)
     for function, arguments in (
         (quantize_and_sum, (as_blocks(x), v, signed, torch.inf, True)),
-        (uniform.clip_round_gated, (as_blocks(x), *grid, torch.inf, True)),
+        (uniform.clip_round_with_mask, (as_blocks(x), *grid, torch.inf, True)),
         (quantize, (x, v, signed, torch.inf)),
         (uniform.clip_round, (x, *grid, torch.inf)),
     ):
         fast, slow = function(*arguments), function.eager(*arguments)
-        for a, b in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (fast, slow))):
+        for a, b in zip(as_tuple(fast), as_tuple(slow), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5, equal_nan=True)
     w = draw(2, 3, 40)
     w[1, 7] = bad
@@ -176,7 +179,7 @@ def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed):
         (dorefa_weight, (w, torch.tensor(3.0))),
     ):
         fast, slow = function(*arguments), function.eager(*arguments)
-        for a, b in zip(*((r,) if isinstance(r, torch.Tensor) else r for r in (fast, slow))):
+        for a, b in zip(as_tuple(fast), as_tuple(slow), strict=True):
             torch.testing.assert_close(a, b, equal_nan=True)
 
 
@@ -187,9 +190,9 @@ def test_results_do_not_depend_on_the_number_of_threads():
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        y, _, gate, sums = quantize_and_sum(as_blocks(x), v, False)
+        y, _, mask, sums = quantize_and_sum(as_blocks(x), v, False)
         results.append(
-            (y, sums, through_gate_summed(y, None, gate)[1], *basis.refit_rows(w, rows))
+            (y, sums, apply_ste_mask_and_sum(y, None, mask)[1], *basis.refit_rows(w, rows))
             + update_basis(sums, v, 16, 16384, "equal", False)
         )
     torch.set_num_threads(before)
@@ -198,13 +201,20 @@ def test_results_do_not_depend_on_the_number_of_threads():
 
 
 def test_the_constants_of_the_kernels_are_those_of_python():
-    source = build.SOURCE.read_text()
-    for name, value in (
-        ("RIDGE", basis.RIDGE), ("MOMENTUM", MOMENTUM), ("VARIANCE_FLOOR", VARIANCE_FLOOR),
-        ("MIN_STEP", MIN_STEP),
-    ):  # fmt: skip
+    source = "".join(
+        path.read_text() for path in build.FOLDER.iterdir() if path.suffix in (".cpp", ".h")
+    )
+    constants = {
+        "RIDGE": basis.RIDGE, "MOMENTUM": MOMENTUM, "VARIANCE_FLOOR": VARIANCE_FLOOR,
+        "MIN_STEP": MIN_STEP, "QUANTIZER_PASSES": ste_mask.QUANTIZER_PASSES,
+        "ABOVE_RANGE": ste_mask.ABOVE_RANGE, "RELU_PASSES": ste_mask.RELU_PASSES,
+        "BELOW_RANGE": ste_mask.BELOW_RANGE,
+    }  # fmt: skip
+    for name, value in constants.items():
         [found] = re.findall(rf"\b{name} = ([0-9.e-]+)", source)
         assert float(found) == value, name
+    order = re.search(r"enum Weighting \{ (.*) \};", source)[1].lower().split(", ")
+    assert {name: index for index, name in enumerate(order)} == kernels.WEIGHTINGS
 
 
 # -- the ReLU that a quantizer does ----------------------------------------------------------
@@ -213,42 +223,44 @@ def test_the_constants_of_the_kernels_are_those_of_python():
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 @each_bits
 @pytest.mark.parametrize("compiled", (False, pytest.param(True, marks=needs_kernels)))
-@pytest.mark.parametrize("fork", (False, True))
+@pytest.mark.parametrize("also_relu", (False, True))
 @pytest.mark.parametrize("relu", (nn.ReLU(), nn.ReLU6()), ids=("relu", "relu6"))
-def test_a_quantizer_does_the_relu_before_it(kind, bits, compiled, fork, relu):
+def test_a_quantizer_does_the_relu_before_it(kind, bits, compiled, also_relu, relu):
     """Q(x) and all gradients are those of relu(x) handed to the same quantizer."""
     fused.set_compile(compiled)
     try:
         x = 4 * draw(bits, 6, 5, 4, 4).contiguous(memory_format=torch.channels_last)
         x[0, 0, 0, :3] = torch.tensor([0.0, 6.0, -1.0])
-        own = ACTIVATIONS[kind](bits, False)
-        other = copy.deepcopy(own)
-        own.ceiling = 6.0 if isinstance(relu, nn.ReLU6) else torch.inf
-        own.calibrate(x)
-        other.calibrate(relu(x))
-        torch.testing.assert_close(own.levels(), other.levels())
+        quantizer = ACTIVATIONS[kind](bits, False)
+        reference = copy.deepcopy(quantizer)
+        quantizer.ceiling = 6.0 if isinstance(relu, nn.ReLU6) else torch.inf
+        quantizer.calibrate(x)
+        reference.calibrate(relu(x))
+        torch.testing.assert_close(quantizer.levels(), reference.levels())
         g, g_relu = draw(1, *x.shape), draw(2, *x.shape)
         one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
         between = relu(two)
-        expected = other(between)
-        if fork:
-            r, y = own(one, fork=True)
+        expected = reference(between)
+        if also_relu:
+            r, y = quantizer(one, also_relu=True)
             torch.testing.assert_close(r, between)
             torch.autograd.backward((y, r), (g, g_relu))
             torch.autograd.backward((expected, between), (g, g_relu))
         else:
-            y = own(one)
+            y = quantizer(one)
             y.backward(g)
             expected.backward(g)
         torch.testing.assert_close(y, expected)
         torch.testing.assert_close(one.grad, two.grad)
-        torch.testing.assert_close(own.levels(), other.levels())
-        for (name, a), (_, b) in zip(own.named_parameters(), other.named_parameters()):
+        torch.testing.assert_close(quantizer.levels(), reference.levels())
+        for (name, a), (_, b) in zip(
+            quantizer.named_parameters(), reference.named_parameters(), strict=True
+        ):
             torch.testing.assert_close(a.grad, b.grad, msg=name)
         with torch.no_grad():
-            torch.testing.assert_close(own.eval()(x), other.eval()(relu(x)))
-            if fork:
-                torch.testing.assert_close(own(x, fork=True)[0], relu(x))
+            torch.testing.assert_close(quantizer.eval()(x), reference.eval()(relu(x)))
+            if also_relu:
+                torch.testing.assert_close(quantizer(x, also_relu=True)[0], relu(x))
     finally:
         fused.set_compile(fused.compiler_found())
 
@@ -302,7 +314,7 @@ def test_a_chain_hands_its_relus_over_and_stays_the_same(name, monkeypatch):
 
 
 def test_a_method_that_does_no_relu_gets_one():
-    """A quantizer of somebody's own defines forward(x) and knows nothing of ReLUs."""
+    """A quantizer that only defines forward(x), and knows nothing of ReLUs, is given relu(x)."""
 
     class Seen(nn.Module):
         DOES_RELU, signed, calibrating = False, False, False
@@ -324,7 +336,7 @@ def test_a_method_that_does_no_relu_gets_one():
 # -- where there is no compiler, or no kernel ------------------------------------------------
 
 
-def test_without_a_compiler_quantizers_run_uncompiled_and_say_so(monkeypatch, capsys):
+def test_without_a_compiler_quantizers_run_uncompiled_with_a_warning(monkeypatch, capsys):
     monkeypatch.setattr(fused, "compiler_found", lambda: False)
     assert fused.set_compile(True) is False
     monkeypatch.undo()
@@ -337,38 +349,52 @@ def test_without_a_compiler_quantizers_run_uncompiled_and_say_so(monkeypatch, ca
     fused.set_compile(fused.compiler_found())
 
 
-def test_a_build_that_fails_is_one_sentence_and_no_crash(monkeypatch, capsys, tmp_path):
-    source = tmp_path / "kernels.cpp"
-    source.write_text("this is no C++")
+@needs_kernels
+@pytest.mark.parametrize("name", ("basis.h", "weights.cpp"))
+def test_an_edit_of_any_source_makes_another_library(name, monkeypatch, tmp_path):
+    """No stale library: its name hashes every source and header."""
+    folder = tmp_path / "sources"
+    shutil.copytree(build.FOLDER, folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "SOURCE", source)
+    monkeypatch.setattr(build, "FOLDER", folder)
+    monkeypatch.setattr(build, "FLAGS", ("-std=c++17", "-fopenmp", "-shared", "-fPIC"))
+    first = build._built()
+    assert build._built() == first
+    (folder / name).write_text((folder / name).read_text() + "// edited\n")
+    assert build._built() != first
+
+
+def test_a_build_that_fails_is_one_sentence_and_no_crash(monkeypatch, capsys, tmp_path):
+    (tmp_path / "broken.cpp").write_text("this is no C++")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
     build.library.cache_clear()
     try:
         assert build.library() is None
     finally:
         build.library.cache_clear()
-    said = capsys.readouterr().err
-    assert said.startswith("warning: the quantizers' kernels cannot be built: ")
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("warning: the quantizers' kernels cannot be built: ")
+    assert message.count("\n") == 1
     assert not list((tmp_path / "lowbit-bench").glob("*.so"))
 
 
 _COMPILED = """
 import torch
-from lowbit_core.quantizers import basis, uniform
+from lowbit_core.quantizers import basis, ste_mask, uniform
 from lowbit_core.quantizers.blocks import as_blocks
 from lowbit_core.quantizers.basis_activation import quantize_and_sum, update_basis
 from lowbit_core.quantizers.direct import direct_gradient, direct_weight
-from lowbit_core.quantizers.ste_mask import through_gate
+from lowbit_core.quantizers.ste_mask import apply_ste_mask
 torch.manual_seed(0)
 w, v, z = torch.randn(6, 90), basis.ordered(torch.rand(6, 2) + 0.2), 6 * torch.rand(6, 90) - 2
 x, one = as_blocks(torch.randn(8, 5, 7, 7)), basis.ordered(torch.rand(2) + 0.2)
 top, zero, step = torch.tensor(0.8), torch.tensor(0.0), torch.tensor(0.8 / 3)
-_, _, gate, sums = quantize_and_sum(x, one, False)
+_, _, mask, sums = quantize_and_sum(x, one, False)
 for function, arguments in (
     (basis.refit_rows, (w, v)), (direct_weight, (z, v)), (direct_gradient, (w, z, v)),
-    (quantize_and_sum, (x, one, False, torch.inf, True)), (through_gate, (x, x, gate)),
-    (uniform.clip_round_gated, (x, top, zero, step, False, 6.0, True)),
+    (quantize_and_sum, (x, one, False, torch.inf, True)), (apply_ste_mask, (x, x, mask)),
+    (uniform.clip_round_with_mask, (x, top, zero, step, False, 6.0, True)),
     (update_basis, (sums, one, 5, 392, "inverse_variance", False)),
 ):
     fast = torch.compile(function.eager, dynamic=True, fullgraph=True)(*arguments)

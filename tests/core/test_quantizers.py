@@ -408,10 +408,10 @@ def test_ordering_projects_each_number_up_to_the_sum_below():
 @each_sign
 @given(seed=seeds)
 @settings(max_examples=6)
-def test_successive_approximation_finds_the_nearest_level_and_its_bits(bits, signed, seed):
+def test_nearest_level_finds_the_nearest_level_and_its_bits(bits, signed, seed):
     v = basis.ordered(torch.rand(bits, generator=torch.Generator().manual_seed(seed)) + 0.1)
     x = 3 * normal(seed, 400) * (1 if signed else v.sum())
-    y, code_bits = basis.successive(x, list(v.unbind()), signed)
+    y, code_bits = basis.nearest_level(x, list(v.unbind()), signed)
     levels = basis.all_levels(v, signed)
     code = sum(b.long() << k for k, b in enumerate(code_bits))
     assert torch.equal(y, levels[code])  # to the last bit
@@ -421,9 +421,9 @@ def test_successive_approximation_finds_the_nearest_level_and_its_bits(bits, sig
 
 def test_half_way_takes_the_lower_level():
     v = [torch.tensor(1.0), torch.tensor(2.0)]
-    y, _ = basis.successive(torch.tensor([0.5, 1.5, 2.5, 0.51]), v, signed=False)
+    y, _ = basis.nearest_level(torch.tensor([0.5, 1.5, 2.5, 0.51]), v, signed=False)
     assert y.tolist() == [0, 1, 2, 1]
-    y, _ = basis.successive(torch.tensor([-2.0, 0.0, 2.0]), v, signed=True)
+    y, _ = basis.nearest_level(torch.tensor([-2.0, 0.0, 2.0]), v, signed=True)
     assert y.tolist() == [-3, -1, 1]
 
 
@@ -478,7 +478,7 @@ def codes_for(x, v, codes):
 def test_refit_is_the_explicit_least_squares_solution(signed, bits, seed):
     x = inputs(seed, signed, (3, 300)).double()
     v = drawn_basis(seed, 3, bits)
-    y, code_bits = basis.successive(x, list(v.split(1, dim=1)), signed)
+    y, code_bits = basis.nearest_level(x, list(v.split(1, dim=1)), signed)
     sums = basis.code_sums(x, code_bits, 1)
     count = torch.full((3,), 300.0)
     fit = basis.solve_basis(x.sum(1), count, sums, v, signed)

@@ -467,7 +467,7 @@ def test_another_data_set_and_one_without_beton_are_not_kept(digits, monkeypatch
 
 def test_a_missing_ffcv_is_warned_of_and_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ffcv", None)  # makes the import fail
-    monkeypatch.setattr(backend, "_said", set())
+    monkeypatch.setattr(backend, "_warned", set())
     prepare(dataset("digits"), tmp_path)
     chosen, reason = pick_backend("ffcv")
     assert chosen == "torch" and "cannot be imported" in reason

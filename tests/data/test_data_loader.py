@@ -267,7 +267,7 @@ def test_a_gpu_with_room_keeps_the_pixels(digits, monkeypatch):
 
 
 class CrossDevice(TorchDispatchMode):
-    """Notes every operation that takes or gives a CPU tensor: on a GPU the processor waits for it."""
+    """Notes each operation with a CPU tensor: on a GPU the processor waits for it."""
 
     def __init__(self):
         super().__init__()

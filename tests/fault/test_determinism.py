@@ -1,4 +1,4 @@
-"""The same seed gives the same bytes, however many jobs run at once; a switch makes CUDA exact too."""
+"""The same seed gives the same bytes, whatever number of jobs runs at once. Exact CUDA kernels."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What surrounds training fails: disk, tracking, clock, GPU. Nothing is lost, and a rerun ends alike."""
+"""Disk, tracking, clock or GPU fail: nothing is lost, and a rerun ends in the same bytes."""
 
 import errno
 import json
@@ -283,6 +283,17 @@ def test_a_watcher_outlives_its_database(swept, tmp_path, capfd):
     watcher.look()
     assert capfd.readouterr().err.count("tracking: ") <= 1
     assert contents(swept.runs) == before
+
+
+def test_a_sweep_lists_its_runs_before_it_trains(project):
+    """From that list `make ui` knows which runs to show while they train."""
+    job = project.jobs()[0]
+    project.sweep(f"results/tiny/jobs/{job}.jsonl", "results/tiny/config.json", cores=1)
+    listed = json.loads((project.results / "config.json").read_text())
+    trained = [path.parent.name for path in project.runs.glob("*/config.json")]
+    assert trained and set(trained) <= {run["run_id"] for run in listed["runs"]}
+    when = (project.results / "config.json").stat().st_mtime
+    assert all(path.stat().st_mtime > when for path in project.runs.glob("*/config.json"))
 
 
 def test_eight_runs_trained_at_once_are_tracked_to_the_last_metric(digits_root, tmp_path):

@@ -1,5 +1,9 @@
 """The benchmarks measure what they say; no test depends on speed."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +15,8 @@ from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import QuantPolicy
 from lowbit_core.conversion.swap import convert
 from lowbit_core.kernels.fused import set_compile
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +74,15 @@ def test_peak_memory_is_that_of_the_tensors_held_at_once():
         return torch.empty(1000, 256)
 
     assert peak_bytes(two_then_one) == pytest.approx(2 * 4 * 256_000, rel=0.01)
+
+
+def test_the_profiler_prints_nothing_between_the_tables():
+    code = (
+        "import torch; from benchmarks.steps import peak_bytes; peak_bytes(lambda: torch.ones(9))"
+    )
+    command = [sys.executable, "-c", f"import benchmarks; {code}"]  # as `python -m benchmarks` does
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "fp"])

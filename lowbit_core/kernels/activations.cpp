@@ -1,0 +1,175 @@
+// Activations: nearest level or uniform grid, the ReLU before it, and the STE mask of both passes.
+// Each function does what the Python function of the same name does, in one pass over memory.
+
+#include <atomic>
+
+#include "basis.h"
+
+namespace {
+
+// Bits of the STE mask, as in ste_mask.py.
+constexpr int QUANTIZER_PASSES = 1, ABOVE_RANGE = 2, RELU_PASSES = 4, BELOW_RANGE = 8;
+
+// relu(x), at most `ceiling`; a NaN stays NaN.
+inline Floats rectified(Floats x, float ceiling) {
+    x = select(x < 0.0f, broadcast(0), x);
+    return select(x > ceiling, broadcast(ceiling), x);
+}
+
+// One vector of columns through all rows of a block. y, relu and mask lie in memory as x does;
+// relu may be null. sums (S): one vector each, `sums_stride` apart.
+template <int K, bool SIGNED, bool TRAIN, class Whole>
+void basis_tile(Whole whole, const float* x, int64_t rows, int64_t stride, int64_t lanes,
+                const float* basis, float ceiling, float* y, float* relu, uint8_t* mask,
+                float* sums, int64_t sums_stride) {
+    Floats v[K], sum_v = broadcast(0), top = broadcast(0);
+    for (int k = 0; k < K; k++) v[k] = broadcast(basis[k]), sum_v += v[k];
+    for (int k = K - 1; k >= 0; k--) top += v[k];
+    Floats sum{}, square{};
+    CodeSums<K> code;
+    for (int64_t row = 0; row < rows; row++, x += stride, y += stride) {
+        Floats c = load(whole, x, lanes);
+        if (!SIGNED) c = rectified(c, ceiling);
+        Flags bit[K];
+        const Floats level = nearest_level<K, SIGNED>(c, v, sum_v, bit);
+        store(whole, y, level, lanes);
+        if (!TRAIN) continue;
+        sum += c, square += c * c;
+        code.add(c, bit);
+        Flags flags;
+        if (SIGNED) {
+            flags = (c <= top) & (c >= -top) & QUANTIZER_PASSES;
+        } else {
+            const Flags positive = (c > 0.0f) & (c < ceiling);
+            flags = positive & (((c <= top) & QUANTIZER_PASSES) | RELU_PASSES);
+        }
+        store(whole, mask, packed(flags), lanes), mask += stride;
+        if (relu) store(whole, relu, c, lanes), relu += stride;
+    }
+    if (!TRAIN) return;
+    auto keep = [&](Floats value) { store(whole, sums, value, lanes), sums += sums_stride; };
+    keep(sum), keep(square);
+    for (int k = 0; k < K; k++) keep(code.products[k]);
+    for (int p = 0; p < pairs(K); p++) keep(__builtin_convertvector(code.counts[p], Floats));
+}
+
+template <int K, bool SIGNED, bool TRAIN>
+void basis_blocks(const float* x, int64_t blocks, int64_t rows, int64_t columns, const float* v,
+                  float ceiling, float* y, float* relu, uint8_t* mask, float* sums) {
+    parallel_for(blocks, blocks * rows * columns, [=](int64_t block) {
+        for_each_vector(0, columns, [=](auto whole, int64_t column, int64_t lanes) {
+            const int64_t at = block * rows * columns + column;
+            basis_tile<K, SIGNED, TRAIN>(whole, x + at, rows, columns, lanes, v, ceiling, y + at,
+                                         relu ? relu + at : nullptr, mask + at,
+                                         sums + block * columns + column, blocks * columns);
+        });
+    });
+}
+
+template <bool SIGNED, bool TRAIN>
+void uniform(const float* x, int64_t size, float top, float bottom, float step, float ceiling,
+             float* y, float* relu, uint8_t* mask, uint8_t* not_finite) {
+    std::atomic<bool> found{false};
+    parallel_for((size + CHUNK - 1) / CHUNK, size, [=, &found](int64_t chunk) {
+        Floats sum{};
+        const int64_t end = std::min(size, (chunk + 1) * CHUNK);
+        for_each_vector(chunk * CHUNK, end, [=, &sum](auto whole, int64_t i, int64_t lanes) {
+            Floats c = load(whole, x + i, lanes);
+            if (!SIGNED) c = rectified(c, ceiling);
+            Floats inside = select(c < bottom, broadcast(bottom), c);
+            inside = select(inside > top, broadcast(top), inside);
+            const Floats level = rounded((inside - bottom) / step) * step + bottom;
+            store(whole, y + i, level, lanes);
+            sum += c;
+            if (!TRAIN) return;
+            Flags flags = (c >= top) & ABOVE_RANGE;
+            const Flags passes = (c < top) & (c >= bottom) & QUANTIZER_PASSES;
+            if (SIGNED) {
+                flags |= passes | ((c <= bottom) & BELOW_RANGE);
+            } else {
+                flags |= (c > 0.0f) & (c < ceiling) & (passes | RELU_PASSES);
+            }
+            store(whole, mask + i, packed(flags), lanes);
+            if (relu) store(whole, relu + i, c, lanes);
+        });
+        if (!std::isfinite(total(sum))) found = true;
+    });
+    if (TRAIN) *not_finite = found;
+}
+
+template <bool RELU, bool SUMS>
+void mask_gradient(const float* g, const float* g_relu, const uint8_t* mask, int64_t size,
+                   float* to, float* sums) {
+    const int64_t chunks = (size + CHUNK - 1) / CHUNK;
+    std::vector<float> partial(SUMS ? 2 * chunks : 0);
+    float* each = partial.data();
+    parallel_for(chunks, size, [=](int64_t chunk) {
+        Floats above{}, below{};
+        const int64_t end = std::min(size, (chunk + 1) * CHUNK);
+        for_each_vector(chunk * CHUNK, end,
+                        [=, &above, &below](auto whole, int64_t i, int64_t lanes) {
+            const Bytes bytes = load<Bytes>(whole, mask + i, lanes);
+            const Flags flags = __builtin_convertvector(bytes, Flags);
+            const Floats value = load(whole, g + i, lanes);
+            Floats sum = zero_unless(-(flags & QUANTIZER_PASSES), value);
+            if (RELU)
+                sum += zero_unless((flags & RELU_PASSES) != 0, load(whole, g_relu + i, lanes));
+            store(whole, to + i, sum, lanes);
+            if (!SUMS) return;
+            above += zero_unless((flags & ABOVE_RANGE) != 0, value);
+            below += zero_unless((flags & BELOW_RANGE) != 0, value);
+        });
+        if (SUMS) each[2 * chunk] = total(above), each[2 * chunk + 1] = total(below);
+    });
+    if (!SUMS) return;
+    double above = 0, below = 0;
+    for (int64_t c = 0; c < chunks; c++) above += each[2 * c], below += each[2 * c + 1];
+    sums[0] = above, sums[1] = below;
+}
+
+}  // namespace
+
+extern "C" {
+
+void quantize_and_sum(const float* x, int64_t blocks, int64_t rows, int64_t columns,
+                      const float* v, int bits, int is_signed, float ceiling, float* y,
+                      float* relu, uint8_t* mask, float* sums) {
+    with_bits(bits, is_signed, [=](auto K, auto SIGNED) {
+        basis_blocks<K, SIGNED, true>(x, blocks, rows, columns, v, ceiling, y, relu, mask, sums);
+    });
+}
+
+void quantize(const float* x, int64_t size, const float* v, int bits, int is_signed, float ceiling,
+              float* y) {
+    // As blocks of a column of lanes; then the rest, whose last elements are one narrow row.
+    const int64_t blocks = size / CHUNK, rest = size % CHUNK, at = size - rest;
+    const int64_t rows = rest / LANES, left = rest % LANES, last = size - left;
+    with_bits(bits, is_signed, [=](auto K, auto SIGNED) {
+        auto pass = [=](int64_t from, int64_t blocks, int64_t rows, int64_t columns) {
+            basis_blocks<K, SIGNED, false>(x + from, blocks, rows, columns, v, ceiling, y + from,
+                                           nullptr, nullptr, nullptr);
+        };
+        pass(0, blocks, CHUNK / LANES, LANES);
+        pass(at, 1, rows, LANES);
+        pass(last, 1, 1, left);
+    });
+}
+
+// mask, relu, not_finite: null where they are not wanted.
+void clip_round(const float* x, int64_t size, const float* top, const float* bottom,
+                const float* step, int is_signed, float ceiling, float* y, float* relu,
+                uint8_t* mask, uint8_t* not_finite) {
+    auto pass = is_signed ? (mask ? uniform<true, true> : uniform<true, false>)
+                          : (mask ? uniform<false, true> : uniform<false, false>);
+    pass(x, size, *top, *bottom, *step, ceiling, y, relu, mask, not_finite);
+}
+
+// g_relu: the gradient of the ReLU, or null. sums: of g above and below the range, or null.
+void apply_ste_mask(const float* g, const float* g_relu, const uint8_t* mask, int64_t size,
+                    float* to, float* sums) {
+    auto pass = g_relu ? (sums ? mask_gradient<true, true> : mask_gradient<true, false>)
+                       : (sums ? mask_gradient<false, true> : mask_gradient<false, false>);
+    pass(g, g_relu, mask, size, to, sums);
+}
+
+}  // extern "C"

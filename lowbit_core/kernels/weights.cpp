@@ -1,0 +1,158 @@
+// Weights, one basis a row, and their gradients; DoReFa's weights.
+// Each function does what the Python function of the same name does.
+
+#include "basis.h"
+
+namespace {
+
+constexpr float MIN_STEP = 1e-4f;  // as in direct.py
+
+// Rows of x (rows, size) to the nearest levels of v (rows, K), signed; and the refitted bases.
+template <int K, bool FIT>
+void basis_rows(const float* x, int64_t rows, int64_t size, const float* v, float* y, float* fit) {
+    parallel_for(rows, rows * size, [=](int64_t row) {
+        Floats basis[K], sum_v = broadcast(0), sum{};
+        CodeSums<K> code;
+        for (int k = 0; k < K; k++) basis[k] = broadcast(v[row * K + k]);
+        for_each_vector(row * size, (row + 1) * size, [&](auto whole, int64_t i, int64_t lanes) {
+            Flags bit[K];
+            const Floats value = load(whole, x + i, lanes);
+            const Floats level = nearest_level<K, true>(value, basis, sum_v, bit);
+            store(whole, y + i, level, lanes);
+            if (!FIT) return;
+            if (!whole) {  // lanes beyond the row must not be counted
+                const Flags index = {0, 1, 2, 3, 4, 5, 6, 7};
+                for (int k = 0; k < K; k++) bit[k] &= index < (int32_t)lanes;
+            }
+            sum += value;
+            code.add(value, bit);
+        });
+        if (!FIT) return;
+        FitSums sums;
+        sums.sum = total(sum), sums.count = size;
+        for (int k = 0; k < K; k++) sums.products[k] = total(code.products[k]);
+        for (int p = 0; p < pairs(K); p++) sums.counts[p] = total(code.counts[p]);
+        fit_ordered(sums, v + row * K, K, true, fit + row * K);
+    });
+}
+
+// The bits of round(clip(z, 0, 2^K - 1)) (direct.code_bits).
+template <int K>
+inline void code_bits(Floats z, Flags* bit) {
+    Floats rest = z - float((1 << K) - 1) / 2;
+    for (int k = K - 1; k >= 0; k--) {
+        const Floats half = broadcast(float(1 << k) / 2);
+        bit[k] = rest > 0.0f;
+        rest -= select(bit[k], half, -half);
+    }
+}
+
+template <int K>
+void direct_rows(const float* z, int64_t rows, int64_t size, float* v, float* w) {
+    parallel_for(rows, rows * size, [=](int64_t row) {
+        order(v + row * K, K);
+        for_each_vector(row * size, (row + 1) * size, [=](auto whole, int64_t i, int64_t lanes) {
+            const Floats codes = load(whole, z + i, lanes);
+            Flags bit[K];
+            code_bits<K>(codes, bit);
+            Floats level{};
+            for (int k = K - 1; k >= 0; k--) {
+                const Floats step = broadcast(v[row * K + k]);
+                level += select(bit[k], step, -step);
+            }
+            store(whole, w + i, level + 0.0f * codes, lanes);
+        });
+    });
+}
+
+// The gradients of codes (where DIRECT) and basis from that of the weight, g.
+template <int K, bool DIRECT>
+void gradient_rows(const float* g, const float* x, const float* v, int64_t rows, int64_t size,
+                   float* codes, float* basis) {
+    parallel_for(rows, rows * size, [=](int64_t row) {
+        Floats levels[K], sums[K] = {};
+        float span = 0;
+        for (int k = 0; k < K; k++) {
+            levels[k] = broadcast(v[row * K + k]);
+            span += std::abs(v[row * K + k]);
+        }
+        const float step = 2 * span / ((1 << K) - 1);
+        const Floats distance = broadcast(step < MIN_STEP ? MIN_STEP : step);
+        for_each_vector(row * size, (row + 1) * size, [&](auto whole, int64_t i, int64_t lanes) {
+            const Floats value = load(whole, x + i, lanes), slope = load(whole, g + i, lanes);
+            Flags bit[K];
+            if (DIRECT) {
+                code_bits<K>(value, bit);
+                const Flags outside = (value < -1.0f) | (value > float(1 << K));
+                store(whole, codes + i, select(outside, broadcast(0), slope / distance), lanes);
+            } else {
+                nearest_level<K, true>(value, levels, broadcast(0), bit);
+            }
+            for (int k = 0; k < K; k++) sums[k] += select(bit[k], slope, -slope);
+        });
+        for (int k = 0; k < K; k++) basis[row * K + k] = total(sums[k]);
+    });
+}
+
+// max |u|, at least 1e-12; NaN where u holds one.
+float largest(const float* u, int64_t count) {
+    float top = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const float size = std::abs(u[i]);
+        if (std::isnan(size)) return size;
+        top = std::max(top, size);
+    }
+    return std::max(top, 1e-12f);
+}
+
+}  // namespace
+
+extern "C" {
+
+// fit: the refitted bases (basis.refit_rows), or null.
+void quantize_rows(const float* x, int64_t rows, int64_t size, const float* v, int bits, float* y,
+                   float* fit) {
+    with_bits(bits, fit, [=](auto K, auto FIT) { basis_rows<K, FIT>(x, rows, size, v, y, fit); });
+}
+
+// Every row of v becomes the nearest ordered basis.
+void order_rows(float* v, int64_t rows, int bits) {
+    for (int64_t row = 0; row < rows; row++) order(v + row * bits, bits);
+}
+
+// Every row of v becomes the nearest ordered basis, too.
+void direct_weight(const float* z, int64_t rows, int64_t size, float* v, int bits, float* w) {
+    with_bits(bits, true, [=](auto K, auto) { direct_rows<K>(z, rows, size, v, w); });
+}
+
+// codes: the gradient of z, or null: then x holds weights, and only the basis gets a gradient.
+void basis_gradient(const float* g, const float* x, const float* v, int64_t rows, int64_t size,
+                    int bits, float* codes, float* basis) {
+    with_bits(bits, codes, [=](auto K, auto DIRECT) {
+        gradient_rows<K, DIRECT>(g, x, v, rows, size, codes, basis);
+    });
+}
+
+// u = tanh(w). steps: 2^bits - 1.
+void dorefa_weight(const float* u, int64_t size, const float* steps, float* w) {
+    const float twice = 2 * largest(u, size), n = *steps;
+    for_each_vector(0, size, [=](auto whole, int64_t i, int64_t lanes) {
+        const Floats position = (load(whole, u + i, lanes) / twice + 0.5f) * n;
+        store(whole, w + i, 2.0f * rounded(position) / n - 1.0f, lanes);
+    });
+}
+
+void dorefa_gradient(const float* g, const float* u, int64_t size, float* to) {
+    const float top = largest(u, size);
+    double sum = 0;
+    int64_t ties = 0;
+    for (int64_t i = 0; i < size; i++) sum += g[i] * u[i], ties += std::abs(u[i]) == top;
+    const float share = -float(sum) / (top * top) / std::max<int64_t>(ties, 1);
+    for (int64_t i = 0; i < size; i++) {
+        const bool at_top = std::abs(u[i]) == top;
+        const float through_max = at_top ? std::copysign(share, share * u[i]) : 0.0f;
+        to[i] = (g[i] / top + through_max) * (1 - u[i] * u[i]);
+    }
+}
+
+}  // extern "C"
