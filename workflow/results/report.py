@@ -139,18 +139,17 @@ PUBLISHED: Columns = {
     "Made otherwise": ("published_policy", ""), "Note": ("published_note", ""),
 }  # fmt: skip
 CLAIMS: Columns = {
-    "Methods": ("method", pair), "Setting": ("arch", claims.place_text), "n": ("n", "d"),
-    "Top-1": ("top1_mean", ".2f"), "Other": ("other_top1_mean", ".2f"),
-    "Difference [95 %]": ("top1_difference_mean", claims.difference_text),
-    "p": ("p", ".2g"), "Adjusted p": ("p_adjusted", ".2g"),
-    "Diverged": ("diverged", claims.diverged_text),
+    "Methods": ("method", pair), "Setting": ("arch", claims.place_text),
     "Verdict": ("verdict", lambda row: Markup("{} {}").format(chip(row), row["note"] or "")),
+    "n": ("n", "d"), "Difference [95 %]": ("top1_difference_mean", claims.difference_text),
+    "p": ("p", ".2g"), "Adjusted p": ("p_adjusted", ".2g"), "Top-1": ("top1_mean", ".2f"),
+    "Other": ("other_top1_mean", ".2f"), "Diverged": ("diverged", claims.diverged_text),
 }  # fmt: skip
 CHANNEL_ERROR: Columns = {
     "Setting · measured network": ("method", setting),
     "Weighting": ("variant", lambda row: row["variant"].replace("_", " ")),
     "Channels improved (%)": ("share_of_channels_improved", ".1f"),
-    "Median error": ("median_error_variant", ".4f"),
+    "Median error": ("median_error_variant", ".3g"),
     "Trained with it": ("trained_with", lambda row: method_label(row["trained_with"])),
     "Top-1": ("top1_mean", accuracy),
 }
