@@ -11,26 +11,21 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/results.smk"
-include: "workflow/rules/report.smk"
 include: "workflow/rules/tracking.smk"
-include: "workflow/rules/reference.smk"
 
 
 # Light work stays on the machine that runs snakemake, on a cluster too.
 localrules:
     all,
     suite_config,
-    collect,
-    ablation_channel_error,
-    ablation_direct_weights,
+    record,
     tables,
-    claims,
+    ablations,
     variants,
     plots,
     html_report,
     mlflow_sync,
     reference,
-    reference_report,
 
 
 report: "workflow/report/workflow.rst"

@@ -11,17 +11,9 @@ _aware = partial(BasisActivation, weighting="inverse_variance")
 _median = partial(BasisActivation, weighting="median")
 
 METHODS = (
-    Method(
-        "direct",
-        "Direct + channel-aware",
-        "#D55E00",
-        "*",
-        DirectWeight,
-        _aware,
-        measures_channels=True,
-    ),
-    Method("direct_plain", "Direct + plain activations", "#CC79A7", "P", DirectWeight, _plain),
-    Method("direct_median", "Direct + median basis", "#B8A000", "X", DirectWeight, _median, True),
-    Method("direct_sign", "Direct, sign codes", "#7A5195", "h", SignWeight, _aware, True),
-    Method("indirect", "Indirect + channel-aware", "#666666", "d", IndirectWeight, _aware, True),
+    Method("direct", DirectWeight, _aware, measures_channels=True),
+    Method("direct_plain", DirectWeight, _plain),
+    Method("direct_median", DirectWeight, _median, ablation=True),
+    Method("direct_sign", SignWeight, _aware, ablation=True),
+    Method("indirect", IndirectWeight, _aware, ablation=True),
 )

@@ -107,4 +107,4 @@ class DoReFaActivation(UniformActivation):
         return self.top, self.bottom, self.step
 
 
-METHODS = (Method("dorefa", "DoReFa", "#E69F00", "s", DoReFaWeight, DoReFaActivation),)
+METHODS = (Method("dorefa", DoReFaWeight, DoReFaActivation),)

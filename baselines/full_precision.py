@@ -2,4 +2,4 @@
 
 from lowbit_core.quantizers.interface import Method
 
-METHODS = (Method("fp", "Full precision", "#000000", "D", weight=None, activation=None),)
+METHODS = (Method("fp", weight=None, activation=None),)

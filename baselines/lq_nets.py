@@ -56,20 +56,7 @@ class LQWeight(WeightQuantizer):
 
 METHODS = (
     Method(
-        "lq_nets",
-        "LQ-Nets",
-        "#0072B2",
-        "o",
-        LQWeight,
-        partial(BasisActivation, weighting="equal"),
-        measures_channels=True,
+        "lq_nets", LQWeight, partial(BasisActivation, weighting="equal"), measures_channels=True
     ),
-    Method(
-        "lq_channel_aware",
-        "LQ-Nets weights + channel-aware",
-        "#56B4E9",
-        "v",
-        LQWeight,
-        partial(BasisActivation, weighting="inverse_variance"),
-    ),
+    Method("lq_channel_aware", LQWeight, partial(BasisActivation, weighting="inverse_variance")),
 )

@@ -54,4 +54,4 @@ class PACTActivation(UniformActivation):
         return self.alpha, self._bottom(), self.alpha.detach() * self._share()
 
 
-METHODS = (Method("pact", "PACT", "#009E73", "^", DoReFaWeight, PACTActivation),)
+METHODS = (Method("pact", DoReFaWeight, PACTActivation),)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lowbit_core.runtime.run_folder import RunFolder
-from workflow.results.checked import job_text
+from workflow.results.record import write_record
+from workflow.suite.jobs import job_text, read_jobs
 
 BITS = ((1, 2), (2, 2), (3, 3))
 METHODS = ("direct", "direct_plain", "lq_channel_aware", "lq_nets", "dorefa", "pact")
@@ -283,12 +284,10 @@ def write_suite(results: Path, *, dataset: str = "fashion_mnist") -> None:
                         run = write_run(runs, arch, method, bits, seed, **common)
                         lines.append((run, "ablation"))
             write_job(jobs / f"{dataset}-{arch}-s{seed}.jsonl", lines)
-    settings = {
-        "suite": "quick",
-        "datasets": [dataset],
-        "archs": sorted(ARCHS),
-        "bits": ["FP", "W1A2", "W2A2", "W3A3"],
-        "methods": ["fp", *METHODS],
-        "recipe": {"epochs": EPOCHS, "batch_size": 128, "lr": 0.05},
-    }
-    (results / "config.json").write_text(json.dumps(settings))
+
+
+def record_suite(results: Path, suite: str = "quick") -> None:
+    """The record of all jobs under `results`, in results/record/."""
+    jobs = sorted((results / "jobs").glob("*.jsonl"))
+    settings = {"suite": suite, "recipe": {"epochs": EPOCHS, "batch_size": 128, "lr": 0.05}}
+    write_record(settings, read_jobs(jobs), results / "runs", results / "record")

@@ -18,7 +18,7 @@ def main() -> None:
     signals.listen()  # before the imports that take seconds
     import baselines
     from lowbit_core.runtime.backend import pick_backend
-    from workflow.results.checked import job_text
+    from workflow.suite.jobs import job_text
     from workflow.suite.suite import COMPILE_MODES, ROOT, load_suite
 
     parser = argparse.ArgumentParser(description=__doc__)

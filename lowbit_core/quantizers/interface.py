@@ -86,12 +86,9 @@ class ActivationQuantizer(nn.Module):
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the benchmark: how weights and activations are quantized, and how it is drawn."""
+    """One row of the benchmark: how weights and activations are quantized."""
 
     name: str
-    label: str
-    color: str
-    marker: str
     weight: Callable[[Tensor, int], WeightQuantizer] | None
     activation: Callable[[int, bool], ActivationQuantizer] | None
     ablation: bool = False

@@ -27,7 +27,7 @@ SAME = (
     "results.csv",
     "epochs.csv",
     "diagnostics.csv",
-    "weight_histograms.json",
+    "record/histograms.json",
     "claims.csv",
     "claims.md",
     "table_main.csv",

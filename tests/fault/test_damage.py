@@ -1,23 +1,26 @@
-"""Torn and corrupted files of every kind: named in one sentence, made again or refused, never used."""
+"""Torn and corrupted files of every kind: named in one sentence, made again or refused."""
 
 import json
 import random
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sweeps import SAME, assert_same_runs, in_child, status_of
+from sweeps import assert_same_runs, in_child, status_of
 
 from lowbit_core.datasets import manifest
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_folder import load_tensors
 from workflow import track
-from workflow.results import checked, claims, collect, plots, report, tables
-from workflow.suite import suite
+from workflow.results import main_table, record, tables
+from workflow.results.columns import TABLES, read_table
+from workflow.results.record import Record
+from workflow.suite import jobs, suite
 
 DAMAGES = ("empty", "cut", "flip", "junk")
 OTHER_RUN = "another run's"
@@ -45,17 +48,20 @@ def refused(work, *names: object) -> str:
 def swept(reference, project):
     """A project with all results of the reference sweep."""
     project.adopt(reference, reference.jobs())
-    for name in (*SAME, "timings.csv"):
-        for file in (name, f".{name}.sha256"):
-            if (reference.results / file).exists():
-                shutil.copy(reference.results / file, project.results / file)
+    shutil.copytree(reference.results / "record", project.results / "record")
+    for path in (*reference.results.glob("*.csv"), *reference.results.glob(".*.sha256")):
+        shutil.copy(path, project.results / path.name)
     return project
 
 
-def collect_again(project, out: Path) -> None:
-    jobs = sorted(map(str, (project.results / "jobs").glob("*.jsonl")))
-    words = ["--suite", "tiny", "--runs", str(project.runs), "--jobs", *jobs]
-    collect.main([*words, "--results", str(out / "results.csv")])
+def record_again(project, out: Path) -> Path:
+    """Make the record of the project's jobs, and from it results.csv."""
+    files = sorted((project.results / "jobs").glob("*.jsonl"))
+    jobs.check_jobs(files, project.runs)
+    settings = Record(project.results / "record").settings["suite"]
+    record.write_record(settings, jobs.read_jobs(files), project.runs, out / "record")
+    tables.write_tables(out, Record(out / "record"))
+    return out / "results.csv"
 
 
 # -- what a run leaves -----------------------------------------------------------------------
@@ -68,7 +74,7 @@ RUN_FILES = (
 
 @pytest.mark.parametrize("name", RUN_FILES)
 @pytest.mark.parametrize("how", (*DAMAGES, OTHER_RUN))
-def test_a_damaged_run_is_not_collected_and_its_job_is_made_again(name, how, swept, tmp_path):
+def test_a_damaged_run_is_not_recorded_and_its_job_is_made_again(name, how, swept, tmp_path):
     direct = next(swept.runs.glob("*-direct-w2a2-*"))
     if how == OTHER_RUN:
         other = next(swept.runs.glob("*-lq_nets-w2a2-*"))
@@ -79,8 +85,8 @@ def test_a_damaged_run_is_not_collected_and_its_job_is_made_again(name, how, swe
         damage(direct / name, how)
     job = next(j for j in (swept.results / "jobs").glob("*") if direct.name in j.read_text())
     named = direct if (how, name) == (OTHER_RUN, "final.json") else direct / name
-    refused(lambda: collect_again(swept, tmp_path), named, job, "snakemake")
-    assert not job.exists() and not (tmp_path / "results.csv").exists()
+    refused(lambda: record_again(swept, tmp_path), named, job, "snakemake")
+    assert not job.exists() and not (tmp_path / "record").exists()
 
 
 def test_what_was_damaged_is_made_again_to_the_byte(swept, reference, tmp_path):
@@ -93,13 +99,11 @@ def test_what_was_damaged_is_made_again_to_the_byte(swept, reference, tmp_path):
         damage(next(swept.runs.glob(pattern)) / name, "flip")
     job = reference.jobs()[1]
     with pytest.raises(InputError):
-        collect_again(swept, tmp_path)
+        record_again(swept, tmp_path)
     assert status_of(in_child(lambda: swept.train_here(job))) == 0
     assert_same_runs(swept.runs, reference.runs)
-    collect_again(swept, tmp_path)
-    assert (tmp_path / "results.csv").read_bytes() == (
-        reference.results / "results.csv"
-    ).read_bytes()
+    made = record_again(swept, tmp_path)
+    assert made.read_bytes() == (reference.results / "results.csv").read_bytes()
 
 
 @settings(max_examples=200)
@@ -131,45 +135,28 @@ def test_a_damaged_job_file_is_refused(how, swept, tmp_path):
         job.write_text(job.read_text().splitlines(keepends=True)[0])
     else:
         damage(job, how)
-    refused(lambda: collect_again(swept, tmp_path), job if how != "flip" else "")
+    refused(lambda: record_again(swept, tmp_path), job if how != "flip" else "")
 
 
-def read_everything(project, out: Path):
-    """What reads each table, by its name."""
-    at = project.results
-    shutil.copy(at / "table_main.csv", out / "table_main.csv")
-    drawn = ["--results", at / "results.csv", "--out", out / "plots"]
-    drawn += ["--epochs", at / "epochs.csv", "--histograms", at / "weight_histograms.json"]
-    drawn += ["--channel-error", at / "ablation_channel_error.csv"]
-    drawn += ["--direct-weights", at / "ablation_direct_weights.csv"]
-    return {
-        "results.csv": lambda: tables.read_results(at / "results.csv"),
-        "ablation_channel_error.csv": lambda: plots.main(list(map(str, drawn))),
-        "epochs.csv": lambda: plots.main(list(map(str, drawn))),
-        "ablation_direct_weights.csv": lambda: plots.main(list(map(str, drawn))),
-        "table_main.csv": lambda: report.read_rows(at / "table_main.csv", tables.TABLE_COLUMNS),
-        "claims.csv": lambda: report.read_rows(at / "claims.csv", claims.CLAIM_COLUMNS),
-        "diagnostics.csv": lambda: report.read_rows(
-            at / "diagnostics.csv", collect.DIAGNOSTIC_COLUMNS
-        ),
-        "timings.csv": lambda: checked.check_table(at / "timings.csv", collect.TIMING_COLUMNS),
-        "ablation_channel_error_summary.csv": lambda: report.read_rows(
-            at / "ablation_channel_error_summary.csv", collect.CHANNEL_SUMMARY_COLUMNS
-        ),
-        "ablation_direct_weights_summary.csv": lambda: report.read_rows(
-            at / "ablation_direct_weights_summary.csv", collect.DIRECT_SUMMARY_COLUMNS
-        ),
-    }
+def read_record(folder: Path) -> None:
+    found = Record(folder)
+    for part in ("settings", "runs", "epochs", "channels", "histograms"):
+        getattr(found, part)
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_table_is_refused(how, swept, tmp_path):
-    for name, read in read_everything(swept, tmp_path).items():
-        path = swept.results / name
+def test_a_damaged_table_is_refused(how, swept):
+    """Every table, and every file of the record that they are made from."""
+    at = swept.results
+    paths = [at / name for name in TABLES if name != "variants.csv"]
+    for path in (*paths, *(at / "record" / name for name in record.FILES)):
         whole = path.read_bytes()
         damage(path, how)
-        refused(read, path, "delete it and run `snakemake` again")
+        is_table = path.suffix == ".csv"
+        work = partial(read_table, path) if is_table else partial(read_record, path.parent)
+        refused(work, path, "delete it and run `snakemake` again")
         path.write_bytes(whole)
+    read_record(at / "record")
 
 
 def mutated(text: bytes, draw: random.Random) -> bytes:
@@ -196,7 +183,7 @@ def test_a_mutated_suite_is_accepted_or_refused(seed):
     seed=st.integers(0, 2**32), name=st.sampled_from(("results.csv", "job", "metrics.csv", "paper"))
 )
 def test_a_mutated_table_is_accepted_or_refused(reference, tmp_path_factory, seed, name):
-    """Tables without their checksum: results, a job's runs, a running run's epochs, published values."""
+    """Without their checksums: results, a job's runs, a running run's epochs, published values."""
     folder = tmp_path_factory.getbasetemp() / "mutated"
     folder.mkdir(exist_ok=True)
     run = next(reference.runs.glob("*-direct-w2a2-*"))
@@ -212,15 +199,15 @@ def test_a_mutated_table_is_accepted_or_refused(reference, tmp_path_factory, see
 
     def read() -> None:
         if name == "results.csv":
-            rows = tables.main_table(tables.read_results(path), [])
-            tables.markdown(rows, "tiny")
-            tables.latex(rows, "tiny")
+            rows = main_table.main_table(read_table(path), [])
+            main_table.markdown(rows, "tiny")
+            main_table.latex(rows, "tiny")
         elif name == "job":
-            checked.read_job(path)
+            jobs.read_job(path)
         elif name == "metrics.csv":
             track.read_epochs(folder)
         else:
-            tables.read_published(path, "paper")
+            main_table.read_published("paper", path)
 
     answered_within_a_second(read)
 

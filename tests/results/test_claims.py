@@ -1,15 +1,14 @@
 """The claims table: golden values, and what must hold for any results."""
 
 import random
-from itertools import product
 
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workflow.comparisons import load_comparisons
 from workflow.results import claims
-from workflow.results.claims import bootstrap_interval, claim_rows
+from workflow.results.claims import claim_rows
 
 accuracies = st.integers(0, 100_000).map(lambda n: n / 1000)
 seeds = st.lists(st.tuples(accuracies, accuracies), min_size=1, max_size=6)
@@ -28,57 +27,45 @@ def run(method, top1, seed, arch="resnet20", w_bits=2):
     }  # fmt: skip
 
 
-def made(one: list, two: list, method="direct", other="indirect", **where) -> pd.DataFrame:
-    pairs = zip(one, two, strict=True)
-    return pd.DataFrame(
-        [
-            r
-            for s, (a, b) in enumerate(pairs)
-            for r in (run(method, a, s, **where), run(other, b, s, **where))
-        ]
-    )
+def made(one: list, two: list, method="direct", other="indirect", **where) -> list[dict]:
+    return [
+        row
+        for seed, (a, b) in enumerate(zip(one, two, strict=True))
+        for row in (run(method, a, seed, **where), run(other, b, seed, **where))
+    ]
 
 
-def many(settings: dict, method="direct", other="indirect") -> pd.DataFrame:
-    return pd.concat(
-        [
-            made(*map(list, zip(*pairs, strict=True)), method, other, arch=arch, w_bits=bits)
-            for (arch, bits), pairs in settings.items()
-        ],
-        ignore_index=True,
-    )
+def many(settings: dict, method="direct", other="indirect") -> list[dict]:
+    return [
+        row
+        for (arch, bits), pairs in settings.items()
+        for row in made(*map(list, zip(*pairs, strict=True)), method, other, arch=arch, w_bits=bits)
+    ]
 
 
 def test_golden():
-    """Differences 1, 2, 6 by hand: mean 3; with three the 95 % interval is their range."""
+    """Differences 1, 2, 6 by hand: mean 3, std sqrt(7); the only setting is the primary answer."""
     [row] = claim_rows(made([61, 62, 66], [60, 60, 60]))
     assert row | {
         "dataset": "cifar100", "arch": "resnet20", "bits": "W2A2", "claim": "direct update",
-        "method": "direct", "other": "indirect", "n": 3, "pairs": 3, "diverged": 0,
-        "top1_mean": 63.0, "other_top1_mean": 60.0, "top1_difference_mean": 3.0,
-        "top1_difference_low": 1.0, "top1_difference_high": 6.0, "verdict": "leads", "note": "",
+        "method": "direct", "other": "indirect", "primary": "yes", "n": 3, "pairs": 3,
+        "diverged": 0, "top1_mean": 63.0, "other_top1_mean": 60.0, "top1_difference_mean": 3.0,
+        "p_adjusted": None, "verdict": "undecided", "note": "",
     } == row  # fmt: skip
-    assert claims.difference_text(row) == "+3.00 [+1.00, +6.00]"
-
-
-def test_interval_against_all_resamples():
-    """Of four differences: quantiles of the 256 equally likely means, enumerated."""
-    values = [-1.0, 0.5, 2.0, 7.0]
-    every = pd.Series([sum(c) / 4 for c in product(values, repeat=4)])
-    low, high = bootstrap_interval([values], 1)
-    assert low == pytest.approx(every.quantile(0.025), abs=0.26)  # the distance of two means
-    assert high == pytest.approx(every.quantile(0.975), abs=0.38)
+    assert row["top1_difference_std"] == pytest.approx(7**0.5)
+    assert claims.difference_text(row) == "+3.00 [−3.57, +9.57]"
 
 
 @pytest.mark.parametrize(
     ("one", "two", "expected"),
     [
-        ([61, 62, 63], [60, 60, 60], "leads"),
-        ([59, 58, 57], [60, 60, 60], "trails"),
+        ([61, 61.2, 61.1], [60, 60, 60], "leads"),
+        ([59, 58.8, 58.9], [60, 60, 60], "trails"),
+        ([60.1, 59.9, 60], [60, 60, 60], "equal"),
         ([61, 59, 63], [60, 60, 60], "undecided"),
         ([90, 90], [10, 10], "undecided"),  # two pairs tell nothing
-        ([61, 62, 63, None], [60, 60, 60, 60], "undecided"),  # it diverged once: no lead
-        ([61, 62, 63, 64], [60, 60, 60, None], "leads"),
+        ([61, 61.2, 61.1, None], [60, 60, 60, 60], "undecided"),  # it diverged once: no lead
+        ([61, 61.2, 61.1, 64], [60, 60, 60, None], "leads"),
         ([None, None], [60, 60], "undecided"),
     ],
 )
@@ -87,13 +74,15 @@ def test_verdict(one, two, expected):
     assert row["verdict"] == expected
     assert (row["diverged"], row["other_diverged"]) == (one.count(None), two.count(None))
     if row["n"] < 3:
-        assert "top1_difference_low" not in row and "no interval" in row["note"]
+        assert row["top1_difference_low"] is None and "no interval" in row["note"]
 
 
 def test_seeds_from_other_checkpoints_are_no_pair():
     table = made([61, 62, 63], [60, 60, 60])
-    table.loc[table["method"] == "indirect", "pretrained"] = "another"
-    assert claim_rows(table) == []
+    changed = [
+        row | {"pretrained": "another"} if row["method"] == "indirect" else row for row in table
+    ]
+    assert claim_rows(changed) == []
 
 
 def test_over_all_averages_a_checkpoint_first_and_leaves_out_what_has_too_few():
@@ -105,46 +94,65 @@ def test_over_all_averages_a_checkpoint_first_and_leaves_out_what_has_too_few():
     last = claim_rows(table)[-1]
     assert (last["arch"], last["bits"], last["n"], last["pairs"]) == ("all", "all", 3, 6)
     assert last["top1_difference_low"] == last["top1_difference_high"] == 2.0
+    assert (last["primary"], last["verdict"], last["p_adjusted"]) == ("yes", "leads", None)
     assert last["note"] == "left out, n below 3: AlexNet (BN)"
 
 
+def test_rows_of_single_settings_are_adjusted_for_their_number():
+    """One setting has p = 0.03 and leads alone; beside three others it is undecided."""
+    lead, rest = [(61, 60), (62, 60), (61.5, 60)], [(60, 60), (61, 60), (59, 60)]
+    [alone] = claim_rows(many({("resnet20", 1): lead}))
+    assert alone["verdict"] == "leads" and 0.0125 < alone["p"] < 0.05
+    first, *others = claim_rows(
+        many({("resnet20", 1): lead} | {("resnet20", b): rest for b in (2, 3, 4)})
+    )
+    assert first["p"] == alone["p"]
+    assert first["p_adjusted"] == pytest.approx(4 * alone["p"])
+    assert first["verdict"] == "undecided" and first["primary"] == ""
+    assert [row["primary"] for row in others] == ["", "", "", "yes"]
+
+
 def test_every_baseline_is_compared():
-    names = [
-        name
-        for _, one, name in claims.comparisons({"direct", "pact", "dorefa", "mine", "fp"})
-        if one == "direct"
-    ]
-    assert sorted(names) == ["dorefa", "mine", "pact"]
+    comparisons = load_comparisons()
+    baseline = comparisons.claims[-1]
+    found = comparisons.pairs(baseline, ["direct", "indirect", "pact", "dorefa", "mine", "fp"])
+    assert found == [("direct", "pact"), ("direct", "dorefa"), ("direct", "mine")]
 
 
 @given(settings_of)
-def test_swapping_the_pair_flips_the_signs(settings):
+def test_swapping_the_pair_swaps_the_verdicts(settings):
     ahead = claim_rows(many(settings))
     behind = claim_rows(many({k: [(b, a) for a, b in v] for k, v in settings.items()}))
-    flipped = {"leads": "trails", "trails": "leads", "undecided": "undecided"}
+    flipped = {"leads": "trails", "trails": "leads", "equal": "equal", "undecided": "undecided"}
     for one, two in zip(ahead, behind, strict=True):
         assert two["verdict"] == flipped[one["verdict"]]
         assert two["top1_difference_mean"] == pytest.approx(-one["top1_difference_mean"], abs=1e-9)
-        if "top1_difference_low" in one:
+        if one["p"] is not None:
             mirrored = -two["top1_difference_high"], -two["top1_difference_low"]
             got = one["top1_difference_low"], one["top1_difference_high"]
-            assert got == pytest.approx(mirrored, abs=2e-3)
+            assert got == pytest.approx(mirrored, abs=1e-6)
 
 
 @given(settings_of)
-def test_the_interval_holds_the_mean(settings):
+def test_the_interval_holds_the_mean_and_the_verdict_follows_from_it(settings):
     for row in claim_rows(many(settings)):
-        if row["n"] >= 3 and "top1_difference_low" in row:
-            low, high = row["top1_difference_low"], row["top1_difference_high"]
-            assert low - 1e-3 <= row["top1_difference_mean"] <= high + 1e-3
+        if row["p"] is None:
+            assert row["verdict"] == "undecided" and row["n"] < 3 * len(settings)
+            continue
+        low, high = row["top1_difference_low"], row["top1_difference_high"]
+        assert low - 1e-9 <= row["top1_difference_mean"] <= high + 1e-9
+        if row["verdict"] in ("leads", "trails"):
+            assert low > -1e-9 or high < 1e-9
+        if row["verdict"] == "equal":
+            assert -0.5 < low and high < 0.5
 
 
 @given(settings_of, st.randoms(use_true_random=False))
 def test_the_order_of_rows_changes_nothing(settings, shuffler: random.Random):
     table = many(settings)
-    order = list(table.index)
-    shuffler.shuffle(order)
-    assert claim_rows(table.loc[order]) == claim_rows(table)
+    shuffled = list(table)
+    shuffler.shuffle(shuffled)
+    assert claim_rows(shuffled) == claim_rows(table)
 
 
 def test_markdown_says_what_it_is():

@@ -1,618 +1,122 @@
-"""The HTML report of a suite: one file that opens from disk and fetches nothing."""
+"""The HTML report of a results folder: one file that opens from disk and fetches nothing.
+
+usage: python -m workflow.results.report FOLDER --out FILE.html [--plots FOLDER/plots]
+
+It shows what the tables say; which method leads is decided in compare.py alone.
+"""
 
 import argparse
-import json
 import re
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from statistics import mean, median
+from typing import NamedTuple
 
 import jinja2
-import pandas as pd
 import yaml
 from markupsafe import Markup
 
-from baselines import METHODS
 from lowbit_core.quantizers.bits import bits_label
-from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_text
-from workflow.results.checked import check_table
-from workflow.results.claims import (
-    CLAIM_COLUMNS,
-    QUESTIONS,
-    difference_text,
-    diverged_text,
-    place_text,
-)
-from workflow.results.claims import caption as claims_caption
-from workflow.results.collect import (
-    CHANNEL_SUMMARY_COLUMNS,
-    DIAGNOSTIC_COLUMNS,
-    DIRECT_SUMMARY_COLUMNS,
-    TIMING_COLUMNS,
-)
-from workflow.results.plots import GRID, INK, MUTED, si
-from workflow.results.tables import (
-    ARCHS,
-    DATASETS,
-    PAPER_SUITES,
-    TABLE_COLUMNS,
-    TEMPLATES,
-    blocks,
-    method_label,
-    method_order,
-    read_results,
-)
+from workflow.comparisons import load_comparisons
+from workflow.results import claims, labels
+from workflow.results.columns import read_table
+from workflow.results.labels import arch_name, dataset_name, method_label, method_order
+from workflow.results.main_table import TEMPLATES, blocks
+from workflow.results.plot_style import GRID, INK, MUTED, si
+from workflow.results.plots import PLOTS, network_name
+from workflow.results.record import Record
 
-PLOTS = {
-    "accuracy_vs_bits": (
-        "Accuracy against bit-width",
-        (
-            "Look at the distance to the dashed full-precision line as bits go; methods whose bands "
-            "overlap are not told apart by these seeds."
-        ),
-    ),
-    "accuracy_vs_bitops": (
-        "Accuracy against bit operations",
-        (
-            "All methods of one setting cost the same bit operations, so height alone separates them; "
-            "the grey steps are the best accuracy for at most that cost."
-        ),
-    ),
-    "accuracy_vs_size": (
-        "Accuracy against model size",
-        (
-            "Stored size counts packed codes, levels and the layers that stay in full precision, "
-            "which is why half the bits do not halve the file."
-        ),
-    ),
-    "channel_error_heatmap": (
-        "Channel error heat map",
-        (
-            "Each strip is a layer, each cell one of its channels from low to high variance: blue "
-            "channels are represented better by the channel-aware quantizer, red ones pay for it."
-        ),
-    ),
-    "weight_histograms": (
-        "Weight histograms",
-        (
-            "Where training gathers the latent weights at the levels, the lower row peaks at the "
-            "dashed lines; the lines themselves move as the levels are learned."
-        ),
-    ),
-    "training_curves": (
-        "Training curves",
-        (
-            "All methods start from one checkpoint; look at how fast each recovers and whether any is "
-            "still rising at the last epoch."
-        ),
-    ),
-    "levels_and_flips": (
-        "Flips of codes and spans of levels",
-        (
-            "Upper row: a rate that stays high means codes that never settle, one near zero from the "
-            "start means weights that cannot move. Lower row: levels that shrink or spread away from "
-            "where they began."
-        ),
-    ),
-    "mismatch": (
-        "Mismatch of trained and used weights",
-        (
-            "In the upper row, lower means that gradient descent moves nearly the weights the network "
-            "uses; in the lower row, falling means that the codes settle."
-        ),
-    ),
-}
-COMMANDS = (
-    ("make all", "set up, then train the default suite and make this page"),
-    ("snakemake --cores 2 all", "the same, inside the environment"),
-    ("snakemake results/ablation_channel_error.csv", "the channel-error ablation alone"),
-    ("snakemake --cores 2 all --config suite=paper", "another suite (its data must be at hand)"),
-    ("make ui", "browse every run in MLflow on 127.0.0.1"),
-    ("make test", "the test suite"),
-)
-INK_METHOD = "#000000"
-"""Black is drawn in the text colour, so that it shows on a dark page too."""
+THEME = {INK: "currentColor", "#000000": "currentColor", MUTED: "var(--muted)",
+         GRID: "var(--rule)", "#ffffff": "var(--surface)"}  # fmt: skip
+"""Colours of the plots that follow the theme of the page, so that they show on a dark page too."""
 
 
-def web_method(name: str) -> Method:
-    """A method with a colour that works on a light and on a dark page."""
-    method = METHODS[name]
-    return replace(method, color="currentColor") if method.color == INK_METHOD else method
+class Number(NamedTuple):
+    """A table cell, the value that it is sorted by, and a small second line."""
+
+    text: str
+    value: float | None = None
+    kind: str = ""
+    below: str = ""
 
 
-def inline_svg(path: Path, title: str) -> Markup:
-    """A Matplotlib SVG made part of the page: own ids, theme colours, no fixed size."""
-    text = path.read_text()
-    if "<svg" not in text:
-        raise InputError(f"{path} is not an SVG file: make the plots again")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    prefix = path.stem.replace("_", "-")
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = text.replace("url(#", f"url(#{prefix}-").replace('href="#', f'href="#{prefix}-')
-    text = re.sub(r"\n\s*", "\n", text)
-    colors = {
-        INK: "currentColor",
-        INK_METHOD: "currentColor",
-        MUTED: "var(--muted)",
-        GRID: "var(--rule)",
-        "#ffffff": "var(--surface)",
-    }
-    for color, theme in colors.items():
-        text = text.replace(color, theme)
-    head = f'<svg role="img" aria-label="{title}"'
-    return Markup(text.replace("<svg", head, 1))
+Shown = str | Callable[[dict], str]
+"""How a value is shown: a format, or a function of its row."""
+Columns = dict[str, tuple[str, Shown]]
+"""Heading -> the column that is shown below it, and how."""
+Table = tuple[list[str], list[list[str | Number]]]
+"""Headings and rows; the first cell of a row is its name, and always text."""
 
 
-def points(value: float) -> str:
-    """A signed difference in percentage points."""
-    return f"{value:+.2f}".replace("-", "−")
+def make_table(columns: Columns, rows: Iterable[dict]) -> Table:
+    return list(columns), [[cell(row, *shown) for shown in columns.values()] for row in rows]
 
 
-def accuracy(cell: dict) -> str:
-    """`87.19 ± 0.18`, without ± where there is one seed."""
-    std = cell["top1_std"]
-    return f"{cell['top1_mean']:.2f}" + ("" if std is None else f"\u00a0±\u00a0{std:.2f}")
+def cell(row: dict, column: str, shown: Shown) -> str | Number:
+    value = row[column]
+    if value is None:
+        return Number("–")
+    if callable(shown):
+        text = shown(row)
+    else:
+        text = value if isinstance(value, str) else f"{value:{shown}}".replace("-", "−")
+    return text if isinstance(value, str) else Number(text, value)
 
 
-def number_cell(value: float | None, text: str | None = None, digits: int = 2) -> dict:
-    """A table cell: what is shown and the number it sorts by."""
-    if value is None or pd.isna(value):
-        return {"text": "–", "sort": ""}
-    return {"text": text if text is not None else f"{value:.{digits}f}", "sort": f"{value:.10g}"}
-
-
-def read_rows(path: str, columns: list[str]) -> list[dict]:
-    """A table as dicts; empty cells are None."""
-    check_table(path, columns)
-    table = pd.read_csv(path).astype(object)
-    return table.where(table.notna(), None).to_dict("records")
-
-
-def place(row: dict) -> str:
-    """`ResNet-20 W2A2`, with its data set where it is not the default one."""
-    name = f"{ARCHS.get(row['arch'], row['arch'])}, {bits_label(row['w_bits'], row['a_bits'])}"
-    if row["dataset"] == "fashion_mnist":
-        return name
-    return f"{DATASETS.get(row['dataset'], row['dataset'])}, {name}"
-
-
-def standing(cells: list[dict]) -> dict | None:
-    """Who is first in one column, by how much, and whether that is clear."""
-    ranked = sorted(
-        (c for c in cells if c["n"] and c["method"] != "fp"),
-        key=lambda c: c["top1_mean"],
-        reverse=True,
-    )
-    if not ranked:
-        return None
-    best = ranked[0]
-    line = {"method": web_method(best["method"]), "value": accuracy(best), "best": best}
-    if len(ranked) == 1:
-        return {**line, "chip": "no rival", "tone": "", "text": "the only method that finished"}
-    rival = ranked[1]
-    lead = best["top1_mean"] - rival["top1_mean"]
-    gap = f"{lead:.2f} points over {method_label(rival['method'])}"
-    if best["best"]:
-        return {
-            **line,
-            "chip": "clear lead",
-            "tone": "good",
-            "text": f"{gap}, more than one std (n = {best['n']})",
-        }
-    if best["top1_std"] is None or rival["top1_std"] is None:
-        return {
-            **line,
-            "chip": "single seed",
-            "tone": "",
-            "text": f"{gap}; one seed tells no spread",
-        }
-    if best["diverged"]:
-        return {
-            **line,
-            "chip": "unstable",
-            "tone": "bad",
-            "text": f"{gap}, but {best['diverged']} of its runs diverged",
-        }
-    return {
-        **line,
-        "chip": "within one std",
-        "tone": "",
-        "text": f"{gap}: not told apart (n = {best['n']})",
-    }
-
-
-def headline(table: list[dict]) -> dict:
-    """The best method per setting in plain words, with one card per bit-width."""
-    cards, firsts, clear, single = [], {}, 0, 0
-    found = blocks(table)
-    several = len({block["dataset"] for block in found}) > 1
-    for bits in dict.fromkeys(bits for block in found for bits in block["bits"]):
-        lines = []
-        for block in found:
-            if bits not in block["bits"]:
-                continue
-            column = block["bits"].index(bits)
-            line = standing([cells[column] for _, cells in block["methods"] if cells[column]])
-            where = block["title"] if several else ARCHS.get(block["arch"], block["arch"])
-            if line is None:
-                lines.append(
-                    {
-                        "where": where,
-                        "method": None,
-                        "chip": "diverged",
-                        "tone": "bad",
-                        "text": "no method finished",
-                    }
-                )
-                continue
-            firsts[line["method"].label] = firsts.get(line["method"].label, 0) + 1
-            clear += line["chip"] == "clear lead"
-            single += line["chip"] == "single seed"
-            lines.append({**line, "where": where})
-        cards.append({"bits": bits, "lines": lines})
-    if not firsts:
-        return {"summary": "No quantized run finished.", "cards": cards}
-    settings = sum(firsts.values())
-    order = sorted(firsts.items(), key=lambda item: (-item[1], item[0]))
-    name, count = order[0]
-    others = "; ".join(f"{other} in {n}" for other, n in order[1:])
-    text = f"{name} has the highest mean accuracy in {count} of {settings} settings"
-    text += f" ({others})." if others else "."
-    text += (
-        f" The leader of a setting is more than one standard deviation ahead in {clear} of them"
-        if clear
-        else " In no setting is the leader more than one standard deviation ahead"
-    )
-    if single:
-        text += f"; settings with a single seed, which can show no such lead: {single}"
-    text += "."
-    return {"summary": text, "cards": cards}
-
-
-def compare(settings: list[tuple[str, float, float | None]], first: str, second: str) -> dict:
-    """Verdict on `first` being more accurate than `second`: (place, difference, std) each."""
-    if not settings:
-        return {
-            "chip": "Not tested by this run",
-            "tone": "",
-            "text": f"No setting has both {first} and {second}.",
-        }
-    known = [(where, diff, std) for where, diff, std in settings if std is not None]
-    wins = [where for where, diff, std in known if diff > std]
-    losses = [where for where, diff, std in known if -diff > std]
-    higher = sum(diff > 0 for _, diff, _ in settings)
-    text = (
-        f"{first} is the more accurate of the two in {higher} of {len(settings)} settings"
-        f" (mean difference {points(sum(d for _, d, _ in settings) / len(settings))} points)."
-    )
-    named = [
-        f"{len(places)} ({'; '.join(places)})" if places else "none" for places in (wins, losses)
-    ]
-    text += f" Clearly better: {named[0]}. Clearly worse: {named[1]}."
-    if single := len(settings) - len(known):
-        text += f" Settings with a single seed, which count for neither: {single}."
-    if wins and not losses:
-        return {"chip": "Accuracy: supported by this run", "tone": "good", "text": text}
-    if wins:
-        return {"chip": "Accuracy: mixed in this run", "tone": "", "text": text}
-    return {"chip": "Accuracy: not supported by this run", "tone": "bad", "text": text}
-
-
-def counted(name: str, good: int, total: int, text: str) -> dict:
-    """Verdict on something that holds in `good` of `total` settings."""
-    if total == 0:
-        return {"chip": f"{name}: not tested by this run", "tone": "", "text": ""}
-    chip, tone = (
-        ("supported by this run", "good")
-        if good == total
-        else (("mixed in this run", "") if good else ("not supported by this run", "bad"))
-    )
-    return {"chip": f"{name}: {chip}", "tone": tone, "text": text}
-
-
-def channel_claim(summary: list[dict]) -> dict:
-    """Claim 2: counting each channel's error suits the majority of channels."""
-    direct = [row for row in summary if row["method"] == "direct"]
-    aware = [row for row in direct if row["variant"] == "inverse_variance"]
-    plain = {place(row): row for row in direct if row["variant"] == "equal"}
-    better = sum(row["share_of_channels_improved"] > 50 for row in aware)
-    differences = []
-    for row in aware:
-        rival = plain[place(row)]
-        if row["top1_mean"] is None or rival["top1_mean"] is None:
-            continue
-        known = row["top1_std"] is not None and rival["top1_std"] is not None
-        std = max(row["top1_std"], rival["top1_std"]) if known else None
-        differences.append((place(row), row["top1_mean"] - rival["top1_mean"], std))
-    networks: dict[str, dict[str, dict]] = {}
-    for row in summary:
-        name = f"{place(row)} · {method_label(row['method'])}"
-        networks.setdefault(name, {})[row["variant"]] = row
-    rows = []
-    for name, variants in networks.items():
-        drawn = [variants[v] for v in ("equal", "inverse_variance", "median")]
-        rows.append(
-            [
-                {"text": name},
-                *(number_cell(row["share_of_channels_improved"], digits=1) for row in drawn[1:]),
-                *(number_cell(row["median_error_variant"], digits=4) for row in drawn),
-                *(
-                    number_cell(row["top1_mean"], accuracy(row) if row["top1_n"] else None)
-                    for row in drawn
-                ),
-            ]
-        )
-    shares = [row["share_of_channels_improved"] for row in aware]
-    text = (
-        (
-            f"On held-out data the error falls for more than half of the channels in {better} of "
-            f"{len(aware)} settings (between {min(shares):.0f} and {max(shares):.0f} % of channels)."
-        )
-        if aware
-        else ""
-    )
-    return {
-        "title": "Channel-aware activations",
-        "claim": "Claim: one quantizer a layer, fitted so that every channel's error counts "
-        "relative to its own power, suits most channels better than one fitted to all "
-        "values alike.",
-        "verdicts": [
-            counted("Channel error", better, len(aware), text),
-            compare(differences, method_label("direct"), method_label("direct_plain")),
-        ],
-        "caption": "Channel errors by weighting, and top-1 of the method that trains with it",
-        "columns": [
-            "Setting · measured network",
-            "Improved, inverse variance (%)",
-            "Improved, median (%)",
-            "Median error, equal",
-            "Error, inverse variance",
-            "Error, median",
-            "Top-1, equal",
-            "Top-1, inverse variance",
-            "Top-1, median",
-        ],
-        "rows": rows,
-    }
-
-
-def direct_claim(summary: list[dict]) -> dict:
-    """Claim 1: updating the quantized weights themselves beats updating a shadow weight."""
-    pairs = [row for row in summary if row["other"] == "indirect"]
-    closer = sum(row["mismatch_end_difference_mean"] < 0 for row in pairs)
-    columns = [
-        "Setting · direct against",
-        "Seeds",
-        "Top-1 direct",
-        "Top-1 other",
-        "Difference",
-        "Mismatch direct",
-        "Mismatch other",
-        "Flips direct",
-        "Flips other",
-    ]
-    rows = []
-    for row in summary:
-        std = row["top1_difference_std"]
-        difference = points(row["top1_difference_mean"]) + (f" ± {std:.2f}" if std else "")
-        rows.append(
-            [
-                {"text": f"{place(row)} · {method_label(row['other'])}"},
-                number_cell(row["n"], digits=0),
-                number_cell(row["top1_mean"]),
-                number_cell(row["other_top1_mean"]),
-                number_cell(row["top1_difference_mean"], difference),
-                number_cell(row["mismatch_end"], digits=3),
-                number_cell(row["other_mismatch_end"], digits=3),
-                *(
-                    number_cell(
-                        row[key], f"{100 * row[key]:.2f} %" if row[key] is not None else None
-                    )
-                    for key in ("flip_rate_end", "other_flip_rate_end")
-                ),
-            ]
-        )
-    return {
-        "title": "Direct update of quantized weights",
-        "claim": "Claim: methods that quantize a full-precision shadow weight update a tensor the "
-        "network does not use; updating the quantized weights themselves removes that "
-        "mismatch and gives better networks.",
-        "verdicts": [
-            counted(
-                "Mismatch",
-                closer,
-                len(pairs),
-                "At the end of training the distance between trained and used weights is "
-                f"smaller with direct updates in {closer} of {len(pairs)} settings.",
-            ),
-            compare(
-                [
-                    (place(row), row["top1_difference_mean"], row["top1_difference_std"])
-                    for row in pairs
-                ],
-                method_label("direct"),
-                method_label("indirect"),
-            ),
-        ],
-        "caption": "Same levels, same recipe, paired by seed; mismatch and flip rate of the last "
-        "epoch",
-        "columns": columns,
-        "rows": rows,
-    }
-
-
-def published_rows(table: list[dict]) -> list[dict]:
-    """Our cells that have a published value, with the difference and what was made otherwise."""
-    return [
-        {
-            "place": place(row),
-            "method": row["label"],
-            "source": row["published_source"],
-            "published": row["published_top1"],
-            "note": row["published_note"],
-            "policy": row["published_policy"],
-            "ours": number_cell(row["top1_mean"], accuracy(row) if row["n"] else None),
-            "difference": number_cell(
-                row["published_difference"],
-                None
-                if row["published_difference"] is None
-                else points(row["published_difference"]),
-            ),
-        }
-        for row in table
-        if row["published_top1"] is not None
-    ]
-
-
-TONES = {"leads": "good", "trails": "bad", "undecided": ""}
-
-
-def paired_tables(rows: list[dict]) -> list[dict]:
-    """claims.csv as the template draws it: one table a question."""
-    found = []
-    for claim, question in QUESTIONS.items():
-        drawn = [
-            {
-                "place": f"{place_text(row)} · {method_label(row['method'])} against "
-                f"{method_label(row['other'])}",
-                "verdict": row["verdict"],
-                "tone": TONES[row["verdict"]],
-                "note": row["note"],
-                "cells": [
-                    number_cell(row["n"], digits=0),
-                    number_cell(row["top1_mean"]),
-                    number_cell(row["other_top1_mean"]),
-                    number_cell(row["top1_difference_mean"], difference_text(row)),
-                    {"text": diverged_text(row), "sort": row["diverged"]},
-                ],
-            }
-            for row in rows
-            if row["claim"] == claim
-        ]
-        found.append({"question": question, "rows": drawn})
-    return found
-
-
-def diagnostic_rows(rows: list[dict]) -> list[list[dict]]:
-    """diagnostics.csv as means over the seeds of each setting and method."""
+def summarize(rows: list[dict], key: Callable, statistic: Callable) -> list[dict]:
+    """One row for each key, in order: the statistic of the numbers that are known, and `runs`."""
     groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        key = tuple(row[name] for name in ("dataset", "arch", "w_bits", "a_bits", "method"))
-        groups.setdefault(key, []).append(row)
-    columns = (
-        ("flip_rate_first", 100, 1),
-        ("flip_rate_end", 100, 2),
-        ("used_level_share", 100, 1),
-        ("used_level_share_lowest", 100, 1),
-        ("level_span", 1, 3),
-        ("mismatch_end", 1, 3),
-        ("dead_channel_share", 100, 1),
-    )
-    drawn = []
-    for key in sorted(groups, key=lambda key: (*key[:4], method_order(key[4]))):
-        group = groups[key]
-        cells = [
-            {"text": f"{place(group[0])} · {method_label(key[4])}"},
-            number_cell(len(group), digits=0),
-        ]
-        for column, factor, digits in columns:
-            known = [row[column] for row in group if row[column] is not None]
-            value = factor * sum(known) / len(known) if known else None
-            cells.append(number_cell(value, digits=digits))
-        drawn.append(cells)
-    return drawn
+    for row in sorted(rows, key=key):
+        groups.setdefault(key(row), []).append(row)
+    summary = []
+    for group in groups.values():
+        known = {name: [r[name] for r in group if r[name] is not None] for name in group[0]}
+        numbers = {name: statistic(v) for name, v in known.items() if v and type(v[0]) is float}
+        summary.append({**group[0], **numbers, "runs": len(group)})
+    return summary
 
 
-def table_blocks(table: list[dict]) -> list[dict]:
-    """The main table as the template draws it."""
-
-    def cell(row: dict | None, seeds: int) -> dict:
-        if row is None:
-            return {"text": "–", "sort": ""}
-        shown = {
-            "text": "–",
-            "sort": "",
-            "best": row["best"] == "yes",
-            "published": row["published_top1"],
-            "source": row["published_source"],
-            "note": row["published_note"],
-        }
-        if row["n"]:
-            shown |= {"text": accuracy(row), "sort": f"{row['top1_mean']:.6g}"}
-            if row["delta_mean"] is not None and row["method"] != "fp":
-                shown["delta"] = points(row["delta_mean"])
-            if row["n"] != seeds:
-                shown["delta"] = f"{shown.get('delta', '')} n = {row['n']}".strip()
-            if row["diverged"]:
-                shown["delta"] = f"{shown.get('delta', '')} {row['diverged']} diverged".strip()
-        elif row["diverged"]:
-            shown |= {"text": "diverged", "failed": True}
-        return shown
-
-    def drawn(name: str) -> dict:
-        known = name in METHODS
-        return web_method(name) if known else {"label": method_label(name), "color": "var(--rule)"}
-
-    found = []
-    for block in blocks(table):
-        fp = block["full_precision"]
-        drawn_cells = [c for _, cells in block["methods"] for c in cells if c]
-        seeds = max((c["n"] for c in [*drawn_cells, *filter(None, [fp])]), default=0)
-        rows = [
-            {"method": drawn(name), "cells": [cell(c, seeds) for c in cells]}
-            for name, cells in block["methods"]
-        ]
-        if fp:
-            cells = [cell(fp, seeds) for _ in block["bits"]]
-            rows.insert(0, {"method": drawn("fp"), "cells": cells, "reference": True})
-        title = f"{block['title']} · {seeds} seed{'s' if seeds != 1 else ''}"
-        found.append({"title": title, "bits": block["bits"], "rows": rows})
-    return found
+def accuracy(row: dict) -> str:
+    """`87.19 ± 0.18`, without ± where there is one seed."""
+    std = row["top1_std"]
+    return f"{row['top1_mean']:.2f}" + ("" if std is None else f"\u00a0±\u00a0{std:.2f}")
 
 
-def run_rows(results: pd.DataFrame) -> list[dict]:
-    """All runs as the template draws them."""
-
-    def text(value: float, digits: int = 2) -> str:
-        return "" if pd.isna(value) else f"{value:.{digits}f}"
-
-    order = results.assign(order=[method_order(name) for name in results["method"]]).sort_values(
-        ["dataset", "arch", "w_bits", "a_bits", "order", "seed", "role"]
-    )
-    return [
-        {
-            "method": web_method(run.method),
-            "dataset": DATASETS.get(run.dataset, run.dataset),
-            "arch": ARCHS.get(run.arch, run.arch),
-            "bits": bits_label(run.w_bits, run.a_bits),
-            "seed": run.seed,
-            "role": run.role,
-            "status": run.status,
-            "top1": text(run.top1),
-            "delta": "" if pd.isna(run.delta) else f"{run.delta:+.2f}",
-            "top5": text(run.top5),
-            "epochs": run.epochs,
-            "run_id": run.run_id,
-            "size": "" if pd.isna(run.size_bytes) else si(run.size_bytes, "B"),
-            "size_sort": text(run.size_bytes, 0),
-            "bitops": "" if pd.isna(run.bitops) else si(run.bitops),
-            "bitops_sort": text(run.bitops, 0),
-        }
-        for run in order.itertuples()
-    ]
+def swatch(row: dict) -> Markup:
+    """A dot in the method's colour, and its label."""
+    color = labels.method_color(row["method"])
+    dot = '<span class="dot" style="--c: {}" aria-hidden="true"></span>{}'
+    return Markup(dot).format(THEME.get(color, color), method_label(row["method"]))
 
 
-def distinct(results: pd.DataFrame, columns: dict[str, str]) -> list[tuple[str, str]]:
-    """(name, values) for each column: every value that occurs, `none` for an empty one."""
-    return [
-        (name, " · ".join(sorted({str(value) or "none" for value in results[column]})))
-        for column, name in columns.items()
-    ]
+def chip(row: dict) -> Markup:
+    """The verdict of a row of claims.csv."""
+    return Markup('<span class="chip {0}">{0}</span>').format(row["verdict"])
+
+
+def pair(row: dict) -> Markup:
+    """The two methods of a row of claims.csv, in bold if the row answers the claim."""
+    text = f"{method_label(row['method'])} against {method_label(row['other'])}"
+    return Markup("<b>{}</b>" if row["primary"] else "{}").format(text)
+
+
+def published(row: dict) -> Markup:
+    """The published value of a row of the main table, linked to its source."""
+    return Markup('<a href="{}">{:g}</a>').format(row["published_source"], row["published_top1"])
+
+
+def setting(row: dict, column: str = "method") -> str:
+    """`CIFAR-100, ResNet-20, W2A2 · PACT`."""
+    bits = bits_label(row["w_bits"], row["a_bits"])
+    return f"{network_name(row)}, {bits} · {method_label(row[column])}"
+
+
+def setting_order(row: dict) -> tuple:
+    key = (row[name] for name in ("dataset", "arch", "w_bits", "a_bits"))
+    return *key, method_order(row["method"])
 
 
 def duration(seconds: float) -> str:
@@ -621,192 +125,199 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def timing_table(results: pd.DataFrame, timings: pd.DataFrame) -> dict:
-    """Medians per method over its runs, and the total."""
-    merged = timings.merge(results[["run_id", "method"]], on="run_id")
-    rows = []
-    for name in sorted(merged["method"].unique(), key=method_order):
-        mine = merged[merged["method"] == name]
-        middle = mine[["seconds", "images_per_s", "data_wait_share", "peak_memory_mb"]].median()
-        wait = middle["data_wait_share"]
-        rows.append(
-            {
-                "method": web_method(name),
-                "cells": [
-                    number_cell(len(mine), digits=0),
-                    number_cell(middle["seconds"], digits=1),
-                    number_cell(middle["images_per_s"], digits=0),
-                    number_cell(wait, f"{100 * wait:.1f} %"),
-                    number_cell(middle["peak_memory_mb"], digits=0),
-                ],
-            }
-        )
-    return {
-        "summary": f"Training took {duration(merged['seconds'].sum())} of epochs over "
-        f"{len(merged)} runs, summed over parallel jobs; the table holds medians.",
-        "columns": ["Method", "Runs", "Seconds a run", "Images/s", "Data wait", "Peak MB"],
-        "rows": rows,
-    }
+def distinct(rows: list[dict], column: str) -> str:
+    """Every value that occurs in a column; `none` for an empty cell."""
+    found = {"none" if row[column] is None else row[column] for row in rows}
+    return " · ".join(sorted(f"{v:g}" if isinstance(v, float) else str(v) for v in found))
 
 
-def joined(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+# The columns of the tables.
+
+PUBLISHED: Columns = {
+    "Setting · method": ("method", setting), "Ours": ("top1_mean", accuracy),
+    "Published": ("published_top1", published), "Difference": ("published_difference", "+.2f"),
+    "Made otherwise": ("published_policy", ""), "Note": ("published_note", ""),
+}  # fmt: skip
+CLAIMS: Columns = {
+    "Methods": ("method", pair), "Setting": ("arch", claims.place_text),
+    "Verdict": ("verdict", lambda row: Markup("{} {}").format(chip(row), row["note"] or "")),
+    "n": ("n", "d"), "Difference [95 %]": ("top1_difference_mean", claims.difference_text),
+    "p": ("p", ".2g"), "Adjusted p": ("p_adjusted", ".2g"), "Top-1": ("top1_mean", ".2f"),
+    "Other": ("other_top1_mean", ".2f"), "Diverged": ("diverged", claims.diverged_text),
+}  # fmt: skip
+CHANNEL_ERROR: Columns = {
+    "Setting · measured network": ("method", setting),
+    "Weighting": ("variant", lambda row: row["variant"].replace("_", " ")),
+    "Channels improved (%)": ("share_of_channels_improved", ".1f"),
+    "Median error": ("median_error_variant", ".3g"),
+    "Trained with it": ("trained_with", lambda row: method_label(row["trained_with"])),
+    "Top-1": ("top1_mean", accuracy),
+}
+DIRECT_WEIGHTS: Columns = {
+    "Setting · direct against": ("other", lambda row: setting(row, "other")), "n": ("n", "d"),
+    "Mismatch direct": ("mismatch_end", ".3f"), "Mismatch other": ("other_mismatch_end", ".3f"),
+    "Flips direct": ("flip_rate_end", ".2%"), "Flips other": ("other_flip_rate_end", ".2%"),
+    "Top-1 direct": ("top1_mean", ".2f"), "Top-1 other": ("other_top1_mean", ".2f"),
+    "Difference": ("top1_difference_mean", "+.2f"), "Std": ("top1_difference_std", ".2f"),
+}  # fmt: skip
+DIAGNOSTICS: Columns = {
+    "Setting · method": ("method", setting), "Runs": ("runs", "d"),
+    "Flips, first epoch": ("flip_rate_first", ".1%"), "Last epoch": ("flip_rate_end", ".2%"),
+    "Levels in use": ("used_level_share", ".1%"),
+    "In the worst layer": ("used_level_share_lowest", ".1%"),
+    "Span of levels, start = 1": ("level_span", ".3f"), "Mismatch": ("mismatch_end", ".3f"),
+    "Dead channels": ("dead_channel_share", ".1%"),
+}  # fmt: skip
+RUNS: Columns = {
+    "Method": ("method", swatch),
+    "Data": ("dataset", lambda row: dataset_name(row["dataset"])),
+    "Network": ("arch", lambda row: arch_name(row["arch"])),
+    "Bits": ("run_id", lambda row: bits_label(row["w_bits"], row["a_bits"])),
+    "Seed": ("seed", "d"), "Role": ("role", ""), "Status": ("status", ""),
+    "Top-1": ("top1", ".2f"), "Δ FP": ("delta", "+.2f"), "Top-5": ("top5", ".2f"),
+    "Epochs": ("epochs", "g"), "Size": ("size_bytes", lambda row: si(row["size_bytes"], "B")),
+    "BitOps": ("bitops", lambda row: si(row["bitops"])),
+    "Run": ("run_id", lambda row: Markup("<code>{}</code>").format(row["run_id"])),
+}  # fmt: skip
+TIMINGS: Columns = {
+    "Method": ("method", swatch), "Runs": ("runs", "d"), "Seconds a run": ("seconds", ".1f"),
+    "Images/s": ("images_per_s", ".0f"), "Data wait": ("data_wait_share", ".1%"),
+    "Peak MB": ("peak_memory_mb", ".0f"),
+}  # fmt: skip
 
 
-def tiles(results: pd.DataFrame, timings: pd.DataFrame) -> list[dict]:
-    """The figures under the title."""
-    failed = int((results["status"] == "diverged").sum())
-    fp = results[
-        (results["method"] == "fp") & (results["role"] == "run") & (results["status"] == "done")
-    ]
-    found = [
-        {
-            "value": len(results),
-            "label": f"runs, {failed} of them diverged" if failed else "runs, none diverged",
-        }
-    ]
-    if len(fp):
-        means = fp.groupby(["dataset", "arch"])["top1"].mean()
-        dataset, arch = means.idxmax()
-        found.append(
-            {
-                "value": f"{means.max():.2f} %",
-                "label": f"best full precision: {ARCHS.get(arch, arch)}, "
-                f"{DATASETS.get(dataset, dataset)}",
-            }
-        )
-    main = results[results["role"] == "run"]
-    seeds = main.groupby("arch")["seed"].nunique()
-    most = [ARCHS.get(arch, arch) for arch in seeds[seeds == seeds.max()].index]
-    found.append(
-        {
-            "value": int(seeds.max()),
-            "label": f"seed{'s' if seeds.max() > 1 else ''} of {joined(most)}"
-            + (f", {seeds.min()} elsewhere" if seeds.min() < seeds.max() else ""),
-        }
-    )
-    found.append({"value": duration(timings["seconds"].sum()), "label": "of training in all"})
+def tiles(results: list[dict], table: list[dict], timings: list[dict]) -> list[tuple[str, str]]:
+    """(value, label) of the figures below the title."""
+    failed = sum(row["status"] == "diverged" for row in results)
+    found = [(str(len(results)), f"runs, {failed or 'none'} of them diverged")]
+    full_precision = [row for row in table if row["method"] == "fp" and row["n"]]
+    if full_precision:
+        best = max(full_precision, key=lambda row: row["top1_mean"])
+        found.append((f"{best['top1_mean']:.2f} %", f"best full precision: {network_name(best)}"))
+    counts = sorted({row["n"] for row in table if row["n"]})
+    seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
+    found.append((seeds, "finished seeds for each method and setting"))
+    return [*found, (duration(sum(row["seconds"] for row in timings)), "of training in all")]
+
+
+def highest_means(table: list[dict]) -> dict[str, list[tuple[str, list[dict]]]]:
+    """{bits: (network, its two rows with the highest means)}, for the cards of the headline."""
+    found: dict[str, list[tuple[str, list[dict]]]] = {}
+    for block in blocks(table):
+        for column, bits in enumerate(block["bits"]):
+            rows = [cells[column] for _, cells in block["methods"]]
+            done = [row for row in rows if row and row["n"]]
+            ranked = sorted(done, key=lambda row: row["top1_mean"], reverse=True)
+            found.setdefault(bits, []).append((block["title"], ranked[:2]))
     return found
 
 
-def config_sections(path: str) -> list[tuple[str, str]]:
-    """The resolved configuration as YAML: one section per nested entry, the rest together."""
-    try:
-        config = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from error
-    flat = {key: value for key, value in config.items() if not isinstance(value, dict)}
-    nested = {key: value for key, value in config.items() if isinstance(value, dict)}
-    return [
-        (name, yaml.safe_dump(value, sort_keys=True, allow_unicode=True, width=96).rstrip())
-        for name, value in ({"suite": flat} | nested).items()
-        if value
+def main_cell(row: dict | None, seeds: int) -> Number:
+    """A cell of the main table; its small line holds what differs from an ordinary cell."""
+    if row is None:
+        return Number("–")
+    done, failed, delta = row["n"], row["diverged"], row["delta_mean"]
+    text = accuracy(row) if done else "diverged" if failed else "–"
+    if row["published_top1"] is not None:
+        text = Markup("{} [{}]").format(text, published(row))
+    below = [
+        f"{delta:+.2f}".replace("-", "−") if delta is not None and row["method"] != "fp" else "",
+        f"n = {done}" if done not in (0, seeds) else "",
+        f"{failed:g} diverged" if done and failed else "",
     ]
+    kind = "best" if row["best"] else "failed" if failed and not done else ""
+    return Number(text, row["top1_mean"], kind, " ".join(filter(None, below)))
 
 
-def render(args: argparse.Namespace) -> str:
-    """The page as text."""
-    check_table(args.timings, TIMING_COLUMNS)
-    results, timings = read_results(args.results), pd.read_csv(args.timings)
-    if set(results["suite"]) != {args.suite}:
-        raise InputError(
-            f"{args.results} holds suite {results['suite'].iloc[0]!r}, "
-            f"not {args.suite!r}: give the results of the suite"
-        )
-    table = [{**row, "best": row["best"] or ""} for row in read_rows(args.tables, TABLE_COLUMNS)]
-    claims = read_rows(args.claims, CLAIM_COLUMNS)
-    main = results[results["role"] == "run"]
-    found = blocks(table)
-    facts = {
-        "methods": main[main["method"] != "fp"]["method"].nunique(),
-        "datasets": joined([DATASETS.get(d, d) for d in sorted(main["dataset"].unique())]),
-        "archs": joined([ARCHS.get(a, a) for a in sorted(main["arch"].unique())]),
-        "bits": joined(list(dict.fromkeys(b for block in found for b in block["bits"])) or ["FP"]),
-    }
-    policies = {
-        "first_last": "First and last layer",
-        "shortcut": "Shortcut convolutions",
-        "exceptions": "Exceptions",
-        "width": "Width",
-        "epochs": "Epochs",
-        "epoch_reported": "Epoch reported",
-        "schedule": "Schedule",
-        "batch_size": "Batch size",
-        "lr": "Learning rate",
-        "weight_decay": "Weight decay",
-        "quantizer_lr_scale": "Quantizer learning-rate scale",
-        "quantizer_weight_decay": "Quantizer weight decay",
-        "augmentation": "Augmentation",
-        "train_images": "Training images",
-        "val_images": "Validation images",
-        "precision": "Precision",
-        "loader": "Loader",
-        "compile": "Compile",
-    }
-    machine = {
-        "hardware": "Hardware",
-        "threads": "Threads a run",
-        "python": "Python",
-        "torch": "PyTorch",
-        "torchvision": "torchvision",
-        "ffcv": "FFCV",
-        "code_version": "Quant-core version",
-    }
+def main_tables(table: list[dict]) -> dict[str, Table]:
+    """A table for each data set and network, by its caption."""
+    found = {}
+    for block in blocks(table):
+        fp = [("fp", [block["full_precision"]] * len(block["bits"]))]
+        lines = [*(fp if block["full_precision"] else []), *block["methods"]]
+        seeds = max((row["n"] for _, rows in lines for row in rows if row), default=0)
+        rows = [
+            [swatch({"method": name}), *(main_cell(row, seeds) for row in line)]
+            for name, line in lines
+        ]
+        found[f"{block['title']} · n = {seeds}"] = ["Method", *block["bits"]], rows
+    return found
+
+
+def inline_svg(path: Path, title: str) -> Markup:
+    """A Matplotlib SVG as a part of the page: ids of its own, theme colours, no fixed size."""
+    text = path.read_text() if path.exists() else ""
+    if "<svg" not in text:
+        raise InputError(f"{path} is missing or not an SVG file: make the plots again")
+    head, body = text[text.index("<svg") :].split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    head = head.replace("<svg", f'<svg role="img" aria-label="{title}"')
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    for mark in (' id="', "url(#", 'href="#'):
+        body = body.replace(mark, f"{mark}{path.stem}-")
+    for color, theme in THEME.items():
+        body = body.replace(color, theme)
+    return Markup(f"{head}>" + re.sub(r"\n\s*", "\n", body))
+
+
+def render(folder: Path, plots: Path) -> str:
+    """The page as text; InputError names a table or plot that is missing or damaged."""
+
+    def read(name: str) -> list[dict]:
+        return read_table(folder / f"{name}.csv")
+
+    results, table, timings, claim_rows = map(read, ("results", "table_main", "timings", "claims"))
+    channels = read("ablation_channel_error_summary")
+    direct = read("ablation_direct_weights_summary")
+    record = Record(folder / "record")
+    method_of = {row["run_id"]: {"method": row["method"]} for row in results}
+    timed = [row | method_of[row["run_id"]] for row in timings]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=jinja2.select_autoescape(["j2"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.globals |= {f.__name__: f for f in (accuracy, chip, distinct, pair, swatch)}
+    environment.filters |= {"arch_name": arch_name, "dataset_name": dataset_name}
     return environment.get_template("report.html.j2").render(
-        suite=args.suite,
-        paper=args.suite in PAPER_SUITES,
-        facts=facts,
-        tiles=tiles(results, timings),
-        headline=headline(table),
-        blocks=table_blocks(table),
-        beside=published_rows(table),
+        suite=record.suite,
+        paper=labels.is_paper_suite(record.suite),
+        config=yaml.safe_dump(record.settings["suite"], allow_unicode=True, width=96),
+        results=results,
+        main=[row for row in results if row["role"] == "run"],
+        tiles=tiles(results, table, timings),
+        highest=highest_means(table),
+        main_tables=main_tables(table),
+        published=make_table(PUBLISHED, (r for r in table if r["published_top1"] is not None)),
         plots=[
-            {
-                "name": name,
-                "title": title,
-                "caption": text,
-                "svg": inline_svg(Path(args.plots) / f"{name}.svg", title),
-            }
-            for name, (title, text) in PLOTS.items()
+            (name, title, inline_svg(plots / f"{name}.svg", title))
+            for name, (title, _) in PLOTS.items()
         ],
-        claims=[
-            channel_claim(read_rows(args.channel_summary, CHANNEL_SUMMARY_COLUMNS)),
-            direct_claim(read_rows(args.direct_summary, DIRECT_SUMMARY_COLUMNS)),
-        ],
-        paired=paired_tables(claims),
-        paired_caption=claims_caption(args.suite),
-        diagnostics=diagnostic_rows(read_rows(args.diagnostics, DIAGNOSTIC_COLUMNS)),
-        runs=run_rows(results),
-        policies=distinct(main, policies),
-        machine=distinct(results, machine),
-        config=config_sections(args.config),
-        timings=timing_table(results, timings),
-        commands=COMMANDS,
+        channel_rows=channels,
+        channels=make_table(CHANNEL_ERROR, channels),
+        direct_rows=direct,
+        direct=make_table(DIRECT_WEIGHTS, direct),
+        claims={
+            claim.question: [row for row in claim_rows if row["claim"] == claim.name]
+            for claim in load_comparisons().claims
+        },
+        claim_table=partial(make_table, CLAIMS),
+        claims_caption=claims.caption(record.suite),
+        difference=claims.difference_text,
+        margin=claims.MARGIN,
+        place=claims.place_text,
+        diagnostics=make_table(DIAGNOSTICS, summarize(read("diagnostics"), setting_order, mean)),
+        runs=make_table(RUNS, sorted(results, key=lambda r: (*setting_order(r), r["seed"]))),
+        timings=make_table(TIMINGS, summarize(timed, lambda r: method_order(r["method"]), median)),
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", required=True)
-    parser.add_argument("--results", required=True, help="results.csv")
-    parser.add_argument("--timings", required=True, help="timings.csv")
-    parser.add_argument("--tables", required=True, help="table_main.csv")
-    parser.add_argument("--claims", required=True, help="claims.csv")
-    parser.add_argument("--diagnostics", required=True, help="diagnostics.csv")
-    parser.add_argument("--channel-summary", required=True)
-    parser.add_argument("--direct-summary", required=True)
-    parser.add_argument("--plots", required=True, help="folder of the plots")
-    parser.add_argument("--config", required=True, help="resolved configuration, JSON")
-    parser.add_argument("--out", required=True, help="HTML file to write")
+    parser.add_argument("folder", type=Path, help="results folder")
+    parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
+    parser.add_argument("--plots", type=Path, help="folder of the plots (FOLDER/plots)")
     args = parser.parse_args(argv)
-    write_text(args.out, render(args))
+    write_text(args.out, render(args.folder, args.plots or args.folder / "plots"))
 
 
 if __name__ == "__main__":

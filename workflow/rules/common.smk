@@ -1,4 +1,5 @@
 # Loads and checks the configuration; holds no rules.
+import json
 import sys
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ sys.path.insert(0, str(Path(workflow.basedir)))
 
 from lowbit_core.runtime.errors import InputError
 from workflow.away.queue import describe, suite_queue
+from workflow.comparisons import load_comparisons
 from workflow.guard import begin, point_to
 from workflow.suite.settings import configured_suite
 from workflow.suite.suite import DEFAULT_SUITE
@@ -36,55 +38,66 @@ def unrecorded(value):
 
 IS_DEFAULT = SUITE.name == DEFAULT_SUITE
 RESULTS = "results" if IS_DEFAULT else f"results/{SUITE.name}"
-REPORTS = "reports" if IS_DEFAULT else f"reports/{SUITE.name}"
 RUNS = "results/runs"
 STORE = "results/mlflow"
 # The interpreter that runs snakemake, unless each rule gets an environment of its own.
 PYTHON = unrecorded("python" if workflow.deployment_settings.deployment_method else sys.executable)
 
 JOB_FILES = expand(f"{RESULTS}/jobs/{{job}}.jsonl", job=list(SUITE.jobs))
+TABLES = [
+    "results.csv",
+    "timings.csv",
+    "epochs.csv",
+    "diagnostics.csv",
+    "table_main.csv",
+    "table_main.md",
+    "table_main.tex",
+    "claims.csv",
+    "claims.md",
+]
 ABLATIONS = [
-    f"{RESULTS}/ablation_channel_error.csv",
-    f"{RESULTS}/ablation_channel_error_summary.csv",
-    f"{RESULTS}/ablation_direct_weights.csv",
-    f"{RESULTS}/ablation_direct_weights_summary.csv",
+    "ablation_channel_error.csv",
+    "ablation_channel_error_summary.csv",
+    "ablation_direct_weights.csv",
+    "ablation_direct_weights_summary.csv",
 ]
 PLOTS = [
-    "accuracy_vs_bits",
-    "accuracy_vs_bitops",
-    "accuracy_vs_size",
-    "channel_error_heatmap",
-    "weight_histograms",
-    "training_curves",
-    "mismatch",
-    "levels_and_flips",
-]
-PLOT_FILES = expand(f"{RESULTS}/plots/{{plot}}.{{ext}}", plot=PLOTS, ext=["svg", "png"])
-TABLES = [
-    *expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
-    *expand(f"{RESULTS}/claims.{{ext}}", ext=["csv", "md"]),
-    f"{RESULTS}/diagnostics.csv",
-]
-
-EVERYTHING = [
-    f"{RESULTS}/results.csv",
-    f"{RESULTS}/timings.csv",
-    f"{RESULTS}/epochs.csv",
-    *TABLES,
-    *ABLATIONS,
-    *PLOT_FILES,
-    f"{REPORTS}/index.html",
-    f"{RESULTS}/tracking.txt",
+    f"plots/{plot}.{ext}"
+    for plot in (
+        "accuracy_vs_bits",
+        "accuracy_vs_bitops",
+        "accuracy_vs_size",
+        "channel_error_heatmap",
+        "weight_histograms",
+        "training_curves",
+        "mismatch",
+        "levels_and_flips",
+    )
+    for ext in ("svg", "png")
 ]
 # Variants are chosen between on validation data: their one table is all that is made.
-VARIANTS = expand(f"{RESULTS}/variants.{{ext}}", ext=["csv", "md"])
-if SUITE.has_variants:
-    EVERYTHING = VARIANTS
+VARIANTS = ["variants.csv", "variants.md"]
+
+
+def everything(folder, has_variants):
+    """All that is made from the record in a results folder."""
+    if has_variants:
+        return [f"{folder}/{name}" for name in VARIANTS]
+    made = [f"{folder}/{name}" for name in (*TABLES, *ABLATIONS, *PLOTS)]
+    return [*made, f"reports{str(folder).removeprefix('results')}/index.html"]
+
+
+EVERYTHING = everything(RESULTS, SUITE.has_variants)
+if not SUITE.has_variants:
+    EVERYTHING.append(f"{RESULTS}/tracking.txt")
 
 
 wildcard_constraints:
     job=r"[A-Za-z0-9_]+-[a-z0-9]+-s\d+-[0-9a-f]{8}-[a-z]+\d*",
     dataset=r"[a-z0-9_]+",
+    record="record|ablation_record",
+    # A results folder is results{at}: of the suite, or of a committed record.
+    at=rf"{RESULTS.removeprefix('results')}|/reference/[\w-]+",
 
 
 def job_of(wildcards):
@@ -131,20 +144,32 @@ def job_files(methods):
 data_folder = unrecorded(DATA)
 
 
-def input_folder(wildcards, input):
-    return Path(input[0]).parent
+def committed_records():
+    """(results folder, whether it compares variants) of every committed record."""
+    for path in sorted(Path("results/reference").glob("*/record/suite.json")):
+        yield path.parents[1], json.loads(path.read_text())["variants"]
+
+
+def record_jobs(wildcards):
+    """The job files of all runs, or of those that the ablation tables need."""
+    if wildcards.record == "record":
+        return JOB_FILES
+    return job_files(load_comparisons().ablation_methods)
+
+
+def ablation_record(wildcards):
+    """A record with the runs of the ablations: of the suite's own, those alone."""
+    name = "ablation_record" if f"results{wildcards.at}" == RESULTS else "record"
+    return f"results{wildcards.at}/{name}/runs.jsonl"
+
+
+def from_folder(names):
+    """These files of the results folder of a rule's wildcards."""
+    return [f"results{{at}}/{name}" for name in names]
 
 
 def output_folder(wildcards, output):
     return Path(output[0]).parent
-
-
-def output_stem(wildcards, output):
-    return Path(output[0]).with_suffix("")
-
-
-def plots_folder(wildcards, input):
-    return Path(input.plots[0]).parent
 
 
 # What starts a training process: Python, or torchrun with one process a GPU.

@@ -1,119 +1,118 @@
-# Tables from the runs.
+# The record of the runs, and all that is made from a record: tables, plots and report, of the suite
+# (results{at} is its folder) or of a record that is committed in results/reference/.
 
-
-rule collect:
+# Tables, plots and report of every committed record, made again: no training.
+rule reference:
     input:
-        JOB_FILES,
+        [everything(*record) for record in committed_records()],
+
+
+rule record:
+    input:
+        record_jobs,
     output:
-        results=f"{RESULTS}/results.csv",
-        timings=f"{RESULTS}/timings.csv",
-        epochs=f"{RESULTS}/epochs.csv",
-        diagnostics=f"{RESULTS}/diagnostics.csv",
-        histograms=f"{RESULTS}/weight_histograms.json",
+        f"{RESULTS}/{{record}}/runs.jsonl",
+        f"{RESULTS}/{{record}}/suite.json",
+        f"{RESULTS}/{{record}}/epochs.csv.gz",
+        f"{RESULTS}/{{record}}/channels.csv.gz",
+        f"{RESULTS}/{{record}}/histograms.json",
     log:
-        f"{RESULTS}/logs/collect.log",
+        f"{RESULTS}/logs/{{record}}.log",
     conda:
         "../envs/lowbit.yaml"
     params:
         python=PYTHON,
         suite=SUITE.name,
-        runs=RUNS,
+        compile=unrecorded(SUITE.config["compile"]),
+        runs=unrecorded(RUNS),
+        out=output_folder,
     shell:
-        "{params.python:q} -m workflow.results.collect --suite {params.suite:q} --runs {params.runs:q}"
-        " --jobs {input:q} --results {output.results:q} --timings {output.timings:q}"
-        " --epochs {output.epochs:q} --diagnostics {output.diagnostics:q}"
-        " --histograms {output.histograms:q} 2>&1 | tee {log:q}"
-
-
-rule ablation_channel_error:
-    input:
-        job_files(["direct", "direct_plain", "direct_median", "lq_nets", "lq_channel_aware"]),
-    output:
-        rows=f"{RESULTS}/ablation_channel_error.csv",
-        summary=f"{RESULTS}/ablation_channel_error_summary.csv",
-    log:
-        f"{RESULTS}/logs/ablation_channel_error.log",
-    conda:
-        "../envs/lowbit.yaml"
-    params:
-        python=PYTHON,
-        suite=SUITE.name,
-        runs=RUNS,
-    shell:
-        "{params.python:q} -m workflow.results.collect --suite {params.suite:q} --runs {params.runs:q}"
-        " --jobs {input:q} --channel-error {output.rows:q} --channel-summary {output.summary:q}"
-        " 2>&1 | tee {log:q}"
-
-
-rule ablation_direct_weights:
-    input:
-        job_files(["direct", "direct_sign", "indirect"]),
-    output:
-        rows=f"{RESULTS}/ablation_direct_weights.csv",
-        summary=f"{RESULTS}/ablation_direct_weights_summary.csv",
-    log:
-        f"{RESULTS}/logs/ablation_direct_weights.log",
-    conda:
-        "../envs/lowbit.yaml"
-    params:
-        python=PYTHON,
-        suite=SUITE.name,
-        runs=RUNS,
-    shell:
-        "{params.python:q} -m workflow.results.collect --suite {params.suite:q} --runs {params.runs:q}"
-        " --jobs {input:q} --direct-weights {output.rows:q} --direct-summary {output.summary:q}"
-        " 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.results.record --suite {params.suite:q} --compile {params.compile}"
+        " --runs {params.runs:q} --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
 rule tables:
     input:
-        results=f"{RESULTS}/results.csv",
-        published="config/published.csv",
+        "results{at}/record/runs.jsonl",
+        "config/comparisons.yaml",
+        "config/labels.yaml",
+        "config/published.csv",
     output:
-        expand(f"{RESULTS}/table_main.{{ext}}", ext=["csv", "md", "tex"]),
+        from_folder(TABLES),
     log:
-        f"{RESULTS}/logs/tables.log",
+        "results{at}/logs/tables.log",
     conda:
         "../envs/lowbit.yaml"
     params:
         python=PYTHON,
-        out=output_stem,
     shell:
-        "{params.python:q} -m workflow.results.tables --results {input.results:q}"
-        " --published {input.published:q} --out {params.out:q} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.results.tables results{wildcards.at} 2>&1 | tee {log:q}"
 
 
-rule claims:
+rule ablations:
     input:
-        f"{RESULTS}/results.csv",
+        ablation_record,
+        "config/comparisons.yaml",
     output:
-        expand(f"{RESULTS}/claims.{{ext}}", ext=["csv", "md"]),
+        from_folder(ABLATIONS),
     log:
-        f"{RESULTS}/logs/claims.log",
+        "results{at}/logs/ablations.log",
     conda:
         "../envs/lowbit.yaml"
     params:
         python=PYTHON,
-        out=output_stem,
+        record=lambda wildcards, input: Path(input[0]).parent,
     shell:
-        "{params.python:q} -m workflow.results.claims --results {input:q} --out {params.out:q}"
-        " 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.results.tables results{wildcards.at} --ablations"
+        " --record {params.record:q} 2>&1 | tee {log:q}"
 
 
 rule variants:
     input:
-        JOB_FILES,
+        "results{at}/record/runs.jsonl",
+        "config/labels.yaml",
     output:
-        VARIANTS,
+        from_folder(VARIANTS),
     log:
-        f"{RESULTS}/logs/variants.log",
+        "results{at}/logs/variants.log",
     conda:
         "../envs/lowbit.yaml"
     params:
         python=PYTHON,
-        suite=SUITE.name,
-        runs=RUNS,
-        out=output_stem,
     shell:
-        "{params.python:q} -m workflow.results.variants --suite {params.suite:q} --runs {params.runs:q}"
-        " --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.results.tables results{wildcards.at} 2>&1 | tee {log:q}"
+
+
+rule plots:
+    input:
+        from_folder(TABLES + ABLATIONS),
+        "results{at}/record/histograms.json",
+        "config/labels.yaml",
+    output:
+        report(from_folder(PLOTS), caption="../report/plots.rst", category="Plots"),
+    log:
+        "results{at}/logs/plots.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+    shell:
+        "{params.python:q} -m workflow.results.plots results{wildcards.at} 2>&1 | tee {log:q}"
+
+
+rule html_report:
+    input:
+        from_folder(TABLES + ABLATIONS + PLOTS),
+        "results{at}/record/suite.json",
+        "config/labels.yaml",
+    output:
+        report("reports{at}/index.html", caption="../report/index.rst", category="Report"),
+    log:
+        "results{at}/logs/html_report.log",
+    conda:
+        "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+    shell:
+        "{params.python:q} -m workflow.results.report results{wildcards.at} --out {output:q}"
+        " 2>&1 | tee {log:q}"

@@ -18,24 +18,13 @@ from lowbit_core.datasets.catalog import Dataset, dataset
 from lowbit_core.quantizers.bits import FLOAT_BITS, parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
+from workflow.comparisons import load_comparisons
 from workflow.suite.identity import resolve
 from workflow.suite.schema import read_config
 
 ROOT = Path(__file__).parents[2]
 SUITES = ROOT / "config" / "suites"
 DEFAULT_SUITE = "quick"
-# Their runs feed the ablation tables; they go into jobs of their own, so that
-# `snakemake results/ablation_channel_error.csv` trains little else.
-ABLATION_FAMILY = (
-    "fp",
-    "lq_nets",
-    "lq_channel_aware",
-    "direct",
-    "direct_plain",
-    "direct_median",
-    "direct_sign",
-    "indirect",
-)
 COMPILE_MODES = ("auto", "off", "quantizers", "model")
 NO_POLICY = {"first_last": "fp", "shortcut": "quantized", "exceptions": {}}
 FLOAT = (FLOAT_BITS, FLOAT_BITS)
@@ -254,6 +243,9 @@ def _settings(
 
 
 def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
+    # The runs that feed the ablation tables go into jobs of their own, so that
+    # `snakemake results/ablation_channel_error.csv` trains little else.
+    ablation_methods = {"fp", *load_comparisons().ablation_methods}
     by_checkpoint: dict[str, list[dict]] = {}
     jobs: dict[str, Job] = {}
     names: dict[str, str] = {}
@@ -270,7 +262,7 @@ def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
             own = [
                 r
                 for r in reversed(unique.values())
-                if (r["method"] in ABLATION_FAMILY) == (family == "ablation")
+                if (r["method"] in ablation_methods) == (family == "ablation")
             ]
             for part, start in enumerate(range(0, len(own), runs_per_job)):
                 name = f"{names[checkpoint]}-{family}{part}"

@@ -1,0 +1,36 @@
+"""Labels, colours and markers: of every method, also of one that has none; no part of a run."""
+
+import dataclasses
+
+import baselines
+from lowbit_core.quantizers.interface import Method
+from workflow.results import labels
+
+
+def test_a_method_holds_nothing_that_only_shows():
+    """So recolouring a method cannot change the code version of its runs."""
+    names = {field.name for field in dataclasses.fields(Method)}
+    assert names.isdisjoint({"label", "color", "marker"})
+
+
+def test_every_method_has_a_look_of_its_own():
+    looks = {(labels.method_color(name), labels.method_marker(name)) for name in baselines.METHODS}
+    assert len(looks) == len(baselines.METHODS)
+    assert [labels.method_order(name) for name in labels.method_names()] == list(
+        range(len(labels.method_names()))
+    )
+    assert labels.method_label("lsq") == "LSQ" and labels.method_names()[-1] == "lsq"
+
+
+def test_a_method_without_an_entry_gets_its_name_and_a_look(monkeypatch):
+    for name in ("zz", "aa"):
+        method = dataclasses.replace(baselines.METHODS["pact"], name=name)
+        monkeypatch.setitem(baselines.METHODS, name, method)
+    labels.method_names.cache_clear()
+    try:
+        assert labels.method_label("zz") == "zz"
+        look = [(labels.method_color(name), labels.method_marker(name)) for name in ("aa", "zz")]
+        assert look == list(zip(labels.COLORS, labels.MARKERS, strict=False))[:2]
+        assert labels.method_order("pact") < labels.method_order("zz") < labels.method_order("lsq")
+    finally:
+        labels.method_names.cache_clear()

@@ -1,0 +1,302 @@
+"""The record of a suite's runs, and the tables that are made from it alone."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import fake_runs
+import pytest
+import yaml
+from conftest import make_tables
+
+from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.run_folder import RunFolder
+from workflow.comparisons import load_comparisons
+from workflow.results import analysis, record, tables
+from workflow.results.columns import TABLES, Column, read_table, write_table
+from workflow.results.record import Record
+from workflow.suite.jobs import read_jobs
+from workflow.suite.suite import Job, Suite
+
+ROOT = Path(__file__).parents[2]
+MADE = (*(name for name in TABLES if name != "variants.csv"), "table_main.md", "table_main.tex",
+        "claims.md")  # fmt: skip
+
+
+def test_results_of_the_suite(quick: Path):
+    results = read_table(quick / "results.csv")
+    runs = {row["run_id"] for row in results}
+    assert len(runs) == len(results) == len(list((quick / "runs").iterdir()))
+    failed = [row for row in results if row["status"] == "diverged"]
+    assert [(row["arch"], row["method"], row["top1"]) for row in failed] == [
+        ("mobilenetv2", "dorefa", None)
+    ]
+    assert {row["role"] for row in results} == {"run", "ablation", "checkpoint"}
+    for row in results:
+        if row["role"] == "run" and row["status"] == "done":
+            assert row["delta"] == pytest.approx(row["top1"] - row["fp_top1"], abs=2e-3)
+    direct = next(row for row in results if row["method"] == "direct")
+    assert direct["weight_granularity"] == "per_channel"
+    assert direct["quantizer_lr_scale"] == "codes=1;levels=0.1"
+
+
+def test_full_precision_is_the_fine_tuned_run(quick: Path):
+    mine = [
+        r for r in read_table(quick / "results.csv") if (r["arch"], r["seed"]) == ("resnet20", 1)
+    ]
+    tuned = next(r for r in mine if r["method"] == "fp" and r["role"] == "run")
+    checkpoint = next(r for r in mine if r["role"] == "checkpoint")
+    direct = next(r for r in mine if r["method"] == "direct")
+    assert direct["fp_top1"] == tuned["top1"] != checkpoint["top1"]
+    assert direct["checkpoint_top1"] == checkpoint["top1"]
+
+
+def test_same_bytes_again_from_the_record_alone(quick: Path, tmp_path: Path):
+    """In a process of its own: hash seeds and import order differ. No run folder is at hand."""
+    shutil.copytree(quick / "record", tmp_path / "record")
+    for words in ([], ["--ablations"]):
+        command = [sys.executable, "-m", "workflow.results.tables", str(tmp_path), *words]
+        subprocess.run(command, cwd=ROOT, check=True)
+    for name in MADE:
+        assert (tmp_path / name).read_bytes() == (quick / name).read_bytes(), name
+    jobs = sorted((quick / "jobs").glob("*.jsonl"))
+    settings = Record(quick / "record").settings["suite"]
+    record.write_record(settings, read_jobs(jobs), quick / "runs", tmp_path / "again")
+    for name in record.FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (quick / "record" / name).read_bytes()
+        assert (quick / "record" / name).stat().st_size < record.MOST_BYTES
+
+
+def test_the_record_says_how_each_run_was_made(quick: Path):
+    runs = Record(quick / "record").runs
+    assert len(runs) == len(list((quick / "runs").iterdir()))
+    for run in runs:
+        assert {"seed", "recipe", "code_version", "policy"} <= run["config"].keys()
+        assert {"hardware", "versions", "git_commit", "top1", "created"} <= run["final"].keys()
+
+
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / record.REFERENCE).glob("*/record")), ids=lambda path: path.parent.name
+)
+def test_committed_tables_are_what_the_committed_runs_give(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "record")
+    tables.main([str(tmp_path)])
+    if not Record(folder).settings["variants"]:
+        tables.main([str(tmp_path), "--ablations"])
+    names = [
+        path.name for path in folder.parent.iterdir() if path.suffix in (".csv", ".md", ".tex")
+    ]
+    assert names
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (folder.parent / name).read_bytes(), name
+    assert all(path.stat().st_size < record.MOST_BYTES for path in folder.iterdir())
+
+
+def test_a_damaged_record_is_refused(quick: Path, tmp_path: Path):
+    """Also without its checksums, as it is after a clone."""
+    shutil.copytree(quick / "record", tmp_path / "record")
+
+    def refused(name: str, change, message: str) -> None:
+        whole = (tmp_path / "record" / name).read_bytes()
+        (tmp_path / "record" / name).write_bytes(change(whole))
+        with pytest.raises(InputError, match=message) as caught:
+            make_tables(tmp_path)
+        assert name in str(caught.value)
+        (tmp_path / "record" / name).write_bytes(whole)
+
+    refused("runs.jsonl", lambda data: data.replace(b'"seed": 1', b'"seed": 7', 1), "checksum")
+    for seal in (tmp_path / "record").glob(".*.sha256"):
+        seal.unlink()
+    refused("runs.jsonl", lambda data: data[:-40], "not part of a record")
+    refused("runs.jsonl", lambda data: b"", "not part of a record")
+    refused("suite.json", lambda data: b"{}", "not part of a record")
+    refused("epochs.csv.gz", lambda data: data[:-40], "cannot be read")
+    (tmp_path / "record" / "channels.csv.gz").unlink()
+    with pytest.raises(InputError, match="channels.csv.gz is missing"):
+        make_tables(tmp_path)
+
+
+def test_a_damaged_run_is_not_recorded(tmp_path):
+    run = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    (tmp_path / "runs" / run / "metrics.csv").write_text("epoch\n")
+    with pytest.raises(InputError, match="not what was written"):
+        record.write_record({}, {run: "run"}, tmp_path / "runs", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "is missing: the run is not complete"), ("{", "not valid JSON")]
+)
+def test_incomplete_run_is_one_sentence(tmp_path: Path, text: str | None, message: str):
+    run = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    final = tmp_path / "runs" / run / "final.json"
+    final.unlink() if text is None else final.write_text(text)
+    with pytest.raises(InputError, match=message):
+        record.write_record({}, {run: "run"}, tmp_path / "runs", tmp_path / "out")
+
+
+def test_finished_runs_of_a_suite(tmp_path: Path):
+    """Those that are done, with the first of their roles; of how many."""
+    done, torn = (
+        fake_runs.write_run(tmp_path, "resnet20", name, (2, 2), 0) for name in ("direct", "pact")
+    )
+    RunFolder(tmp_path / torn).remove("final.json")
+    runs = [
+        {"run_id": name, "run_key": RunFolder(tmp_path / name).read_json("config.json")["run_key"],
+         "role": role}
+        for name, role in ((done, "ablation"), (done, "run"), (torn, "run"))
+    ]  # fmt: skip
+    suite = Suite("made", {}, {"a": Job("a", tuple(runs), None)})
+    assert record.finished_runs(suite, tmp_path) == ({done: "run"}, 2)
+
+
+def test_bad_job_line(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"run_id": "x", "role": "walk", "runs": 1}) + "\n")
+    with pytest.raises(InputError, match="'walk' must be one of run, ablation, checkpoint"):
+        read_jobs([path])
+    path.write_text("{nonsense\n")
+    with pytest.raises(InputError, match="line 1"):
+        read_jobs([path])
+
+
+# -- ablations and diagnostics ---------------------------------------------------------------
+
+
+def test_channel_ablation_from_the_runs_that_it_needs(quick: Path, tmp_path: Path):
+    """The record of the ablations' methods alone gives the same tables."""
+    methods = load_comparisons().ablation_methods
+    roles = read_jobs(sorted((quick / "jobs").glob("*.jsonl")))
+    few = {run: role for run, role in roles.items() if run.split("-")[2] in methods}
+    record.write_record({"suite": "quick"}, few, quick / "runs", tmp_path / "few")
+    tables.main([str(tmp_path), "--ablations", "--record", str(tmp_path / "few")])
+    made = {path.name for path in tmp_path.glob("*.csv")}
+    assert made == {name for name in TABLES if name.startswith("ablation_")}
+    for name in made:
+        assert (tmp_path / name).read_bytes() == (quick / name).read_bytes(), name
+
+
+def test_channel_summary(quick: Path):
+    channels = read_table(quick / "ablation_channel_error.csv")
+    dead = [row for row in channels if row["error_equal"] is None]
+    assert dead and all(row["channel"] == 31 for row in dead)
+    wanted = ("resnet20", "direct", 2)
+    [row] = [
+        r
+        for r in read_table(quick / "ablation_channel_error_summary.csv")
+        if (r["arch"], r["method"], r["w_bits"], r["variant"]) == (*wanted, "inverse_variance")
+    ]
+    mine = [
+        r
+        for r in channels
+        if r["error_equal"] is not None and (r["arch"], r["method"], r["w_bits"]) == wanted
+    ]
+    better = [r for r in mine if r["error_inverse_variance"] < r["error_equal"]]
+    assert row["channels"] == len(mine) == 3 * 63
+    assert row["share_of_channels_improved"] == pytest.approx(
+        100 * len(better) / len(mine), abs=1e-3
+    )
+    assert (row["trained_with"], row["top1_n"]) == ("direct", 3)
+
+
+def test_direct_ablation_is_paired_by_seed(quick: Path):
+    runs = read_table(quick / "ablation_direct_weights.csv")
+    top1 = {(r["method"], r["seed"]): r["top1"] for r in runs if r["w_bits"] == 2}
+    gaps = [top1["direct", s] - top1["indirect", s] for s in range(3)]
+    [row] = [
+        r
+        for r in read_table(quick / "ablation_direct_weights_summary.csv")
+        if r["w_bits"] == 2 and r["other"] == "indirect"
+    ]
+    assert row["n"] == 3
+    assert row["top1_difference_mean"] == pytest.approx(mean(gaps), abs=1e-3)
+    assert row["top1_difference_std"] == pytest.approx(stdev(gaps), abs=1e-3)
+    assert all(r["used_level_share"] == 1 for r in runs)
+
+
+def test_any_method_that_measures_its_channels_is_in_the_ablation(tmp_path: Path):
+    """Which runs measured their channels is read from the runs, not from a list of names."""
+    runs = tmp_path / "runs"
+    run = fake_runs.write_run(runs, "resnet20", "pact", (2, 2), 0)
+    header = "layer,channel,variance,error_equal,error_inverse_variance,error_median"
+    fake_runs.write_rows(runs / run / "channel_error.csv", header, [("a", 0, 1, 0.5, 0.4, 0.3)])
+    RunFolder(runs / run).finish(RunFolder(runs / run).read_json("final.json"))
+    record.write_record({"suite": "made"}, {run: "run"}, runs, tmp_path / "record")
+    tables.main([str(tmp_path), "--ablations"])
+    [row] = read_table(tmp_path / "ablation_channel_error.csv")
+    assert (row["method"], row["error_median"]) == ("pact", 0.3)
+    summary = read_table(tmp_path / "ablation_channel_error_summary.csv")
+    assert [r["variant"] for r in summary] == ["equal", "inverse_variance", "median"]
+    assert summary[0]["trained_with"] is None
+
+
+def test_diagnostics_of_a_run_by_hand(tmp_path):
+    """Two layers whose levels grow to twice and to half of their span; flips 40 % and 20 %."""
+    run = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    rows = [
+        (0, "a", 0.1, "", -1, 1, 1.0), (0, "b", 0.3, "", -2, 2, 1.0),
+        (1, "a", 0.2, 0.5, -2, 2, 0.5), (1, "b", 0.4, 0.3, -1, 1, 1.0),
+    ]  # fmt: skip
+    header = "epoch,layer,mismatch,flip_rate,level_min,level_max,used_levels"
+    folder = tmp_path / "runs" / run
+    fake_runs.write_rows(folder / "weight_state.csv", header, rows)
+    RunFolder(folder).finish(RunFolder(folder).read_json("final.json"))
+    record.write_record({"suite": "made"}, {run: "run"}, tmp_path / "runs", tmp_path / "record")
+    assert analysis.weight_facts(Record(tmp_path / "record"), run) == pytest.approx(
+        {
+            "mismatch_start": 0.2, "mismatch_end": 0.3, "flip_rate_mean": 0.4,
+            "flip_rate_first": 0.4, "flip_rate_end": 0.4, "used_level_share": 0.75,
+            "used_level_share_lowest": 0.5, "level_span": 1.25,
+        }
+    )  # fmt: skip
+
+
+def test_diagnostics_count_dead_channels_and_keep_diverged_runs(quick):
+    found = read_table(quick / "diagnostics.csv")
+    quantized = [r for r in read_table(quick / "results.csv") if r["w_bits"] != 32]
+    assert len(found) == len(quantized)
+    assert [r["method"] for r in found if r["status"] == "diverged"] == ["dorefa"]
+    measured = {r["method"]: r["dead_channel_share"] for r in found}
+    assert measured["direct"] == pytest.approx(1 / 64)
+    assert measured["pact"] is None
+
+
+# -- columns, comparisons and labels ---------------------------------------------------------
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path):
+    row = {"run_id": "a", "seconds": 1.5, "images_per_s": 3, "data_wait_share": None}
+    write_table(tmp_path / "timings.csv", [row])
+    assert read_table(tmp_path / "timings.csv") == [row | {"peak_memory_mb": None}]
+    assert Column("x", "percent").text(-0.0001) == "0.000"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "direkt"}, "method is 'direkt': it must be one of"),
+        ({"direct_weights": "indirect"}, "must be a list of methods"),
+        ({"claims": {"new": {"question": "Why?"}}}, "claims.new .* must be question, pairs"),
+        ({"claims": {"new": {"question": "Why?", "pairs": [["fp"]]}}}, "list of .method, other."),
+        ({"channel_error": {"direct": {"mean": "pact"}}}, "is 'mean': it must be one of equal"),
+        ({"extra": 1}, "keys of the file"),
+    ],
+)
+def test_comparisons_are_checked(tmp_path: Path, change: dict, message: str):
+    data = yaml.safe_load((ROOT / "config" / "comparisons.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data | change))
+    with pytest.raises(InputError, match=message) as caught:
+        load_comparisons(tmp_path / "mine.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_user_can_add_a_claim(tmp_path: Path):
+    data = yaml.safe_load((ROOT / "config" / "comparisons.yaml").read_text())
+    data["claims"]["mine"] = {"question": "Does PACT beat DoReFa?", "pairs": [["pact", "dorefa"]]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    found = load_comparisons(tmp_path / "mine.yaml")
+    assert found.pairs(found.claims[-1], ["dorefa", "pact"]) == [("pact", "dorefa")]
+    assert found.pairs(found.claims[-1], ["pact"]) == []

@@ -1,0 +1,281 @@
+"""From a record to its tidy tables: results, timings, epochs, diagnostics and the two ablations."""
+
+import json
+from collections.abc import Iterable
+from functools import partial
+from statistics import mean, median, stdev
+
+from baselines import method as find_method
+from lowbit_core.quantizers.basis_activation import WEIGHTINGS
+from lowbit_core.quantizers.bits import FLOAT_BITS
+from workflow.comparisons import load_comparisons
+from workflow.results.compare import difference, pair_runs
+from workflow.results.record import Record, mean_of
+from workflow.suite.jobs import ROLES
+
+SETTING = ("dataset", "arch", "w_bits", "a_bits")
+COPIED = {
+    "config": ("dataset", "arch", "method", "w_bits", "a_bits", "seed", "pretrained",
+               "code_version", "run_id"),
+    "final": ("status", "diverged_layer", "size_bytes", "bitops", "hardware", "loader", "compile",
+              "threads"),
+    "recipe": ("schedule", "batch_size", "augmentation", "train_images", "val_images", "precision"),
+    "policy": ("first_last", "shortcut"),
+    "versions": ("torch", "torchvision", "ffcv", "python"),
+}  # fmt: skip
+"""Columns of results.csv that stand under the same name in this part of a run's record."""
+TIMINGS = ("images_per_s", "data_wait_share", "peak_memory_mb")
+
+
+def spread(values: list[float]) -> float | None:
+    """Sample standard deviation (ddof 1); None for fewer than two values."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def setting_of(row: dict) -> tuple:
+    """The data set, the network and the bits of a row."""
+    return tuple(row[key] for key in SETTING)
+
+
+# -- results.csv, timings.csv, epochs.csv, diagnostics.csv -------------------------------------
+
+
+def quantizer_facts(name: str) -> dict[str, str]:
+    """Granularity and initialisation of a method's quantizers; empty for full precision."""
+    found = find_method(name)
+    kinds = [f.func if isinstance(f, partial) else f for f in (found.weight, found.activation)]
+    weight, activation = kinds
+    return {
+        "weight_granularity": weight.GRANULARITY if weight else "",
+        "activation_granularity": activation.GRANULARITY if activation else "",
+        "init": "; ".join(dict.fromkeys(kind.INIT for kind in kinds if kind)),
+    }
+
+
+def group_setting(groups: dict[str, dict], key: str) -> str:
+    """`codes=0;levels=0.1`: one setting of every quantizer parameter group."""
+    return ";".join(f"{name}={groups[name][key]:g}" for name in sorted(groups))
+
+
+def result_row(suite: str, run: dict) -> dict:
+    """One row of results.csv, without what other runs determine."""
+    config, final = run["config"], run["final"]
+    recipe, policy = config["recipe"], config["policy"]
+    parts = {"config": config, "final": final, "recipe": recipe, "policy": policy,
+             "versions": final["versions"]}  # fmt: skip
+    row = {key: parts[part].get(key) for part, keys in COPIED.items() for key in keys}
+    if final["status"] == "done":
+        row |= {key: float(final[key]) for key in ("top1", "top5", "val_top1")}
+    exceptions = policy["exceptions"]
+    return {
+        **row,
+        **quantizer_facts(config["method"]),
+        "suite": suite,
+        "role": run["role"],
+        "width": config["arch_options"].get("width"),
+        "restarts": len(final["diverged_before"]),
+        "top1": row.get("top1"),
+        "checkpoint_top1": run["checkpoint_top1"],
+        "epochs": final["epochs_done"],
+        "exceptions": json.dumps(exceptions, sort_keys=True) if exceptions else "",
+        "signed_layers": run["signed_layers"],
+        "quantizer_weight_decay": group_setting(recipe["quantizer_groups"], "weight_decay"),
+        "quantizer_lr_scale": group_setting(recipe["quantizer_groups"], "lr_scale"),
+        "epoch_reported": "final",
+        "lr": float(final["lr"]),
+        "weight_decay": float(recipe["weight_decay"]),
+    }
+
+
+def results(record: Record) -> list[dict]:
+    """All rows of results.csv, with each run's distance to full precision. Percent values."""
+    rows = [result_row(record.suite, run) for run in record.runs]
+    full_precision = {
+        (row["dataset"], row["arch"], row["seed"]): row["top1"]
+        for row in rows
+        if row["method"] == "fp" and row["role"] == "run"
+    }
+    for row in rows:
+        if row["role"] == "checkpoint":
+            row["checkpoint_top1"] = row["top1"]
+            continue
+        row["fp_top1"] = full_precision.get((row["dataset"], row["arch"], row["seed"]))
+        if row["top1"] is not None and row["fp_top1"] is not None:
+            row["delta"] = row["top1"] - row["fp_top1"]
+    return sorted(
+        rows,
+        key=lambda row: (
+            *setting_of(row), row["method"], row["seed"], ROLES.index(row["role"]), row["run_id"],
+        ),
+    )  # fmt: skip
+
+
+def run_epochs(record: Record, runs: Iterable[dict]) -> list[tuple[str, list[dict]]]:
+    """(run_id, epochs) of every run, sorted."""
+    return [(name, record.epochs.get(name, [])) for name in sorted(run["run_id"] for run in runs)]
+
+
+def timings(record: Record, runs: list[dict]) -> list[dict]:
+    """Seconds in all, median images a second and wait share, peak MB, for every run."""
+    rows = []
+    for run_id, epochs in run_epochs(record, runs):
+        known = {key: [e[key] for e in epochs if e[key] is not None] for key in TIMINGS}
+        rows.append({
+            "run_id": run_id,
+            "seconds": sum(e["seconds"] for e in epochs if e["seconds"] is not None),
+            "images_per_s": median(known["images_per_s"]) if known["images_per_s"] else None,
+            "data_wait_share": (
+                median(known["data_wait_share"]) if known["data_wait_share"] else None
+            ),
+            "peak_memory_mb": max(known["peak_memory_mb"], default=None),
+        })  # fmt: skip
+    return rows
+
+
+def epochs(record: Record, runs: list[dict]) -> list[dict]:
+    """Losses, accuracies and weights' state of every run, epoch by epoch."""
+    return [
+        {**row, "run_id": run_id, "epoch": int(row["epoch"])}
+        for run_id, rows in run_epochs(record, runs)
+        for row in rows
+    ]
+
+
+def weight_facts(record: Record, run_id: str) -> dict[str, float | None]:
+    """Mismatch, flip rate, levels of one run at its start and its end, as means over its layers."""
+    epochs = [row for row in record.epochs.get(run_id, []) if row["used_levels"] is not None]
+    if not epochs:
+        return {}
+    first, last = epochs[0], epochs[-1]
+    return {
+        "mismatch_start": first["mismatch"],
+        "mismatch_end": last["mismatch"],
+        "flip_rate_mean": mean_of(row["flip_rate"] for row in epochs[1:]),
+        "flip_rate_first": epochs[1]["flip_rate"] if len(epochs) > 1 else None,
+        "flip_rate_end": last["flip_rate"],
+        "used_level_share": last["used_levels"],
+        "used_level_share_lowest": last["used_levels_lowest"],
+        "level_span": last["level_span"],
+    }
+
+
+def diagnostics(record: Record, runs: list[dict]) -> list[dict]:
+    """How codes and levels moved in every quantized run, and its dead channels where measured."""
+    rows = []
+    for run in runs:
+        if run["w_bits"] == FLOAT_BITS and run["a_bits"] == FLOAT_BITS:
+            continue
+        channels = record.channels.get(run["run_id"], [])
+        dead = mean_of(float(row["error_equal"] is None) for row in channels)
+        rows.append({**run, **weight_facts(record, run["run_id"]), "dead_channel_share": dead})
+    return rows
+
+
+# -- ablation: channel errors ----------------------------------------------------------------
+
+
+def channel_errors(record: Record, runs: list[dict]) -> list[dict]:
+    """One row per run, layer and channel of the finished runs that measured their channels."""
+    return [
+        {**run, **channel, "channel": int(channel["channel"])}
+        for run in runs
+        if run["status"] == "done"
+        for channel in record.channels.get(run["run_id"], [])
+    ]
+
+
+def summarize_channel_errors(channels: list[dict], runs: list[dict]) -> list[dict]:
+    """Per setting and weighting: share of channels whose error falls, median error, top-1."""
+    measured: dict[tuple, list[dict]] = {}
+    for row in channels:
+        if row["error_equal"] is not None:
+            key = (row["dataset"], row["arch"], row["method"], row["w_bits"], row["a_bits"])
+            measured.setdefault(key, []).append(row)
+    summary = []
+    for _, rows in sorted(measured.items()):
+        equal = [row["error_equal"] for row in rows]
+        trained_with = load_comparisons().channel_error.get(rows[0]["method"], {})
+        for weighting in WEIGHTINGS:
+            errors = [row[f"error_{weighting}"] for row in rows]
+            improved = [new < old for new, old in zip(errors, equal, strict=True)]
+            trained = trained_with.get(weighting)
+            top1 = [
+                run["top1"] for run in runs
+                if run["method"] == trained and run["top1"] is not None
+                and setting_of(run) == setting_of(rows[0])
+            ]  # fmt: skip
+            summary.append({
+                **rows[0],
+                "variant": weighting,
+                "seeds": len({row["seed"] for row in rows}),
+                "channels": len(rows),
+                "share_of_channels_improved": (
+                    100.0 * mean(improved) if weighting != "equal" else None
+                ),
+                "median_error_equal": median(equal),
+                "median_error_variant": median(errors),
+                "trained_with": trained,
+                "top1_mean": mean(top1) if top1 else None,
+                "top1_std": spread(top1),
+                "top1_n": len(top1),
+            })  # fmt: skip
+    return summary
+
+
+# -- ablation: direct weights ----------------------------------------------------------------
+
+
+def direct_weights(record: Record, runs: list[dict]) -> list[dict]:
+    """The method and its counterparts, at the settings where a counterpart ran."""
+    method, others = load_comparisons().method, load_comparisons().direct_weights
+    family = [
+        run for run in runs
+        if run["method"] in (method, *others) and run["w_bits"] != FLOAT_BITS
+    ]  # fmt: skip
+    compared = {setting_of(run) for run in family if run["method"] != method}
+    rows = [
+        {**run, **(weight_facts(record, run["run_id"]) if run["status"] == "done" else {})}
+        for run in family
+        if setting_of(run) in compared
+    ]
+    order = (method, *others)
+    return sorted(rows, key=lambda r: (*setting_of(r), r["seed"], order.index(r["method"])))
+
+
+def summarize_direct_weights(rows: list[dict]) -> list[dict]:
+    """The method minus each counterpart, paired by checkpoint and seed: mean, std (ddof 1), n."""
+    settings: dict[tuple, list[dict]] = {}
+    for row in rows:
+        settings.setdefault(setting_of(row), []).append(row)
+    summary = []
+    for _, found in sorted(settings.items()):
+        for other in load_comparisons().direct_weights:
+            method = load_comparisons().method
+            pairs = pair_runs(
+                *([row for row in found if row["method"] == name] for name in (method, other))
+            )
+            if not pairs.runs:
+                continue
+
+            def average(index: int, column: str, pairs: list[tuple] = pairs.runs) -> float | None:
+                return mean_of(pair[index][column] for pair in pairs)
+
+            accuracy = difference([pairs.differences("top1")])
+            mismatch = [one["mismatch_end"] - two["mismatch_end"] for one, two in pairs.runs]
+            summary.append({
+                **{key: found[0][key] for key in ("suite", *SETTING)},
+                "method": method,
+                "other": other,
+                "n": accuracy.n,
+                "top1_mean": average(0, "top1"),
+                "other_top1_mean": average(1, "top1"),
+                "top1_difference_mean": accuracy.mean,
+                "top1_difference_std": accuracy.std,
+                "mismatch_end": average(0, "mismatch_end"),
+                "other_mismatch_end": average(1, "mismatch_end"),
+                "mismatch_end_difference_mean": mean(mismatch),
+                "mismatch_end_difference_std": spread(mismatch),
+                "flip_rate_end": average(0, "flip_rate_end"),
+                "other_flip_rate_end": average(1, "flip_rate_end"),
+            })  # fmt: skip
+    return summary

@@ -1,0 +1,141 @@
+"""The one rule by which two methods are compared: paired differences, a t interval, a verdict.
+
+Both methods are trained from the same checkpoint with the same seed; the differences of such pairs
+are the sample. Its mean has a 95 % interval by Student's t, and the verdict follows from it:
+
+- leads, trails: the interval excludes 0;
+- equal: the interval lies within MARGIN points on either side of 0 (two one-sided tests);
+- undecided: none of these, or fewer than FEWEST pairs.
+
+Where several comparisons answer one question, their p values are adjusted for their number first
+(Holm 1979), so that one of many does not lead by chance.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mean, stdev, variance
+
+from scipy import stats
+
+LEVEL = 0.05
+MARGIN = 0.5  # points of top-1
+FEWEST = 3  # pairs that an interval needs
+DIGITS = 9  # of a difference: accuracies have three, so what is behind is rounding error
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The runs of two methods that started from the same checkpoint with the same seed."""
+
+    keys: list[tuple[int, str]]
+    """(seed, checkpoint) of the pairs of which both runs finished, in rising order."""
+    runs: list[tuple[dict, dict]]
+    diverged: int
+    other_diverged: int
+
+    def differences(self, column: str) -> list[float]:
+        return [round(one[column] - other[column], DIGITS) for one, other in self.runs]
+
+
+def pair_runs(runs: Iterable[dict], others: Iterable[dict]) -> Pairs:
+    """Pair runs (rows with `seed`, `pretrained` and `status`) by seed and checkpoint."""
+    one, two = (
+        {(run["seed"], run["pretrained"] or ""): run for run in rows} for rows in (runs, others)
+    )
+    both = sorted(one.keys() & two.keys())
+    done = [key for key in both if one[key]["status"] == two[key]["status"] == "done"]
+    return Pairs(
+        done,
+        [(one[key], two[key]) for key in done],
+        sum(one[key]["status"] != "done" for key in both),
+        sum(two[key]["status"] != "done" for key in both),
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference with its interval; from `low` to `p_equal`: None below FEWEST pairs."""
+
+    n: int
+    mean: float | None
+    std: float | None
+    """Sample standard deviation of the differences; None for one, or for several networks."""
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    """Of no difference, two-sided."""
+    p_equal: float | None = None
+    """Of a difference of MARGIN or more: below LEVEL exactly if the interval lies within MARGIN."""
+    diverged: int = 0
+    other_diverged: int = 0
+
+
+def difference(
+    networks: list[list[float]], diverged: int = 0, other_diverged: int = 0
+) -> Difference:
+    """The mean of the networks' mean differences; `networks` hold the differences of one each.
+
+    Several networks: standard error sqrt(sum s_i^2 / n_i) / k, degrees of freedom by Welch and
+    Satterthwaite.
+    """
+    networks = [differences for differences in networks if differences]
+    n = sum(map(len, networks))
+    middle = mean(map(mean, networks)) if networks else None
+    std = stdev(networks[0]) if len(networks) == 1 and n > 1 else None
+    if min(map(len, networks), default=0) < FEWEST:
+        return Difference(n, middle, std, diverged=diverged, other_diverged=other_diverged)
+    errors = [variance(differences) / len(differences) for differences in networks]
+    error = math.sqrt(sum(errors)) / len(networks)
+    if error == 0:  # all differences are the same
+        p, p_equal = float(middle == 0), float(abs(middle) >= MARGIN)
+        return Difference(n, middle, std, middle, middle, p, p_equal, diverged, other_diverged)
+    freedom = sum(errors) ** 2 / sum(
+        e**2 / (len(differences) - 1) for e, differences in zip(errors, networks, strict=True)
+    )
+    half = error * float(stats.t.ppf(1 - LEVEL / 2, freedom))
+    p = 2 * float(stats.t.sf(abs(middle) / error, freedom))
+    p_equal = min(1.0, 2 * float(stats.t.sf((MARGIN - abs(middle)) / error, freedom)))
+    return Difference(
+        n, middle, std, middle - half, middle + half, p, p_equal, diverged, other_diverged
+    )
+
+
+def holm(values: list[float]) -> list[float]:
+    """The p values adjusted for their number by Holm's step-down method."""
+    adjusted, highest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def verdict(found: Difference) -> str:
+    """The verdict of a comparison that is the only one to answer its question."""
+    return _verdict(found, found.p, found.p_equal)
+
+
+def adjusted_verdicts(found: list[Difference]) -> list[tuple[float | None, str]]:
+    """(adjusted p, verdict) of comparisons that answer one question together."""
+    known = [index for index, one in enumerate(found) if one.p is not None]
+    result: list[tuple[float | None, str]] = [(None, "undecided")] * len(found)
+    unequal, equal = (
+        holm([getattr(found[index], name) for index in known]) for name in ("p", "p_equal")
+    )
+    for index, p, p_equal in zip(known, unequal, equal, strict=True):
+        result[index] = p, _verdict(found[index], p, p_equal)
+    return result
+
+
+def _verdict(found: Difference, p: float | None, p_equal: float | None) -> str:
+    """A method of which a run diverged leads nothing, and equals nothing."""
+    if p is None:
+        return "undecided"
+    if p < LEVEL:
+        if found.mean > 0 and not found.diverged:
+            return "leads"
+        if found.mean < 0 and not found.other_diverged:
+            return "trails"
+    if p_equal < LEVEL and not (found.diverged or found.other_diverged):
+        return "equal"
+    return "undecided"

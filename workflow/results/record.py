@@ -1,0 +1,297 @@
+"""The record of a suite's runs: a few small files that all tables, plots and reports are made from.
+
+usage: python -m workflow.results.record --suite S --jobs FILES --runs results/runs --out F/record
+   or: python -m workflow.results.record --suite S --runs results/runs --out F/record
+
+This is the only module that reads finished run folders for results. The second form takes no job
+files: it records the runs of the suite that are finished, wherever they were trained.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+
+from lowbit_core.runtime.errors import InputError, run_cli
+from lowbit_core.runtime.progress import say
+from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunFolder
+from lowbit_core.runtime.run_status import RunStatus, run_status
+from workflow.comparisons import load_comparisons
+from workflow.results.columns import read_sealed, write_sealed
+from workflow.suite.jobs import check_jobs, check_run, main_role, read_jobs
+from workflow.suite.suite import COMPILE_MODES, Suite, load_suite
+
+RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
+    "runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json",
+)  # fmt: skip
+MOST_BYTES = 1_000_000  # of a file that is committed
+WEIGHTS = ("mismatch", "flip_rate", "level_span", "used_levels", "used_levels_lowest")
+EPOCH_COLUMNS = ("run_id", *METRICS, *TIMINGS[1:], *WEIGHTS)
+CHANNEL_COLUMNS = ("run_id", *CHANNEL_ERROR)
+REFERENCE = Path("results/reference")
+
+
+# -- reading ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record folder. Reading a file that is missing or damaged raises InputError."""
+
+    folder: Path
+
+    @cached_property
+    def settings(self) -> dict:
+        """{"suite": the suite's file, "variants": whether it compares variants}"""
+        with self._reading(SUITE) as text:
+            settings = json.loads(text)
+            settings["suite"]["suite"], settings["variants"]
+        return settings
+
+    @property
+    def suite(self) -> str:
+        return self.settings["suite"]["suite"]
+
+    @cached_property
+    def runs(self) -> list[dict]:
+        """One dict a run: role, config, final, signed_layers, checkpoint_top1."""
+        with self._reading(RUNS) as text:
+            runs = [json.loads(line) for line in text.splitlines()]
+            for run in runs or [{}]:  # no run at all is an error, too
+                run["role"], run["config"]["run_id"], run["final"]["status"]
+        return runs
+
+    @cached_property
+    def epochs(self) -> dict[str, list[dict]]:
+        """{run_id: one row an epoch}, numbers as float, empty cells and NaN as None."""
+        return self._rows(EPOCHS, EPOCH_COLUMNS)
+
+    @cached_property
+    def channels(self) -> dict[str, list[dict]]:
+        """{run_id: one row a layer and channel} of the runs that measured their channels."""
+        return self._rows(CHANNELS, CHANNEL_COLUMNS)
+
+    @cached_property
+    def histograms(self) -> dict:
+        """The weight histograms of one run: {"run_id": ..., "layers": ...}."""
+        with self._reading(HISTOGRAMS) as text:
+            return json.loads(text)
+
+    def _rows(self, name: str, columns: tuple[str, ...]) -> dict[str, list[dict]]:
+        found: dict[str, list[dict]] = {}
+        with self._reading(name) as text:
+            header, *rows = csv.reader(io.StringIO(text, newline=""))
+            if tuple(header) != columns:
+                raise ValueError(f"its columns must be {', '.join(columns)}")
+            for run_id, *cells in rows:
+                pairs = zip(columns[1:], cells, strict=True)
+                row = {key: cell if key == "layer" else finite(cell) for key, cell in pairs}
+                found.setdefault(run_id, []).append(row)
+        return found
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[str]:
+        """The text of a file; what is wrong in it becomes an InputError that names the file."""
+        path = self.folder / name
+        data = read_sealed(path)
+        try:
+            yield data.decode()
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise InputError(f"{path} is not part of a record ({error}): make it again") from error
+
+
+def finite(text: str) -> float | None:
+    """The number; None for an empty cell, NaN and infinity (of a run that diverged)."""
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None
+
+
+# -- writing ---------------------------------------------------------------------------------
+
+
+def write_record(
+    settings: dict, roles: dict[str, str], runs: Path, out: Path, has_variants: bool = False
+) -> None:
+    """Write the record of the runs in `roles` ({run_id: role}, all of them finished) to `out`.
+
+    `settings`: the suite's file; `has_variants`: it compares recipes on validation data. Raises
+    InputError if a run is damaged.
+    """
+    records = [_run(runs / run_id, role) for run_id, role in roles.items()]
+    tops = {record["config"]["run_id"]: record["final"]["top1"] for record in records}
+    for record in records:
+        start = record["config"]["pretrained"]
+        if start and start not in tops:
+            check_run(runs / start)
+            tops[start] = RunFolder(runs / start).read_json("final.json")["top1"]
+        record["checkpoint_top1"] = tops.get(start)
+    epochs = [row for run_id in roles for row in _epochs(runs / run_id, run_id)]
+    channels = [
+        {"run_id": run_id, **row}
+        for run_id in roles
+        for row in _read_rows(runs / run_id / "channel_error.csv")
+    ]
+    texts = {
+        RUNS: "".join(json.dumps(record, sort_keys=True) + "\n" for record in records),
+        SUITE: _json_text({"suite": settings, "variants": has_variants}),
+        EPOCHS: _csv_text(EPOCH_COLUMNS, epochs),
+        CHANNELS: _csv_text(CHANNEL_COLUMNS, channels),
+        HISTOGRAMS: _json_text(_histograms(records, runs)),
+    }
+    for name, text in texts.items():
+        write_sealed(out / name, text.encode())
+
+
+def _run(folder: Path, role: str) -> dict:
+    config = check_run(folder)
+    final = RunFolder(folder).read_json("final.json")
+    layers = RunFolder(folder).read_json("layers.json") or []
+    return {
+        "role": role,
+        "config": config,
+        "final": {key: final[key] for key in final if key not in ("files", "checksum")},
+        "signed_layers": sum(
+            layer["status"] == "quantized" and layer["signed"] for layer in layers
+        ),
+    }
+
+
+def _epochs(folder: Path, run_id: str) -> list[dict]:
+    """One row an epoch: metrics, timings and the means of the weights' state over the layers."""
+    epochs = _weight_epochs(_read_rows(folder / "weight_state.csv"))
+    for name in ("metrics.csv", "timings.csv"):
+        for row in _read_rows(folder / name):
+            epochs.setdefault(int(row["epoch"]), {}).update(row)
+    return [{**row, "run_id": run_id, "epoch": epoch} for epoch, row in sorted(epochs.items())]
+
+
+def _weight_epochs(states: list[dict[str, str]]) -> dict[int, dict]:
+    """weight_state.csv as means over the layers, by epoch, from 0 (before training).
+
+    level_span is the distance of the outer levels, divided by what it was at the first epoch.
+    """
+    epochs: dict[int, list[dict]] = {}
+    for row in states:
+        epochs.setdefault(int(row["epoch"]), []).append(row)
+    start = {row["layer"]: _span(row) for row in epochs[min(epochs)]} if epochs else {}
+    return {
+        epoch: {
+            "mismatch": mean_of(finite(row["mismatch"]) for row in rows),
+            "flip_rate": mean_of(finite(row["flip_rate"]) for row in rows),
+            "level_span": mean_of(
+                _span(row) / start[row["layer"]] for row in rows if start[row["layer"]]
+            ),
+            "used_levels": mean_of(finite(row["used_levels"]) for row in rows),
+            "used_levels_lowest": min(float(row["used_levels"]) for row in rows),
+        }
+        for epoch, rows in epochs.items()
+    }
+
+
+def _span(row: dict[str, str]) -> float:
+    return float(row["level_max"]) - float(row["level_min"])
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are finite numbers; None if there is none."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return mean(known) if known else None
+
+
+def representative(rows: Iterable[dict]) -> dict | None:
+    """One run to look at closely: W2A2 if there is one, the arch with most seeds, lowest seed."""
+    rows = list(rows)
+    seeds: dict[tuple, set[int]] = {}
+    for row in rows:
+        seeds.setdefault((row["dataset"], row["arch"]), set()).add(row["seed"])
+
+    def order(row: dict) -> tuple:
+        network = row["dataset"], row["arch"]
+        other_bits = (row["w_bits"], row["a_bits"]) != (2, 2)
+        count = -len(seeds[network])
+        return other_bits, count, *network, row["w_bits"], row["a_bits"], row["seed"]
+
+    return min(rows, key=order, default=None)
+
+
+def _histograms(records: list[dict], runs: Path) -> dict:
+    """The weight histograms of the representative run of the benchmark's own method."""
+    run = representative(
+        record["config"]
+        for record in records
+        if record["config"]["method"] == load_comparisons().method
+        and (record["role"], record["final"]["status"]) == ("run", "done")
+    )
+    layers = run and RunFolder(runs / run["run_id"]).read_json("weight_histograms.json")
+    return {"run_id": run["run_id"], "layers": layers} if layers else {"run_id": None, "layers": {}}
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of a run folder; none if the run did not write it."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _csv_text(columns: tuple[str, ...], rows: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _json_text(value: object) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+def finished_runs(suite: Suite, runs: Path) -> tuple[dict[str, str], int]:
+    """{run_id: role} of the suite's finished runs, and how many runs the suite has in all."""
+    every: dict[str, dict] = {}
+    for run in (run for job in suite.jobs.values() for run in job.runs):
+        role = main_role(run["role"], every.get(run["run_id"], run)["role"])
+        every[run["run_id"]] = {**run, "role": role}
+    done = {
+        run_id: run["role"]
+        for run_id, run in every.items()
+        if run_status(runs / run_id, run["run_key"], weights=False)[0] is RunStatus.DONE
+    }
+    return done, len(every)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", required=True)
+    parser.add_argument("--datasets", default="", help="only these, separated by commas")
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
+    parser.add_argument("--runs", type=Path, default=Path("results/runs"))
+    parser.add_argument("--jobs", nargs="+", help="job files: exactly their runs, all finished")
+    parser.add_argument("--out", type=Path, help="results/reference/<suite>/record by default")
+    args = parser.parse_args(argv)
+    suite = load_suite(args.suite, args.compile).only(args.datasets)
+    out = args.out or REFERENCE / args.suite.replace("_", "-") / "record"
+    if args.jobs:
+        check_jobs(args.jobs, args.runs)
+        roles = read_jobs(args.jobs)
+        write_record(suite.config, roles, args.runs, out, suite.has_variants)
+        return
+    roles, total = finished_runs(suite, args.runs)
+    if not roles:
+        raise InputError(f"{args.runs} holds no finished run of suite {args.suite!r}")
+    write_record(suite.config, roles, args.runs, out, suite.has_variants)
+    for name in FILES:
+        if (size := (out / name).stat().st_size) > MOST_BYTES:
+            raise InputError(f"{out / name} has {size} bytes: write fewer data sets at once")
+    say(f"{len(roles)} of {total} runs of suite {args.suite} are in {out}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
