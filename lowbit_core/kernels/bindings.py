@@ -16,10 +16,6 @@ from lowbit_core.kernels.build import library
 WEIGHTINGS = {"equal": 0, "inverse_variance": 1, "median": 2}
 
 
-def _at(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
-
-
 def usable(*arguments: object) -> bool:
     """True where the kernels can be called: the library exists, and all tensors are float32 or
     uint8 on the processor."""
@@ -30,25 +26,9 @@ def usable(*arguments: object) -> bool:
     )
 
 
-# -- activations -----------------------------------------------------------------------------
-
-
-def quantize_and_sum(x, v, signed, ceiling=math.inf, also_relu=False):
-    y, mask = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
-    relu = torch.empty_like(x) if also_relu else None
-    bits = len(v)
-    sums = torch.empty(2 + bits + bits * (bits + 1) // 2, x.shape[0], x.shape[2])
-    library().quantize_and_sum(
-        _at(x), *x.shape, _at(v), bits, signed, ceiling, _at(y), _at(relu), _at(mask), _at(sums)
-    )
-    return y, relu, mask, sums
-
-
-def quantize(x, v, signed, ceiling=math.inf):
-    x = _dense(x)
-    y = torch.empty_like(x)
-    library().quantize(_at(x), x.numel(), _at(v), len(v), signed, ceiling, _at(y))
-    return y
+def _call(name: str, *arguments: object) -> None:
+    """Call a kernel with the addresses of tensors; None is a null pointer."""
+    getattr(library(), name)(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -57,45 +37,55 @@ def _dense(x: Tensor) -> Tensor:
     return x if channels_last else x.contiguous()
 
 
+# -- activations -----------------------------------------------------------------------------
+
+
+def quantize_and_sum(x, v, signed, ceiling=math.inf, also_relu=False):
+    y, mask = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
+    relu, bits = torch.empty_like(x) if also_relu else None, len(v)
+    sums = torch.empty(2 + bits + bits * (bits + 1) // 2, x.shape[0], x.shape[2])
+    _call("quantize_and_sum", x, *x.shape, v, bits, signed, ceiling, y, relu, mask, sums)
+    return y, relu, mask, sums
+
+
+def quantize(x, v, signed, ceiling=math.inf):
+    x = _dense(x)
+    y = torch.empty_like(x)
+    _call("quantize", x, x.numel(), v, len(v), signed, ceiling, y)
+    return y
+
+
 def update_basis(sums, v, channels, size, weighting, signed):
     new, not_finite = torch.empty_like(v), torch.empty((), dtype=torch.bool)
-    library().update_basis(
-        _at(sums), *sums.shape[1:], channels, size, _at(v), len(v), signed, WEIGHTINGS[weighting],
-        _at(new), _at(not_finite),
-    )  # fmt: skip
+    shape, kind = (*sums.shape[1:], channels, size), WEIGHTINGS[weighting]
+    _call("update_basis", sums, *shape, v, len(v), signed, kind, new, not_finite)
     return new, not_finite
 
 
-def clip_round(x, top, bottom, step, signed, ceiling):
+def clip_round(x, *grid):
     x = _dense(x)
     y = torch.empty_like(x)
-    library().clip_round(
-        _at(x), x.numel(), _at(top), _at(bottom), _at(step), signed, ceiling,
-        _at(y), None, None, None,
-    )  # fmt: skip
+    _call("clip_round", x, x.numel(), *grid, y, None, None, None)
     return y
 
 
 def clip_round_with_mask(x, top, bottom, step, signed, ceiling, also_relu):
+    grid = (top, bottom, step, signed, ceiling)
     y, mask = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
-    relu = torch.empty_like(x) if also_relu else None
-    not_finite = torch.empty((), dtype=torch.bool)
-    library().clip_round(
-        _at(x), x.numel(), _at(top), _at(bottom), _at(step), signed, ceiling,
-        _at(y), _at(relu), _at(mask), _at(not_finite),
-    )  # fmt: skip
+    relu, not_finite = torch.empty_like(x) if also_relu else None, torch.empty((), dtype=torch.bool)
+    _call("clip_round", x, x.numel(), *grid, y, relu, mask, not_finite)
     return y, relu, mask, not_finite
 
 
 def apply_ste_mask(g, g_relu, mask):
     to = torch.empty_like(g)
-    library().apply_ste_mask(_at(g), _at(g_relu), _at(mask), g.numel(), _at(to), None)
+    _call("apply_ste_mask", g, g_relu, mask, g.numel(), to, None)
     return to
 
 
 def apply_ste_mask_and_sum(g, g_relu, mask):
     to, sums = torch.empty_like(g), torch.empty(2)
-    library().apply_ste_mask(_at(g), _at(g_relu), _at(mask), g.numel(), _at(to), _at(sums))
+    _call("apply_ste_mask", g, g_relu, mask, g.numel(), to, sums)
     return to, sums[0], sums[1]
 
 
@@ -104,47 +94,47 @@ def apply_ste_mask_and_sum(g, g_relu, mask):
 
 def quantize_rows(x, v):
     y = torch.empty_like(x)
-    library().quantize_rows(_at(x), *x.shape, _at(v), v.shape[1], _at(y), None)
+    _call("quantize_rows", x, *x.shape, v, v.shape[1], y, None)
     return y
 
 
 def refit_rows(x, v):
     y, fit = torch.empty_like(x), torch.empty_like(v)
-    library().quantize_rows(_at(x), *x.shape, _at(v), v.shape[1], _at(y), _at(fit))
+    _call("quantize_rows", x, *x.shape, v, v.shape[1], y, fit)
     return y, fit
 
 
 def direct_weight(z, v):
     w, v = torch.empty_like(z), v.clone()
-    library().direct_weight(_at(z), *z.shape, _at(v), v.shape[1], _at(w))
+    _call("direct_weight", z, *z.shape, v, v.shape[1], w)
     return w, v
 
 
 def direct_gradient(g, z, v):
     codes, basis = torch.empty_like(z), torch.empty_like(v)
-    library().basis_gradient(_at(g), _at(z), _at(v), *z.shape, v.shape[1], _at(codes), _at(basis))
+    _call("basis_gradient", g, z, v, *z.shape, v.shape[1], codes, basis)
     return codes, basis
 
 
 def indirect_weight(w, v):
     v = v.clone()
-    library().order_rows(_at(v), *v.shape)
+    _call("order_rows", v, *v.shape)
     return quantize_rows(w, v), v
 
 
 def indirect_gradient(g, w, v):
     basis = torch.empty_like(v)
-    library().basis_gradient(_at(g), _at(w), _at(v), *w.shape, v.shape[1], None, _at(basis))
+    _call("basis_gradient", g, w, v, *w.shape, v.shape[1], None, basis)
     return basis
 
 
 def dorefa_weight(w, steps):
     u, y = torch.tanh(w), torch.empty_like(w)
-    library().dorefa_weight(_at(u), u.numel(), _at(steps), _at(y))
+    _call("dorefa_weight", u, u.numel(), steps, y)
     return y
 
 
 def dorefa_gradient(g, w):
     u, to = torch.tanh(w), torch.empty_like(w)
-    library().dorefa_gradient(_at(g), _at(u), u.numel(), _at(to))
+    _call("dorefa_gradient", g, u, u.numel(), to)
     return to

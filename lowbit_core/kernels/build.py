@@ -79,29 +79,24 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_FLOAT = ctypes.c_float
-_TYPES = {
-    "quantize_and_sum": [
-        _POINTER, _LONG, _LONG, _LONG, _POINTER, _INT, _INT, _FLOAT, *[_POINTER] * 4,
-    ],
-    "quantize": [_POINTER, _LONG, _POINTER, _INT, _INT, _FLOAT, _POINTER],
-    "clip_round": [_POINTER, _LONG, *[_POINTER] * 3, _INT, _FLOAT, *[_POINTER] * 4],
-    "apply_ste_mask": [*[_POINTER] * 3, _LONG, _POINTER, _POINTER],
-    "update_basis": [
-        _POINTER, *[_LONG] * 4, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER,
-    ],
-    "quantize_rows": [_POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER, _POINTER],
-    "order_rows": [_POINTER, _LONG, _INT],
-    "direct_weight": [_POINTER, _LONG, _LONG, _POINTER, _INT, _POINTER],
-    "basis_gradient": [*[_POINTER] * 3, _LONG, _LONG, _INT, _POINTER, _POINTER],
-    "dorefa_weight": [_POINTER, _LONG, _POINTER, _POINTER],
-    "dorefa_gradient": [_POINTER, _POINTER, _LONG, _POINTER],
-}  # fmt: skip
+_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
+_ARGUMENTS = {  # the types of each kernel's arguments
+    "quantize_and_sum": "plllpiifpppp",
+    "quantize": "plpiifp",
+    "clip_round": "plpppifpppp",
+    "apply_ste_mask": "ppplpp",
+    "update_basis": "pllllpiiipp",
+    "quantize_rows": "pllpipp",
+    "order_rows": "pli",
+    "direct_weight": "pllpip",
+    "basis_gradient": "pppllipp",
+    "dorefa_weight": "plpp",
+    "dorefa_gradient": "pplp",
+}
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    for name, types in _TYPES.items():
+    for name, letters in _ARGUMENTS.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = types, None
+        function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
     return library

@@ -37,14 +37,9 @@ inline void store(Whole, T* to, const Vector& from, int64_t lanes) {
 
 // The lowest byte of each lane.
 inline Bytes packed(Flags flags) {
-#if __has_builtin(__builtin_shufflevector)
+#if __has_builtin(__builtin_shufflevector) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     typedef uint8_t All __attribute__((vector_size(32)));
-    const All bytes = (All)flags;
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    return __builtin_shufflevector(bytes, bytes, 0, 4, 8, 12, 16, 20, 24, 28);
-#else
-    return __builtin_shufflevector(bytes, bytes, 3, 7, 11, 15, 19, 23, 27, 31);
-#endif
+    return __builtin_shufflevector((All)flags, (All)flags, 0, 4, 8, 12, 16, 20, 24, 28);
 #else
     return __builtin_convertvector(flags, Bytes);
 #endif
@@ -54,14 +49,9 @@ inline Floats broadcast(float value) { return Floats{} + value; }
 inline Floats select(Flags flags, Floats a, Floats b) { return flags ? a : b; }
 inline Floats zero_unless(Flags flags, Floats a) { return (Floats)(flags & (Flags)a); }
 
-inline float total(Floats x) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += x[i];
-    return sum;
-}
-
-inline int64_t total(Flags x) {
-    int64_t sum = 0;
+template <class Sum = float, class Vector>
+inline Sum total(Vector x) {
+    Sum sum = 0;
     for (int i = 0; i < LANES; i++) sum += x[i];
     return sum;
 }

@@ -1,5 +1,5 @@
-// Weights, one basis a row, and their gradients; DoReFa's weights.
-// Each function does what the Python function of the same name does.
+// Weights, one basis a row, and their gradients; DoReFa's weights. Each function does what the
+// Python function of the same name does.
 
 #include "basis.h"
 
@@ -31,7 +31,7 @@ void basis_rows(const float* x, int64_t rows, int64_t size, const float* v, floa
         FitSums sums;
         sums.sum = total(sum), sums.count = size;
         for (int k = 0; k < K; k++) sums.products[k] = total(code.products[k]);
-        for (int p = 0; p < pairs(K); p++) sums.counts[p] = total(code.counts[p]);
+        for (int p = 0; p < pairs(K); p++) sums.counts[p] = total<int64_t>(code.counts[p]);
         fit_ordered(sums, v + row * K, K, true, fit + row * K);
     });
 }

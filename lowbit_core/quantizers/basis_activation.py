@@ -51,13 +51,8 @@ def quantize_and_sum(
     y, bits = nearest_level(c, columns, signed)
     top = sum(reversed(columns))
     mask = ste_mask_of(full, (c <= top) & (c >= (-top if signed else 0.0)), signed, ceiling)
-    sums = code_sums(c, bits, 1, packed=len(bits) > FEW_BITS)
-    return (
-        y.to(x.dtype),
-        c.to(x.dtype) if also_relu else None,
-        mask,
-        torch.stack([c.sum(1), (c * c).sum(1), *sums]),
-    )
+    sums = [c.sum(1), (c * c).sum(1), *code_sums(c, bits, 1, packed=len(bits) > FEW_BITS)]
+    return y.to(x.dtype), c.to(x.dtype) if also_relu else None, mask, torch.stack(sums)
 
 
 @fused(cpu=kernels.quantize)
@@ -69,9 +64,8 @@ def quantize(x: Tensor, v: Tensor, signed: bool, ceiling: float = math.inf) -> T
 
 def channel_weights(variance: Tensor) -> Tensor:
     """Weights (C,) of mean 1 in proportion to 1 / (variance + eps); 0 for a dead channel."""
-    weights = torch.where(
-        variance > 0, 1 / (variance + VARIANCE_FLOOR * variance.mean() + 1e-30), 0.0
-    )
+    floor = VARIANCE_FLOOR * variance.mean()
+    weights = torch.where(variance > 0, 1 / (variance + floor + 1e-30), 0.0)
     return weights / weights.mean().clamp_min(1e-30)
 
 

@@ -1,9 +1,9 @@
 """Activations as blocks of rows whose columns are channels: the layout of a one-pass reduction.
 
-A channels_last tensor (N, C, H, W) lies in memory as N H W rows of C values. It is cut into P blocks
-of B rows: a block fits in cache, and one core (or thread block) sums it. Narrow rows are joined, so
-that a row of M columns fills a vector register. Other layouts give the same result but cost a copy,
-so training makes images and weights channels_last, and convolutions keep that layout.
+A channels_last tensor (N, C, H, W) lies in memory as N H W rows of C values. It is cut into P
+blocks of B rows: a block fits in cache, and one core (or thread block) sums it. Narrow rows are
+joined, so that a row of M columns fills a vector register. Other layouts give the same result but
+cost a copy, so training makes images and weights channels_last, and convolutions keep that layout.
 """
 
 import functools
