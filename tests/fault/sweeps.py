@@ -47,11 +47,12 @@ HOLD = """
 def _held_step(self, epoch, count, step=Progress.step):
     from os import getpid
     from pathlib import Path
-    from lowbit_core import signals
+    from lowbit_core.runtime import signals
 
     step(self, epoch, count)
-    while epoch == 2 and Path("hold").exists() and not signals.asked():
+    if epoch == 2 and Path("hold").exists():
         Path("hold", str(getpid())).touch()
+    while epoch == 2 and Path("hold").exists() and not signals.asked():
         time.sleep(0.01)
 
 
@@ -151,7 +152,7 @@ class Project:
 
     def hold(self) -> None:
         """From now on training waits within epoch 2, until a signal or `release`."""
-        with (self.folder / "lowbit_core" / "progress.py").open("a") as file:
+        with (self.folder / "lowbit_core" / "runtime" / "progress.py").open("a") as file:
             file.write(HOLD)
         (self.folder / "hold").mkdir()
 
