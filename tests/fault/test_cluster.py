@@ -6,6 +6,7 @@ because the jobs' environment does not name another place.
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sweeps import BIN, LONGEST, SAME, Project, assert_same_runs
+from sweeps import BIN, LONGEST, SAME, Project, assert_same_runs, signal_group
 
 CONFIGURATION = Path("/etc/slurm/slurm.conf")
 OURS = "# Written by tests/fault/test_cluster.py of lowbit-bench, which removes it at its end."
@@ -111,8 +112,8 @@ class Cluster:
         """State of each job that has not ended, by its number."""
         return dict(line.split() for line in run("squeue", "-h", "-o", "%A %T").splitlines())
 
-    def ended(self, job: str) -> str:
-        """The state in which a job ended, or its present state."""
+    def state(self, job: str) -> str:
+        """The job's state, also after it has ended."""
         return run("squeue", "-h", "-j", job, "-t", "all", "-o", "%T").strip()
 
     def node_state(self) -> str:
@@ -179,7 +180,7 @@ def cluster():
 
 
 def sweep_through_slurm(project: Project) -> subprocess.Popen:
-    """README's command, with the status asked every few seconds instead of every 40."""
+    """README's command, with the status asked every few seconds instead of every 20."""
     return project.start(
         str(BIN / "snakemake"), "--workflow-profile", "profiles/slurm",
         "--slurm-init-seconds-before-status-checks", "3",
@@ -190,26 +191,26 @@ def sweep_through_slurm(project: Project) -> subprocess.Popen:
 
 def test_a_drained_node_and_a_cancelled_job_are_survived(cluster, reference, project):
     """The sweep ends by itself, in the bytes of a sweep on this machine alone."""
+    then = len(reference.jobs()) - 1  # jobs that follow the pretraining
     project.hold()
     sweep = sweep_through_slurm(project)
     try:
         project.wait_until_held(1, sweep)  # the pretraining, which a drained node still finishes
         cluster.set_node(state="drain", reason="test")
         project.release()
-        cluster.wait_for_jobs(["PENDING"] * 2, sweep, project)
-        assert cluster.node_state() == "drained"
+        cluster.wait_for_jobs(["PENDING"] * then, sweep, project)
+        cluster.wait(lambda: cluster.node_state() == "drained", "drained node")
         (project.folder / "hold").mkdir()
         cluster.set_node(state="resume")
-        project.wait_until_held(2, sweep)
-        cancelled = min(cluster.jobs())
+        project.wait_until_held(min(2, then), sweep)
+        cancelled = next(job for job, state in cluster.jobs().items() if state == "RUNNING")
         run("scancel", cancelled)
-        cluster.wait(lambda: cluster.ended(cancelled) == "CANCELLED", "cancelled job")
+        cluster.wait(lambda: cluster.state(cancelled) == "CANCELLED", "cancelled job")
         project.release()
         assert sweep.wait(LONGEST) == 0, project.said()
     finally:
         if sweep.poll() is None:
-            sweep.kill()
-            sweep.wait()
+            signal_group(sweep, signal.SIGKILL)
     logs = project.folder / ".snakemake" / "slurm_logs"
     assert "stopped by SIGTERM" in next(logs.glob(f"**/{cancelled}.log")).read_text()
     assert project.tables() == reference.tables()
