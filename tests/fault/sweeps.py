@@ -50,8 +50,9 @@ def _held_step(self, epoch, count, step=Progress.step):
     from lowbit_core.runtime import signals
 
     step(self, epoch, count)
-    while epoch == 2 and Path("hold").exists() and not signals.asked():
+    if epoch == 2 and Path("hold").exists():
         Path("hold", str(getpid())).touch()
+    while epoch == 2 and Path("hold").exists() and not signals.asked():
         time.sleep(0.01)
 
 
