@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 CHECK = """
 import torch
 import baselines
-from lowbit_core.conversion.swap import Plan, convert
+from lowbit_core.conversion.policy import QuantPolicy
+from lowbit_core.conversion.swap import convert
 from lowbit_core.conversion.layers import calibrate
 from lowbit_core.models import build
 from workflow.suite.suite import load_suite
@@ -21,7 +22,7 @@ runs = [run for job in load_suite("quick").jobs.values() for run in job.runs]
 assert any(run["method"] == "ternary" for run in runs)
 model = build("resnet20", 10, 1, width=8)
 images = torch.randn(8, 1, 16, 16)
-convert(model, Plan(baselines.method("ternary"), 2, 2), images[:1])
+convert(model, QuantPolicy(baselines.method("ternary"), 2, 2), images[:1])
 calibrate(model, images)
 model.train()(images).sum().backward()
 quantizer = model.blocks[0].conv1.weight_quantizer
