@@ -139,6 +139,6 @@ def test_runs_are_paired_by_checkpoint_and_seed():
     two = [run(0, 60.0), run(1, 60.0), run(2, 60.5), run(3, None), run(4, 60.0)]
     pairs = pair_runs(one, two)
     assert pairs.keys == [(0, "c0"), (2, "c2")]
-    assert pairs.differences("top1") == [1.0, 2.5]
+    assert pairs.differences == [1.0, 2.5]
     assert (pairs.diverged, pairs.other_diverged) == (1, 1)
     assert pair_runs(one[::-1], two[::-1]) == pairs

@@ -1,6 +1,8 @@
 """Labels, colours and markers: of every method, also of one that has none; no part of a run."""
 
+import ast
 import dataclasses
+from pathlib import Path
 
 import baselines
 from lowbit_core.quantizers.interface import Method
@@ -11,6 +13,19 @@ def test_a_method_holds_nothing_that_only_shows():
     """So recolouring a method cannot change the code version of its runs."""
     names = {field.name for field in dataclasses.fields(Method)}
     assert names.isdisjoint({"label", "color", "marker"})
+
+
+def test_no_code_but_the_baselines_knows_a_method_by_name():
+    """Full precision apart, which is what the others are compared with."""
+    root = Path(baselines.__file__).parents[1]
+    names = baselines.METHODS.keys() - {"fp"}
+    for folder in ("lowbit_core", "workflow"):
+        for path in (root / folder).rglob("*.py"):
+            constants = {n.value for n in ast.walk(ast.parse(path.read_text()))
+                         if isinstance(n, ast.Constant) and isinstance(n.value, str)}  # fmt: skip
+            assert not names & constants, f"{path} names {names & constants}"
+        for path in (root / folder).rglob("*.smk"):
+            assert not any(f'"{name}"' in path.read_text() for name in names), path
 
 
 def test_every_method_has_a_look_of_its_own():

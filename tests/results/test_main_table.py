@@ -4,14 +4,18 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lowbit_core.runtime.errors import InputError
 from workflow.results import main_table
+from workflow.results.claims import claim_rows
 from workflow.results.columns import read_table
 from workflow.results.labels import load_labels, method_names
 from workflow.results.main_table import read_published
 
 ROOT = Path(__file__).parents[2]
+accuracies = st.integers(0, 100_000).map(lambda n: n / 1000)
 
 
 def made(values: dict[str, list[float | None]]) -> list[dict]:
@@ -57,6 +61,17 @@ def test_mean_and_sample_std():
 def test_marking_rule(values: dict, best: str | None):
     marked = [name for name, row in table_of(values).items() if row["best"]]
     assert marked == ([best] if best else [])
+
+
+@given(st.lists(st.tuples(accuracies, accuracies), min_size=3, max_size=5))
+def test_the_mark_and_the_claims_say_the_same(pairs):
+    """Of two methods with one setting: the mark is a lead of the only comparison."""
+    one, two = map(list, zip(*pairs, strict=True))
+    results = made({"direct": one, "indirect": two})
+    [claim] = claim_rows(results)
+    marks = {row["method"]: row["best"] for row in main_table.main_table(results, [])}
+    assert (marks["direct"] == "yes") == (claim["verdict"] == "leads")
+    assert (marks["indirect"] == "yes") == (claim["verdict"] == "trails")
 
 
 def test_diverged_cells():

@@ -24,7 +24,8 @@ COPIED = {
     "versions": ("torch", "torchvision", "ffcv", "python"),
 }  # fmt: skip
 """Columns of results.csv that stand under the same name in this part of a run's record."""
-TIMINGS = ("images_per_s", "data_wait_share", "peak_memory_mb")
+TIMINGS = {"seconds": sum, "images_per_s": median, "data_wait_share": median, "peak_memory_mb": max}
+"""Columns of timings.csv -> what is made of the values of the epochs."""
 
 
 def spread(values: list[float]) -> float | None:
@@ -119,16 +120,11 @@ def timings(record: Record, runs: list[dict]) -> list[dict]:
     """Seconds in all, median images a second and wait share, peak MB, for every run."""
     rows = []
     for run_id, epochs in run_epochs(record, runs):
-        known = {key: [e[key] for e in epochs if e[key] is not None] for key in TIMINGS}
-        rows.append({
-            "run_id": run_id,
-            "seconds": sum(e["seconds"] for e in epochs if e["seconds"] is not None),
-            "images_per_s": median(known["images_per_s"]) if known["images_per_s"] else None,
-            "data_wait_share": (
-                median(known["data_wait_share"]) if known["data_wait_share"] else None
-            ),
-            "peak_memory_mb": max(known["peak_memory_mb"], default=None),
-        })  # fmt: skip
+        row = {"run_id": run_id, "seconds": 0}
+        for key, statistic in TIMINGS.items():
+            if values := [epoch[key] for epoch in epochs if epoch[key] is not None]:
+                row[key] = statistic(values)
+        rows.append(row)
     return rows
 
 
@@ -260,7 +256,7 @@ def summarize_direct_weights(rows: list[dict]) -> list[dict]:
             def average(index: int, column: str, pairs: list[tuple] = pairs.runs) -> float | None:
                 return mean_of(pair[index][column] for pair in pairs)
 
-            accuracy = difference([pairs.differences("top1")])
+            accuracy = difference([pairs.differences])
             mismatch = [one["mismatch_end"] - two["mismatch_end"] for one, two in pairs.runs]
             summary.append({
                 **{key: found[0][key] for key in ("suite", *SETTING)},

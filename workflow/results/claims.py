@@ -80,7 +80,7 @@ def _rows(settings: list[Setting]) -> list[dict]:
     rows = []
     for setting in settings:
         pairs = setting.pairs
-        found = difference([pairs.differences("top1")], pairs.diverged, pairs.other_diverged)
+        found = difference([pairs.differences], pairs.diverged, pairs.other_diverged)
         rows.append(_row(setting.arch, setting.bits, [setting], found))
     if len(settings) > 1:
         rows.append(_over_all(settings))
@@ -97,8 +97,7 @@ def _over_all(settings: list[Setting]) -> dict:
     networks: dict[str, dict[tuple, list[float]]] = {}
     for setting in settings:
         checkpoints = networks.setdefault(setting.arch, {})
-        differences = setting.pairs.differences("top1")
-        for key, value in zip(setting.pairs.keys, differences, strict=True):
+        for key, value in zip(setting.pairs.keys, setting.pairs.differences, strict=True):
             checkpoints.setdefault(key, []).append(value)
     enough = {arch for arch, checkpoints in networks.items() if len(checkpoints) >= FEWEST}
     left_out = sorted(networks.keys() - enough) if enough else []

@@ -27,11 +27,13 @@ AGAIN = "delete it and run `snakemake` again"
 
 @dataclass(frozen=True)
 class Column:
-    """One column: `kind` is text, whole, number, percent, p, method or choice (one of `legal`)."""
+    """One column of a table."""
 
     name: str
     kind: str = "text"
+    """name (text that is never empty), text, whole, number, percent, p, method or choice."""
     legal: tuple[str, ...] = ()
+    """The values of a choice."""
 
     def text(self, value: object) -> str:
         """The cell of `value`: empty for None, a fixed format for floats."""
@@ -47,8 +49,9 @@ class Column:
         if self.kind in ("choice", "method"):
             legal = method_names() if self.kind == "method" else self.legal
             return None if cell in legal else f"one of {', '.join(legal)}"
-        if self.kind == "text":
-            return None if cell.isprintable() else "printable text"
+        if self.kind in ("text", "name"):
+            is_right = cell.isprintable() and (cell or self.kind == "text")
+            return None if is_right else "printable text"
         if self.kind == "whole":
             return None if cell.isdecimal() and len(cell) < 16 else "a whole number"
         try:
@@ -69,15 +72,15 @@ def _columns(kind: str, names: str) -> tuple[Column, ...]:
     return tuple(Column(name, kind) for name in names.split())
 
 
-texts, wholes, numbers, percents, p_values = (
-    partial(_columns, kind) for kind in ("text", "whole", "number", "percent", "p")
+names, texts, wholes, numbers, percents, p_values = (
+    partial(_columns, kind) for kind in ("name", "text", "whole", "number", "percent", "p")
 )
 METHOD = Column("method", "method")
 STATUS = Column("status", "choice", STATUSES)
 ROLE = Column("role", "choice", ROLES)
 VERDICT = Column("verdict", "choice", VERDICTS)
 BITS = wholes("w_bits a_bits")
-NETWORK = texts("suite dataset arch")
+NETWORK = names("suite dataset arch")
 
 TABLES: dict[str, tuple[Column, ...]] = {
     "results.csv": (
@@ -91,23 +94,23 @@ TABLES: dict[str, tuple[Column, ...]] = {
         *numbers("batch_size lr weight_decay"), *texts("augmentation"),
         *numbers("train_images val_images"),
         *texts("loader compile precision code_version torch torchvision ffcv python hardware"),
-        *numbers("threads"), *texts("run_id"),
+        *numbers("threads"), *names("run_id"),
     ),
     "timings.csv": (
-        *texts("run_id"), *numbers("seconds images_per_s data_wait_share peak_memory_mb"),
+        *names("run_id"), *numbers("seconds images_per_s data_wait_share peak_memory_mb"),
     ),
     "epochs.csv": (
-        *texts("run_id"), *wholes("epoch"), *numbers("train_loss"), *numbers("train_top1 val_loss"),
+        *names("run_id"), *wholes("epoch"), *numbers("train_loss"), *numbers("train_top1 val_loss"),
         *percents("val_top1"), *numbers("mismatch flip_rate level_span used_levels"),
     ),
     "diagnostics.csv": (
         *NETWORK, METHOD, *BITS, *wholes("seed"), ROLE, STATUS, *percents("top1"),
         *numbers("mismatch_start mismatch_end flip_rate_first flip_rate_end"),
         *numbers("used_level_share used_level_share_lowest level_span dead_channel_share"),
-        *texts("run_id"),
+        *names("run_id"),
     ),
     "ablation_channel_error.csv": (
-        *NETWORK, METHOD, *BITS, *wholes("seed"), *texts("run_id layer"), *wholes("channel"),
+        *NETWORK, METHOD, *BITS, *wholes("seed"), *names("run_id layer"), *wholes("channel"),
         *numbers("variance error_equal error_inverse_variance error_median"),
     ),
     "ablation_channel_error_summary.csv": (
@@ -119,7 +122,7 @@ TABLES: dict[str, tuple[Column, ...]] = {
     "ablation_direct_weights.csv": (
         *NETWORK, *BITS, *wholes("seed"), METHOD, STATUS, *percents("top1"),
         *numbers("mismatch_start mismatch_end flip_rate_mean flip_rate_end used_level_share"),
-        *texts("run_id"),
+        *names("run_id"),
     ),
     "ablation_direct_weights_summary.csv": (
         *NETWORK, *BITS, METHOD, *texts("other"), *wholes("n"),
@@ -177,9 +180,9 @@ def read_table(path: str | Path) -> list[dict]:
         header, *rows = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
     except (UnicodeDecodeError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is not a CSV table ({error or 'it is empty'}): {AGAIN}") from None
-    names = [column.name for column in columns]
-    if header != names:
-        wrong = [name for name in names if name not in header] or header
+    expected = [column.name for column in columns]
+    if header != expected:
+        wrong = [name for name in expected if name not in header] or header
         raise InputError(f"{path} lacks the columns {', '.join(wrong)[:200]!r}: {AGAIN}")
     found = []
     for number, row in enumerate(rows, 2):

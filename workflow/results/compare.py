@@ -31,25 +31,28 @@ class Pairs:
     keys: list[tuple[int, str]]
     """(seed, checkpoint) of the pairs of which both runs finished, in rising order."""
     runs: list[tuple[dict, dict]]
+    differences: list[float]
     diverged: int
     other_diverged: int
 
-    def differences(self, column: str) -> list[float]:
-        return [round(one[column] - other[column], DIGITS) for one, other in self.runs]
 
-
-def pair_runs(runs: Iterable[dict], others: Iterable[dict]) -> Pairs:
-    """Pair runs (rows with `seed`, `pretrained` and `status`) by seed and checkpoint."""
+def pair_runs(runs: Iterable[dict], others: Iterable[dict], column: str = "top1") -> Pairs:
+    """Pair runs (rows with `seed`, `pretrained`, `status`); take the differences of a column."""
     one, two = (
         {(run["seed"], run["pretrained"] or ""): run for run in rows} for rows in (runs, others)
     )
     both = sorted(one.keys() & two.keys())
-    done = [key for key in both if one[key]["status"] == two[key]["status"] == "done"]
+    ended, other_ended = (
+        {key for key in both if of[key]["status"] == "done" and of[key][column] is not None}
+        for of in (one, two)
+    )
+    keys = [key for key in both if key in ended & other_ended]
     return Pairs(
-        done,
-        [(one[key], two[key]) for key in done],
-        sum(one[key]["status"] != "done" for key in both),
-        sum(two[key]["status"] != "done" for key in both),
+        keys,
+        [(one[key], two[key]) for key in keys],
+        [round(one[key][column] - two[key][column], DIGITS) for key in keys],
+        len(both) - len(ended),
+        len(both) - len(other_ended),
     )
 
 

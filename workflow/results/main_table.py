@@ -69,7 +69,7 @@ def main_table(results: list[dict], published: list[dict]) -> list[dict]:
 
 
 def _row(setting: tuple, name: str, runs: list[dict]) -> dict:
-    top1 = [run["top1"] for run in runs if run["status"] == "done"]
+    top1 = [run["top1"] for run in runs if run["top1"] is not None]
     delta = [run["delta"] for run in runs if run["delta"] is not None]
     return {
         **dict(zip(SETTING, setting, strict=True)),
@@ -97,7 +97,7 @@ def leader(methods: dict[str, list[dict]]) -> str | None:
     means = {
         name: mean(done)
         for name, runs in methods.items()
-        if (done := [run["top1"] for run in runs if run["status"] == "done"])
+        if (done := [run["top1"] for run in runs if run["top1"] is not None])
     }
     if len(means) < 2:
         return None
@@ -106,7 +106,7 @@ def leader(methods: dict[str, list[dict]]) -> str | None:
     for rival in means.keys() - {best}:
         pairs = pair_runs(methods[best], methods[rival])
         diverged = sum(run["status"] != "done" for run in methods[best])
-        found.append(difference([pairs.differences("top1")], diverged))
+        found.append(difference([pairs.differences], diverged))
     return best if all(word == "leads" for _, word in adjusted_verdicts(found)) else None
 
 
@@ -288,24 +288,20 @@ def _beside_published(row: dict) -> list[str]:
     ]
 
 
-TEX_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
+TEX_SPECIAL = str.maketrans(
+    {letter: rf"\{letter}" for letter in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+    }
+)
 
 
 def tex(text: str) -> str:
     """Escape text for LaTeX."""
-    return "".join(TEX_SPECIAL.get(letter, letter) for letter in text)
+    return text.translate(TEX_SPECIAL)
 
 
 def latex(rows: list[dict], suite: str) -> str:

@@ -77,11 +77,11 @@ def _setting_rows(variants: dict[Variant, list[dict]]) -> list[dict]:
             "verdict": "undecided",
         }
         rows.append(row)
-        pairs = pair_runs(mine, others)
+        pairs = pair_runs(mine, others, "val_top1")
         if name == against or not pairs.runs:
             continue
         failed = sum(run["status"] != "done" for run in others)
-        found = difference([pairs.differences("val_top1")], row["diverged"], failed)
+        found = difference([pairs.differences], row["diverged"], failed)
         row["top1_difference_mean"], row["p"] = found.mean, found.p
         row["top1_difference_low"], row["top1_difference_high"] = found.low, found.high
         compared.append((row, found))
