@@ -1,7 +1,11 @@
-"""Measure and write results/benchmarks/: `python -m benchmarks [--only NAME] [--quick]`."""
+"""Measure speed and memory: `python -m benchmarks [--only PART] [--quick]`.
+
+Every part writes a table to results/benchmarks/ and prints it.
+"""
 
 import argparse
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,67 +13,68 @@ import pandas as pd
 import torch
 
 from benchmarks import loaders, plot, quantizers, startup, steps
-from benchmarks.timing import say
+from benchmarks.timing import DEVICE
 from lowbit_core.kernels.fused import compiler_found
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import replace_file
 from lowbit_core.runtime.hardware import git_commit, hardware_name
+from lowbit_core.runtime.progress import say
 
-OUT = Path("results/benchmarks")
-ROUNDS, QUICK_ROUNDS = 15, 3
-
-
-def _loaders(rounds: int, jpegs: Path | None) -> list[dict]:
-    repeats = 3 if rounds > QUICK_ROUNDS else 1
-    return loaders.measure(len(os.sched_getaffinity(0)), jpegs, repeats)
-
-
-PARTS: dict[str, Callable[[int, Path | None], list[dict]]] = {
-    "quantizers": lambda rounds, _: quantizers.measure(rounds),
-    "growth": lambda rounds, _: quantizers.growth(rounds),
-    "steps": lambda rounds, _: steps.measure(steps.NETWORKS, rounds),
-    "loaders": _loaders,
-    "startup": lambda rounds, _: startup.measure(3 if rounds > QUICK_ROUNDS else 1),
+PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
+    "quantizers": lambda given: quantizers.measure(3 if given.quick else 15),
+    "steps": lambda given: steps.measure(
+        given.arch or steps.NETWORKS, 3 if given.quick else 15, given.compile, given.bits
+    ),
+    "loaders": lambda given: loaders.measure(given.jpegs, 1 if given.quick else 3),
+    "startup": lambda given: startup.measure(1 if given.quick else 3),
 }
 
 
-def _write(name: str, rows: list[dict], about: dict) -> None:
-    """Write the rows to `name`.csv, with the columns `about` the machine, and print them."""
-    table = pd.DataFrame([row | about for row in rows])
-    with replace_file(OUT / f"{name}.csv") as temporary:
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--only", choices=tuple(PARTS), action="append", help="may be repeated")
+    add("--quick", action="store_true", help="3 rounds instead of 15")
+    add("--out", type=Path, default=Path("results/benchmarks"), help="a folder for the tables")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of quantizers and steps")
+    add("--jpegs", type=Path, help="a folder of JPEG files, for ImageNet's loader")
+    add("--arch", choices=tuple(steps.NETWORKS), action="append", help="of steps; may be repeated")
+    add("--compile", choices=steps.COMPILE, default="quantizers", help="of steps")
+    add("--bits", type=int, choices=quantizers.BITS, default=2, help="of steps")
+    given = parser.parse_args()
+    if given.threads < 1:
+        raise InputError(f"--threads {given.threads}: it must be at least 1")
+    if given.jpegs and not any(given.jpegs.glob("*.JPEG")):
+        raise InputError(f"--jpegs {given.jpegs}: it must be a folder that holds *.JPEG files")
+    return given
+
+
+def _write(path: Path, rows: list[dict], about: dict) -> None:
+    """Write the rows, with the columns `about` the machine, and print them."""
+    table = pd.DataFrame(rows).assign(**about)
+    with replace_file(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    print(f"\n{name} ({about['hardware']}, {about['threads']} threads)")
+    print(f"\n{path.stem} ({about['hardware']}, {about['threads']} threads)")
     print(table.drop(columns=list(about)).round(2).to_string(index=False), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=tuple(PARTS), action="append", help="may be repeated")
-    parser.add_argument(
-        "--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}"
-    )
-    parser.add_argument("--jpegs", type=Path, help="a folder of JPEG files, for ImageNet's loader")
-    arguments = parser.parse_args()
-    if arguments.jpegs and not any(arguments.jpegs.glob("*.JPEG")):
-        raise InputError(f"--jpegs {arguments.jpegs}: it must be a folder that holds *.JPEG files")
+    given = _arguments()
     # All parts share one cache of kernels, as a sweep does. Set before anything is compiled.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(".cache/inductor").resolve()))
+    warnings.simplefilter("ignore")  # torch.ao and Brevitas use what is deprecated
+    torch.set_num_threads(given.threads)
     if not compiler_found():
         say("warning: no C++ compiler found: the quantizers are measured uncompiled")
-    about = {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "hardware": hardware_name(quantizers.device()),
-        "commit": git_commit(),
-    }
-    for name in arguments.only or PARTS:
-        rows = PARTS[name](QUICK_ROUNDS if arguments.quick else ROUNDS, arguments.jpegs)
-        if rows:
-            _write(name, rows, about)
-    made = [OUT / "quantizers.csv", OUT / "steps.csv"]
+    about = {"threads": given.threads, "torch": torch.__version__}
+    about |= {"hardware": hardware_name(DEVICE), "commit": git_commit()}
+    for name in given.only or PARTS:
+        if rows := PARTS[name](given):
+            _write(given.out / f"{name}.csv", rows, about)
+    made = [given.out / "quantizers.csv", given.out / "steps.csv"]
     if all(path.exists() for path in made):
-        plot.draw(*map(pd.read_csv, made), OUT / "speed")
-        print(f"\n{OUT}/*.csv, {OUT}/speed.svg and .png are written")
+        plot.draw(*map(pd.read_csv, made), given.out / "speed")
+        print(f"\n{given.out}/*.csv, {given.out}/speed.svg and .png are written")
 
 
 if __name__ == "__main__":

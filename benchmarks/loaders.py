@@ -5,203 +5,167 @@ normalised float images that are cropped and flipped at random. The first epoch 
 FFCV compiles, and torchvision starts its workers.
 """
 
-import json
-import subprocess
-import sys
+import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, default_collate
 
-from benchmarks.timing import say
-from lowbit_core.runtime.errors import InputError, run_cli
+import lowbit_core.runtime.torchvision_ops  # noqa: F401  before torchvision
 
-ROOT = Path(__file__).parent.parent
+# isort: split
+from torchvision import transforms
+
+from benchmarks.steps import NETWORKS, training_step
+from lowbit_core.data import augment
+from lowbit_core.data.loader import make_loader
+from lowbit_core.datasets.beton import write_beton
+from lowbit_core.datasets.catalog import dataset
+from lowbit_core.datasets.sources import source_module
+from lowbit_core.kernels.fused import set_compile
+from lowbit_core.runtime.backend import import_ffcv
+from lowbit_core.runtime.progress import say
+
+DATA = Path(__file__).parents[1] / "data"
 SETS = ("cifar100", "fashion_mnist")
-BATCH = 128
+CORES = len(os.sched_getaffinity(0))
+BATCH, JPEG_BATCH = 128, 32
 
 
-def measure(cores: int, jpegs: Path | None, repeats: int = 3) -> list[dict]:
+def measure(jpegs: Path | None, repeats: int = 3) -> list[dict]:
     """Rows: data, loader, images/s (median, slowest, fastest epoch), ratio to torchvision.
 
     jpegs: a folder of JPEG files, for the pipeline of ImageNet.
     """
     rows = []
+    of_set = {"torchvision": torchvision, "ffcv": ffcv, "ffcv + step": ffcv_and_steps}
     for name in SETS:
-        folder = ROOT / "data" / name
-        if not (folder / "train.manifest.json").exists():
-            say(f"loaders: {folder} is not prepared; it is left out")
-            continue
-        rows += _compare(name, folder, ("torchvision", "ffcv", "ffcv + step"), cores, repeats)
+        if (DATA / name / "train.manifest.json").exists():
+            rows += _compare(name, of_set, DATA / name, repeats)
+        else:
+            say(f"loaders: {DATA / name} is not prepared; it is left out")
     if jpegs is None:
         say("loaders: --jpegs names no folder; ImageNet's pipeline is left out")
         return rows
-    with tempfile.TemporaryDirectory() as scratch:
-        rows += _compare("imagenet", jpegs, ("torchvision", "ffcv"), cores, repeats, scratch)
-    return rows
+    of_jpegs = {"torchvision": torchvision_jpegs, "ffcv": ffcv_jpegs}
+    return rows + _compare("imagenet", of_jpegs, jpegs, repeats)
 
 
-def _compare(
-    data: str, source: Path, loaders, cores: int, repeats: int, scratch: str = ""
-) -> list[dict]:
-    results = {}
-    for loader in loaders:
-        say(f"loader {loader} on {data}")
-        work = {"loader": loader, "data": data, "source": str(source), "scratch": scratch}
-        work |= {"cores": cores, "repeats": repeats}
-        command = [sys.executable, "-m", "benchmarks.loaders", json.dumps(work)]
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
-        )
-        if done.returncode:
-            raise InputError(f"loader {loader} on {data} failed: {done.stderr.strip()[-300:]}")
-        results[loader] = json.loads(done.stdout.splitlines()[-1])
-    base = results["torchvision"]["images_per_s"]
-    rows = [{"data": data, "loader": name, "cores": cores, **row} for name, row in results.items()]
-    for row in rows:
+def _compare(data: str, loaders: dict[str, Callable], source: Path, repeats: int) -> list[dict]:
+    rows = []
+    for name, loader in loaders.items():
+        say(f"loader {name} on {data}")
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            row = process.submit(loader, source, 1 + repeats).result()
+        rows.append({"data": data, "loader": name, "cores": CORES, **row})
         if "wait_share" not in row:  # where a network is trained, its steps set the rate
-            row["ratio"] = row["images_per_s"] / base
+            rows[-1]["ratio"] = row["images_per_s"] / rows[0]["images_per_s"]
     return rows
 
 
 def _rate(epochs) -> dict:
     """Median, least and most images/s of the epochs (iterators of batches) after the first."""
     rates = []
-    for index, batches in enumerate(epochs):
-        began, count = time.perf_counter(), 0
-        for images, _ in batches:
-            count += len(images)
-        if index:
-            rates.append(count / (time.perf_counter() - began))
-    rates.sort()
+    for batches in epochs:
+        began = time.perf_counter()
+        count = sum(len(images) for images, _ in batches)
+        rates.append(count / (time.perf_counter() - began))
+    rates = sorted(rates[1:])
     return {"images_per_s": rates[len(rates) // 2], "slowest": rates[0], "fastest": rates[-1]}
 
 
-def _ffcv(data: str, source: str, cores: int, scratch: str, epochs: int):
-    torch.set_num_threads(cores)
-    if data == "imagenet":
-        return _ffcv_images(Path(source), Path(scratch), cores, epochs)
-    from lowbit_core.data.loader import make_loader
+def torchvision(source: Path, epochs: int) -> dict:
+    pixels = np.load(source / "train.npy")  # (N, C, H, W)
+    side = pixels.shape[-1]
+    first = (
+        lambda item: Image.fromarray(item.transpose(1, 2, 0).squeeze()),
+        transforms.RandomCrop(side, padding=side // 8),
+    )
+    return _data_loader(pixels, first, pixels.shape[1], BATCH, epochs)
 
-    loader = make_loader(source, "train", batch_size=BATCH, train=True,
-                         augmentation="crop_flip", threads=cores)  # fmt: skip
-    return (loader.epoch(e) for e in range(epochs))
+
+def torchvision_jpegs(source: Path, epochs: int) -> dict:
+    first = (lambda path: Image.open(path).convert("RGB"), transforms.RandomResizedCrop(224))
+    return _data_loader(sorted(source.glob("*.JPEG")) * 10, first, 3, JPEG_BATCH, epochs)
 
 
-def _ffcv_images(source: Path, scratch: Path, cores: int, epochs: int):
-    """Epochs of the sample JPEGs, each ten times, through the reader for ImageNet.
+def _data_loader(items, first: tuple, channels: int, batch: int, epochs: int) -> dict:
+    """The rate of a DataLoader of `items`: `first` makes a cropped picture, the rest is alike."""
+    normal = transforms.Normalize((0.5,) * channels, (0.25,) * channels)
+    flip = transforms.RandomHorizontalFlip()
+    transform = transforms.Compose([*first, flip, transforms.ToTensor(), normal])
+    loader = DataLoader(
+        items,
+        batch,
+        shuffle=True,
+        num_workers=CORES,
+        collate_fn=lambda items: default_collate([(transform(item), 0) for item in items]),
+        multiprocessing_context="fork",
+        drop_last=True,
+        persistent_workers=True,
+    )
+    return _rate(loader for _ in range(epochs))
+
+
+def ffcv(source: Path, epochs: int) -> dict:
+    torch.set_num_threads(CORES)
+    options = {"batch_size": BATCH, "train": True, "augmentation": "crop_flip", "threads": CORES}
+    loader = make_loader(source, "train", **options)
+    return _rate(loader.epoch(e) for e in range(epochs))
+
+
+def ffcv_jpegs(source: Path, epochs: int) -> dict:
+    """The sample JPEGs, each ten times in an epoch, through the reader for ImageNet.
 
     Part of the gain is in the .beton file: images are scaled to 500 pixels, half of them decoded.
     """
-    import numpy as np
-
-    from lowbit_core.data import augment
-    from lowbit_core.datasets.beton import write_beton
-    from lowbit_core.datasets.catalog import dataset
-    from lowbit_core.datasets.sources import source_module
-    from lowbit_core.runtime.backend import import_ffcv
-
     import_ffcv()
     from lowbit_core.data.ffcv_reader import FfcvReader
 
     files = sorted(source.glob("*.JPEG")) * 10
     read = source_module("imagenet").read_image
-    samples = ((np.asarray(read(path)[0]), 0) for path in files)
-    write_beton(scratch / "train.beton", dataset("imagenet"), len(files), samples)
-    reader = FfcvReader(scratch / "train.beton", cores, 224, True)
     order = np.arange(len(files))
 
-    def epoch(e: int):
+    def epoch(e: int) -> Iterator[tuple]:
         draws = augment.draw("resized_crop_flip", len(files), 224, e)
-        for i, pixels in enumerate(reader.batches(order, 32, e, order)):
-            batch = slice(i * 32, i * 32 + len(pixels))
-            pixels = augment.apply(pixels, draws, batch)
-            yield pixels.float().mul_(0.017).sub_(2.1), None
+        for i, pixels in enumerate(reader.batches(order, JPEG_BATCH, e, order)):
+            batch = slice(i * JPEG_BATCH, i * JPEG_BATCH + len(pixels))
+            yield augment.apply(pixels, draws, batch).float().mul_(0.017).sub_(2.1), None
 
-    return (epoch(e) for e in range(epochs))
-
-
-def _torchvision(data: str, source: str, cores: int, epochs: int):
-    import numpy as np
-    from PIL import Image
-    from torch.utils.data import DataLoader, Dataset
-
-    import lowbit_core.runtime.torchvision_ops  # noqa: F401  before torchvision
-
-    # isort: split
-    from torchvision import transforms
-
-    class Images(Dataset):
-        def __len__(self) -> int:
-            return len(items)
-
-        def __getitem__(self, index: int):
-            return transform(read(items[index])), 0
-
-    if data == "imagenet":
-        items = sorted(Path(source).glob("*.JPEG")) * 10
-        first, batch = [transforms.RandomResizedCrop(224)], 32
-
-        def read(item):
-            return Image.open(item).convert("RGB")
-
-    else:
-        items = np.load(Path(source) / "train.npy")  # (N, C, H, W)
-        side, batch = items.shape[-1], BATCH
-        first = [transforms.RandomCrop(side, padding=side // 8)]
-
-        def read(item):
-            return Image.fromarray(item[0] if len(item) == 1 else item.transpose(1, 2, 0))
-
-    channels = 3 if data == "imagenet" else items.shape[1]
-    normal = transforms.Normalize((0.5,) * channels, (0.25,) * channels)
-    transform = transforms.Compose(
-        [*first, transforms.RandomHorizontalFlip(), transforms.ToTensor(), normal]
-    )
-    loader = DataLoader(Images(), batch, shuffle=True, num_workers=cores, drop_last=True,
-                        persistent_workers=True)  # fmt: skip
-    return (loader for _ in range(epochs))
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "train.beton"
+        samples = ((np.asarray(read(file)[0]), 0) for file in files)
+        write_beton(path, dataset("imagenet"), len(files), samples)
+        reader = FfcvReader(path, CORES, 224, True)
+        return _rate(map(epoch, range(epochs)))
 
 
-def _waiting(source: str, cores: int) -> dict:
+def ffcv_and_steps(source: Path, _: int) -> dict:
     """Share of the second epoch in which training ResNet-20 (W2A2, direct) waits for the loader."""
-    import numpy as np
-
-    from benchmarks.steps import NETWORKS, training_step
-    from lowbit_core.data.loader import make_loader
-    from lowbit_core.kernels.fused import set_compile
-
-    torch.set_num_threads(cores)
+    torch.set_num_threads(CORES)
     set_compile(True)
     step = training_step("resnet20", "direct", 2, "quantizers")
     batch = NETWORKS["resnet20"][1]
-    loader = make_loader(source, "train", batch_size=batch, train=True,
-                         indices=np.arange(30 * batch), augmentation="crop_flip")  # fmt: skip
+    options = {"batch_size": batch, "train": True, "augmentation": "crop_flip"}
+    loader = make_loader(source, "train", indices=np.arange(30 * batch), **options)
     for e in range(2):
-        waited, began = 0.0, time.perf_counter()
-        asked = began
+        stepped, began = 0.0, time.perf_counter()
         for _ in loader.epoch(e):
-            waited += time.perf_counter() - asked
+            loaded = time.perf_counter()
             step()
-            asked = time.perf_counter()
+            stepped += time.perf_counter() - loaded
         seconds = time.perf_counter() - began
     rate = loader.images / seconds
-    return {"images_per_s": rate, "slowest": rate, "fastest": rate, "wait_share": waited / seconds}
-
-
-def main() -> None:
-    """What `_compare` starts: measure one loader, described in JSON, and print its row."""
-    work = json.loads(sys.argv[1])
-    data, source, cores, epochs = work["data"], work["source"], work["cores"], 1 + work["repeats"]
-    if work["loader"] == "ffcv + step":
-        row = _waiting(source, cores)
-    elif work["loader"] == "ffcv":
-        row = _rate(_ffcv(data, source, cores, work["scratch"], epochs))
-    else:
-        row = _rate(_torchvision(data, source, cores, epochs))
-    print(json.dumps(row))
-
-
-if __name__ == "__main__":
-    run_cli(main)
+    return {
+        "images_per_s": rate,
+        "slowest": rate,
+        "fastest": rate,
+        "wait_share": 1 - stepped / seconds,
+    }

@@ -1,11 +1,12 @@
 """Time several callables in turns, so that other work of the machine slows all of them alike."""
 
-import statistics
-import sys
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def timed(calls: dict[str, Callable[[], object]], rounds: int, inner: int = 1) -> dict[str, list]:
@@ -18,39 +19,25 @@ def timed(calls: dict[str, Callable[[], object]], rounds: int, inner: int = 1) -
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            _finish()
-            began = time.perf_counter()
+            began = _now()
             for _ in range(inner):
                 call()
-            _finish()
-            seconds[name].append((time.perf_counter() - began) / inner)
+            seconds[name].append((_now() - began) / inner)
     return seconds
 
 
-def _finish() -> None:
-    if torch.cuda.is_available():
+def _now() -> float:
+    """Seconds on a clock, once the GPU has done all that it was given."""
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:
+def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, object]]:
     """For each name: median milliseconds, and quartiles of the ratio to `base` in each round."""
-    rows = {}
+    rows: dict[str, dict[str, object]] = {}
     for name, times in seconds.items():
-        each = [a / b for a, b in zip(times, seconds[base], strict=True)]
-        if len(each) == 1:
-            each *= 2  # quartiles need two values
-        # The method "inclusive" gives no quartile beyond what was measured.
-        low, middle, high = statistics.quantiles(each, n=4, method="inclusive")
-        rows[name] = {
-            "ms": 1000 * statistics.median(times),
-            "base": base,
-            "ratio": middle,
-            "ratio_q1": low,
-            "ratio_q3": high,
-        }
+        quartiles = np.percentile(np.divide(times, seconds[base]), [50, 25, 75])
+        rows[name] = {"ms": 1000 * float(np.median(times)), "base": base}
+        rows[name] |= zip(("ratio", "ratio_q1", "ratio_q3"), map(float, quartiles), strict=True)
     return rows
-
-
-def say(text: str) -> None:
-    """Print a message beside the tables."""
-    print(text, file=sys.stderr, flush=True)

@@ -55,14 +55,14 @@ def test_quantizer_rows_name_every_quantizer_once(monkeypatch):
 
 def test_brevitas_is_timed_with_its_learned_scale_and_its_rows_have_values():
     pytest.importorskip("brevitas")
-    peer = dict(quantizers._peer_activations(2))["Brevitas QuantReLU"]
+    peer = quantizers._peer_activations(2)["Brevitas QuantReLU"]
     x = torch.rand(2, 3, 4, 4)
     for _ in range(2):  # the warm-up of `timed`: its scale no longer follows the data afterwards
         peer(x)
     assert peer(10 * x).max() == peer(x).max() > 0
     weight = torch.randn(8, 4, 3, 3)
     for bits in (2, 3, 4, 8):
-        ((_, run),) = quantizers._peer_weights(weight, bits)
+        (run,) = quantizers._peer_weights(weight, bits).values()
         assert run(weight).shape == weight.shape and torch.isfinite(run(weight)).all()
 
 
