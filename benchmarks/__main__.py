@@ -1,7 +1,4 @@
-"""Measure speed and memory: `python -m benchmarks [--only PART] [--quick]`.
-
-Every part writes a table to results/benchmarks/ and prints it.
-"""
+"""Measure speed and memory, to results/benchmarks/: `python -m benchmarks [--only PART]`."""
 
 import argparse
 import os
@@ -36,14 +33,11 @@ def _arguments() -> argparse.Namespace:
     add("--only", choices=tuple(PARTS), action="append", help="may be repeated")
     add("--quick", action="store_true", help="3 rounds instead of 15")
     add("--out", type=Path, default=Path("results/benchmarks"), help="a folder for the tables")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of quantizers and steps")
     add("--jpegs", type=Path, help="a folder of JPEG files, for ImageNet's loader")
     add("--arch", choices=tuple(steps.NETWORKS), action="append", help="of steps; may be repeated")
     add("--compile", choices=steps.COMPILE, default="quantizers", help="of steps")
     add("--bits", type=int, choices=quantizers.BITS, default=2, help="of steps")
     given = parser.parse_args()
-    if given.threads < 1:
-        raise InputError(f"--threads {given.threads}: it must be at least 1")
     if given.jpegs and not any(given.jpegs.glob("*.JPEG")):
         raise InputError(f"--jpegs {given.jpegs}: it must be a folder that holds *.JPEG files")
     return given
@@ -63,17 +57,16 @@ def main() -> None:
     # All parts share one cache of kernels, as a sweep does. Set before anything is compiled.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(".cache/inductor").resolve()))
     warnings.simplefilter("ignore")  # torch.ao and Brevitas use what is deprecated
-    torch.set_num_threads(given.threads)
     if not compiler_found():
         say("warning: no C++ compiler found: the quantizers are measured uncompiled")
-    about = {"threads": given.threads, "torch": torch.__version__}
+    about = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     about |= {"hardware": hardware_name(DEVICE), "commit": git_commit()}
     for name in given.only or PARTS:
         if rows := PARTS[name](given):
             _write(given.out / f"{name}.csv", rows, about)
     made = [given.out / "quantizers.csv", given.out / "steps.csv"]
     if all(path.exists() for path in made):
-        plot.draw(*map(pd.read_csv, made), given.out / "speed")
+        plot.draw(*map(pd.read_csv, made), given.out)
         print(f"\n{given.out}/*.csv, {given.out}/speed.svg and .png are written")
 
 

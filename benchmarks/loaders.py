@@ -23,7 +23,7 @@ import lowbit_core.runtime.torchvision_ops  # noqa: F401  before torchvision
 # isort: split
 from torchvision import transforms
 
-from benchmarks.steps import NETWORKS, training_step
+from benchmarks.steps import training_step
 from lowbit_core.data import augment
 from lowbit_core.data.loader import make_loader
 from lowbit_core.datasets.beton import write_beton
@@ -36,7 +36,9 @@ from lowbit_core.runtime.progress import say
 DATA = Path(__file__).parents[1] / "data"
 SETS = ("cifar100", "fashion_mnist")
 CORES = len(os.sched_getaffinity(0))
+SPAWN = get_context("spawn")
 BATCH, JPEG_BATCH = 128, 32
+TRAIN = {"batch_size": BATCH, "train": True, "augmentation": "crop_flip"}
 
 
 def measure(jpegs: Path | None, repeats: int = 3) -> list[dict]:
@@ -62,7 +64,7 @@ def _compare(data: str, loaders: dict[str, Callable], source: Path, repeats: int
     rows = []
     for name, loader in loaders.items():
         say(f"loader {name} on {data}")
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        with ProcessPoolExecutor(1, SPAWN, torch.set_num_threads, (CORES,)) as process:
             row = process.submit(loader, source, 1 + repeats).result()
         rows.append({"data": data, "loader": name, "cores": CORES, **row})
         if "wait_share" not in row:  # where a network is trained, its steps set the rate
@@ -84,10 +86,8 @@ def _rate(epochs) -> dict:
 def torchvision(source: Path, epochs: int) -> dict:
     pixels = np.load(source / "train.npy")  # (N, C, H, W)
     side = pixels.shape[-1]
-    first = (
-        lambda item: Image.fromarray(item.transpose(1, 2, 0).squeeze()),
-        transforms.RandomCrop(side, padding=side // 8),
-    )
+    crop = transforms.RandomCrop(side, padding=side // 8)
+    first = (lambda item: Image.fromarray(item.transpose(1, 2, 0).squeeze()), crop)
     return _data_loader(pixels, first, pixels.shape[1], BATCH, epochs)
 
 
@@ -101,23 +101,15 @@ def _data_loader(items, first: tuple, channels: int, batch: int, epochs: int) ->
     normal = transforms.Normalize((0.5,) * channels, (0.25,) * channels)
     flip = transforms.RandomHorizontalFlip()
     transform = transforms.Compose([*first, flip, transforms.ToTensor(), normal])
-    loader = DataLoader(
-        items,
-        batch,
-        shuffle=True,
-        num_workers=CORES,
-        collate_fn=lambda items: default_collate([(transform(item), 0) for item in items]),
-        multiprocessing_context="fork",
-        drop_last=True,
-        persistent_workers=True,
-    )
+    batches = {"batch_size": batch, "shuffle": True, "drop_last": True}
+    batches["collate_fn"] = lambda found: default_collate([(transform(item), 0) for item in found])
+    workers = {"num_workers": CORES, "persistent_workers": True, "multiprocessing_context": "fork"}
+    loader = DataLoader(items, **batches, **workers)
     return _rate(loader for _ in range(epochs))
 
 
 def ffcv(source: Path, epochs: int) -> dict:
-    torch.set_num_threads(CORES)
-    options = {"batch_size": BATCH, "train": True, "augmentation": "crop_flip", "threads": CORES}
-    loader = make_loader(source, "train", **options)
+    loader = make_loader(source, "train", threads=CORES, **TRAIN)
     return _rate(loader.epoch(e) for e in range(epochs))
 
 
@@ -149,12 +141,9 @@ def ffcv_jpegs(source: Path, epochs: int) -> dict:
 
 def ffcv_and_steps(source: Path, _: int) -> dict:
     """Share of the second epoch in which training ResNet-20 (W2A2, direct) waits for the loader."""
-    torch.set_num_threads(CORES)
     set_compile(True)
     step = training_step("resnet20", "direct", 2, "quantizers")
-    batch = NETWORKS["resnet20"][1]
-    options = {"batch_size": batch, "train": True, "augmentation": "crop_flip"}
-    loader = make_loader(source, "train", indices=np.arange(30 * batch), **options)
+    loader = make_loader(source, "train", indices=np.arange(30 * BATCH), **TRAIN)
     for e in range(2):
         stepped, began = 0.0, time.perf_counter()
         for _ in loader.epoch(e):

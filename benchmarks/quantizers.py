@@ -6,11 +6,12 @@ The peers are Brevitas, torch.ao and the same quantizer without compiled kernels
 import copy
 import importlib.util
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 
 import baselines
 from benchmarks.timing import DEVICE, ratios, timed
@@ -32,15 +33,10 @@ WEIGHT_SHAPES = ((64, 64, 3, 3), (256, 256, 3, 3))
 
 def measure(rounds: int) -> list[dict]:
     """Activations: all bits at one shape, 2 bits at others. Weights: all bits at two shapes."""
-    rows = []
-    for bits in BITS:
-        rows += activation_rows(SHAPE, bits, rounds)
-    for shape in OTHER_SHAPES:
-        rows += activation_rows(shape, 2, rounds, eager=False)
-    for shape in WEIGHT_SHAPES:
-        for bits in BITS:
-            rows += weight_rows(shape, bits, rounds)
-    return rows
+    tables = [activation_rows(SHAPE, bits, rounds) for bits in BITS]
+    tables += [activation_rows(shape, 2, rounds, eager=False) for shape in OTHER_SHAPES]
+    tables += [weight_rows(shape, bits, rounds) for shape in WEIGHT_SHAPES for bits in BITS]
+    return [row for table in tables for row in table]
 
 
 def activation_rows(shape: tuple, bits: int, rounds: int, eager: bool = True) -> list[dict]:
@@ -72,14 +68,11 @@ def _rows(kind: str, calls: dict, x: Tensor, bits: int, rounds: int, base: str) 
     say(f"{kind} quantizers, {bits} bits, {shape}")
     g = torch.randn_like(x)
 
-    def both(name: str, function: Callable) -> Callable[[], None]:
-        def run() -> None:
-            set_compile(not name.endswith(EAGER))
-            function(x.detach().requires_grad_()).backward(g)
+    def run(name: str) -> None:
+        set_compile(not name.endswith(EAGER))
+        calls[name](x.detach().requires_grad_()).backward(g)
 
-        return run
-
-    runs = {name: both(name, function) for name, function in calls.items()}
+    runs = {name: partial(run, name) for name in calls}
     about = {"kind": kind, "bits": bits, "shape": shape}
     measured = ratios(timed(runs, rounds, inner=2), base)
     return [about | {"what": name} | row for name, row in measured.items()]
@@ -96,8 +89,6 @@ def _without_input(module: nn.Module, weight: Callable | None = None) -> Callabl
 
 
 def _peer_activations(bits: int) -> dict[str, Callable]:
-    from torch.ao.quantization import FakeQuantize
-
     peers = {"torch.ao FakeQuantize": FakeQuantize(quant_min=0, quant_max=2**bits - 1)}
     if brevitas := find_brevitas():
         # By default it collects percentiles in its first 300 steps, and learns the scale later.

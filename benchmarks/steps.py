@@ -69,12 +69,10 @@ def measure(archs, rounds: int, compile: str = "quantizers", bits: int = 2) -> l
 
 def peak_bytes(call: Callable[[], object]) -> int:
     """The most bytes of tensors that `call` holds at once, in addition to those from before."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if DEVICE.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
-        torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
