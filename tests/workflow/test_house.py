@@ -13,7 +13,6 @@ MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 12, 400, 60
 # What each folder may import: itself, the folders named here, and what those may import.
 USES = {
     "benchmarks": ("workflow",),
-    "tools": ("workflow",),
     "deploy": ("baselines",),
     "workflow": ("baselines",),
     "baselines": ("lowbit_core.training",),

@@ -1,16 +1,17 @@
-"""Check every output that the Snakefile declares: `python -m tools.check_outputs SUITE`.
+"""Check every output that the Snakefile declares: `python -m tests.check_outputs SUITE`.
 
 The list comes from `snakemake --summary`, so an output added to a rule is checked without a
-change here. All faults are printed; the exit code is 1 if there is one.
+change here. Tables are read with the columns, types and checksums of workflow/results/columns.py.
+All faults are printed; the exit code is 1 if there is one.
 """
 
-import gzip
 import json
 import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -44,7 +45,7 @@ def check_png(path: Path) -> None:
 
 
 class _Page(HTMLParser):
-    """Collects what a page would load from elsewhere."""
+    """Counts the tags of a page, and collects the addresses that it would load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,14 +72,14 @@ def check_html(path: Path) -> None:
 
 
 def check_lines(path: Path) -> None:
-    """A job file or the runs of a record: a JSON object a line."""
+    """Check a job file or the runs of a record: one run in JSON on each line."""
     for line in path.read_text().splitlines():
         require("role" in json.loads(line), f"{line[:80]!r} is not a run")
 
 
 CHECKS: dict[str, Callable[[Path], object]] = {
     ".csv": read_table,
-    ".gz": lambda path: gzip.decompress(path.read_bytes()),
+    ".gz": columns.read_sealed,
     ".svg": check_svg,
     ".png": check_png,
     ".html": check_html,
@@ -129,28 +130,27 @@ def check_tracking(suite: str) -> None:
     require(not open_runs, f"MLflow shows finished runs as running: {open_runs}")
 
 
+def check_file(path: Path) -> None:
+    require(path.stat().st_size > 0, "it is empty")
+    CHECKS.get(path.suffix, Path.read_bytes)(path)
+
+
 def main() -> None:
     [suite] = sys.argv[1:]
+    outputs = declared_outputs(suite)
+    checks: dict[object, Callable[[], object]] = {
+        path: partial(check_file, path) for path in outputs
+    }
+    results = ROOT / "results" if suite == DEFAULT_SUITE else ROOT / "results" / suite
+    checks["runs"] = partial(check_runs, suite, results)
+    checks["tracking"] = partial(check_tracking, suite)
     faults = 0
-
-    def attempt(name: object, check: Callable, *arguments) -> None:
-        nonlocal faults
+    for name, check in checks.items():
         try:
-            check(*arguments)
+            check()
         except (ValueError, OSError, SyntaxError, sqlite3.Error) as error:
             faults += 1
             print(f"{name}: {error}", file=sys.stderr)
-
-    def check_file(path: Path) -> None:
-        require(path.stat().st_size > 0, "it is empty")
-        CHECKS.get(path.suffix, Path.read_bytes)(path)
-
-    outputs = declared_outputs(suite)
-    for path in outputs:
-        attempt(path, check_file, path)
-    results = ROOT / "results" if suite == DEFAULT_SUITE else ROOT / "results" / suite
-    attempt("runs", check_runs, suite, results)
-    attempt("tracking", check_tracking, suite)
     print(f"{len(outputs)} declared outputs checked, {faults} faults")
     sys.exit(1 if faults or not outputs else 0)
 
