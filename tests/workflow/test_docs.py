@@ -1,4 +1,4 @@
-"""The documented example of a new method really is all that it takes."""
+"""The pages name only what exists; the example of a new method really is all that it takes."""
 
 import re
 import shutil
@@ -6,7 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
+PAGES = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
+CODE = (
+    "lowbit_core",
+    "baselines",
+    "workflow",
+    "config",
+    "profiles",
+    "benchmarks",
+    "tests",
+    "tools",
+)
+EXAMPLE = "baselines/ternary.py"
 
 CHECK = """
 import torch
@@ -41,3 +55,34 @@ def test_the_example_method_appears_in_every_suite_and_trains(tmp_path):
         [sys.executable, "-c", CHECK], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def exists(name: str) -> bool:
+    """Whether a path, or the end of a path, is in the tree."""
+    return (ROOT / name).exists() or any(
+        str(path).endswith(f"/{name}") for folder in CODE for path in (ROOT / folder).rglob("*")
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_module_test_and_target_that_a_page_names_exists(page):
+    text = page.read_text()
+    paths = {name.split("::")[0].rstrip("/") for name in re.findall(r"`([\w./:-]+)`", text)}
+    paths = {
+        p for p in paths if p.startswith(CODE) and "/" in p or p.endswith((".py", ".cpp", ".h"))
+    }
+    paths |= {
+        name.replace(".", "/") + ("" if (ROOT / name.replace(".", "/")).is_dir() else ".py")
+        for name in re.findall(r"-m ([\w.]+)", text)
+        if name.startswith(CODE)
+    }
+    links = re.findall(r"\]\(([^)#\s:]+)[)#]", text)
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    targets = (ROOT / "Makefile").read_text()
+    wrong = [name for name in paths - {EXAMPLE} if not exists(name)]
+    wrong += [name for name in links if not (page.parent / name).exists()]
+    wrong += [
+        name for name in re.findall(r"\b(test_\w+)\b(?!\.)", text) if f"def {name}(" not in tests
+    ]
+    wrong += [name for name in re.findall(r"`make (\w+)", text) if f"\n{name}:" not in targets]
+    assert not wrong
