@@ -73,8 +73,8 @@ def _rows(kind: str, calls: dict, x: Tensor, bits: int, rounds: int, base: str) 
         calls[name](x.detach().requires_grad_()).backward(g)
 
     runs = {name: partial(run, name) for name in calls}
-    about = {"kind": kind, "bits": bits, "shape": shape}
     measured = ratios(timed(runs, rounds, inner=2), base)
+    about = {"kind": kind, "what": "", "bits": bits, "shape": shape}
     return [about | {"what": name} | row for name, row in measured.items()]
 
 
