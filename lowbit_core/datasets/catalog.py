@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.errors import one_of
+
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Dataset:
 
     def images(self, split: str) -> int:
         """Number of images in `split`, `train` or `test`."""
-        return {"train": self.train_images, "test": self.test_images}[check_split(split)]
+        return self.train_images if one_of("split", split, SPLITS) == "train" else self.test_images
 
 
 DATASETS = {
@@ -38,18 +40,8 @@ DATASETS = {
         Dataset("imagenet", 1000, 3, 224, 1_281_167, 50_000),
     )
 }
-SPLITS = ("train", "test")
 
 
 def dataset(name: str) -> Dataset:
     """The data set called `name`; `InputError` names the legal ones."""
-    if name not in DATASETS:
-        raise InputError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
-    return DATASETS[name]
-
-
-def check_split(split: str) -> str:
-    """Return `split`; InputError unless it is `train` or `test`."""
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    return split
+    return DATASETS[one_of("data set", name, DATASETS)]

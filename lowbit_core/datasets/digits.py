@@ -1,24 +1,16 @@
 """The 8x8 digits that come with scikit-learn: for unit tests only."""
 
-from pathlib import Path
-
 import numpy as np
 
 from lowbit_core.datasets.sources import Samples
 from lowbit_core.runtime.errors import InputError
 
 HOW_TO_GET = "install scikit-learn: `pip install scikit-learn`"
-SYSTEM_FOLDER = None
 TEST_EVERY = 5  # every fifth image is a test image
 MAX_VALUE = 16
 
 
-def present(folder: Path | None) -> bool:
-    """Always True, since the images are part of scikit-learn."""
-    return True
-
-
-def load(folder: Path | None, split: str) -> Samples:
+def load(folder: None, split: str) -> Samples:
     """Read one split; pixel values 0 to 16 are stretched to 0 to 255."""
     try:
         from sklearn.datasets import load_digits

@@ -3,7 +3,7 @@
 import sys
 from unittest.mock import patch
 
-from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.errors import one_of
 
 BACKENDS = ("ffcv", "torch")
 _warned: set[str] = set()
@@ -11,9 +11,7 @@ _warned: set[str] = set()
 
 def pick_backend(requested: str) -> tuple[str, str]:
     """(The backend to use, why). Falling back to torch prints one warning a process, on stderr."""
-    if requested not in BACKENDS:
-        raise InputError(f"unknown loader {requested!r}: choose one of {', '.join(BACKENDS)}")
-    if requested == "torch":
+    if one_of("loader", requested, BACKENDS) == "torch":
         return "torch", "requested"
     try:
         import_ffcv()

@@ -1,7 +1,7 @@
 """Errors that a user sees: one sentence and an exit code, no traceback."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 
 class InputError(ValueError):
@@ -14,6 +14,13 @@ class DeviceLost(RuntimeError):
 
 class StopTraining(SystemExit):
     """A signal asked the run to stop. Its state is saved, and a rerun resumes it."""
+
+
+def one_of(kind: str, value: str, legal: Collection[str]) -> str:
+    """Return `value`; InputError names the legal ones if it is none of them."""
+    if value not in legal:
+        raise InputError(f"unknown {kind} {value!r}: choose one of {', '.join(legal)}")
+    return value
 
 
 def run_cli(main: Callable[[], None]) -> None:

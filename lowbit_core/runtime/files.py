@@ -69,6 +69,11 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def checksum(record: dict) -> str:
     """SHA-256 (hex) of a JSON object without its entry `checksum`."""
     content = {key: value for key, value in record.items() if key != "checksum"}

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import time
+from datetime import timedelta
 
 _LIVE_EVERY = 0.2  # seconds between updates of the live line
 _PLAIN_EVERY = 30.0  # seconds between plain lines within an epoch
@@ -39,28 +40,25 @@ class Progress:
         if now - self.last < (_LIVE_EVERY if self.live else _PLAIN_EVERY):
             return
         self.last = now
-        done = (epoch - self.first_epoch) * self.images + count
-        rate = done / (now - self.began)
-        total = (self.epochs - self.first_epoch + 1) * self.images
-        text = (
-            f"{self.name}: epoch {epoch}/{self.epochs}, {100 * count / self.images:.0f} %, "
-            f"{rate:.0f} images/s, ETA {_clock((total - done) / rate)}"
-        )
-        say(f"\r\033[K{text}" if self.live else text, end="" if self.live else "\n")
+        done = epoch - self.first_epoch + count / self.images
+        rate = done * self.images / (now - self.began)
+        self._report(epoch, done, f"{100 * count / self.images:.0f} %", rate, live=self.live)
 
     def epoch(self, row: dict, images_per_s: float) -> None:
         """Report that an epoch is done; `row` holds its metrics."""
-        now = time.monotonic()
         done = row["epoch"] - (self.first_epoch or row["epoch"]) + 1
-        left = (self.epochs - row["epoch"]) * (now - self.began) / done
+        metrics = f"loss {row['train_loss']:.3f}, val top-1 {row['val_top1']:.2f} %"
+        self._report(row["epoch"], done, metrics, images_per_s)
+
+    def _report(
+        self, epoch: int, done: float, what: str, images_per_s: float, live: bool = False
+    ) -> None:
+        """`done`: epochs since this process began. `live`: the next line may overwrite this one."""
+        whole = self.epochs - (self.first_epoch or epoch) + 1
+        seconds = (whole - done) * (time.monotonic() - self.began) / done
         say(
             ("\r\033[K" if self.live else "")
-            + f"{self.name}: epoch {row['epoch']}/{self.epochs}, loss {row['train_loss']:.3f}, "
-            f"val top-1 {row['val_top1']:.2f} %, {images_per_s:.0f} images/s, ETA {_clock(left)}"
+            + f"{self.name}: epoch {epoch}/{self.epochs}, {what}, {images_per_s:.0f} images/s, "
+            f"ETA {timedelta(seconds=int(seconds))}",
+            end="" if live else "\n",
         )
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

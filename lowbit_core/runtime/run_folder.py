@@ -5,7 +5,6 @@ checksum of itself and of each other file, and the checkpoint has a copy of the 
 """
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lowbit_core.runtime.errors import InputError
-from lowbit_core.runtime.files import checksum, write_bytes, write_json, write_text
+from lowbit_core.runtime.files import checksum, sha256_file, write_bytes, write_json, write_text
 
 TABLES = ("metrics.csv", "timings.csv", "weight_state.csv")
 MEASURED = ("weight_histograms.json", "channel_error.csv")
@@ -39,19 +38,15 @@ def check_run_id(name: object) -> str:
     return name
 
 
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    return f"{value:.8g}" if isinstance(value, float) else value
-
-
 def table_text(columns: tuple[str, ...], rows: list[dict], header: bool = True) -> str:
     """CSV text with floats of eight digits, so that equal runs give equal bytes."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n")
     if header:
-        writer.writeheader()
-    writer.writerows({c: _cell(row[c]) for c in columns} for row in rows)
+        writer.writerow(columns)
+    for row in rows:
+        cells = (row[column] for column in columns)
+        writer.writerow(f"{cell:.8g}" if isinstance(cell, float) else cell for cell in cells)
     return text.getvalue()
 
 
@@ -83,7 +78,7 @@ class RunFolder:
             if name in texts:
                 write_text(self.path / name, texts[name])
             else:
-                (self.path / name).unlink(missing_ok=True)
+                self.remove(name)
 
     def write_table(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
         write_text(self.path / name, table_text(columns, rows))
@@ -108,9 +103,9 @@ class RunFolder:
 
     def finish(self, final: dict) -> dict:
         """Write final.json: `final`, a checksum of each of the run's files, and one of itself."""
-        files = {name: _sha256(self.path / name) for name in SEALED if (self.path / name).exists()}
-        final = {**final, "files": files}
-        final["checksum"] = checksum(final)
+        paths = [self.path / name for name in SEALED if (self.path / name).exists()]
+        final = final | {"files": {path.name: sha256_file(path) for path in paths}}
+        final |= {"checksum": checksum(final)}
         self.write_json("final.json", final)
         return final
 
@@ -128,12 +123,12 @@ class RunFolder:
         if final["checksum"] != checksum(final):
             raise InputError(f"{path} is not what was written: its checksum differs")
         for name, expected in final["files"].items():
+            file = self.path / name
             if name == WEIGHTS and not weights:
                 continue
-            file = self.path / name
             if not file.exists():
                 raise InputError(f"{file} is missing")
-            if _sha256(file) != expected:
+            if sha256_file(file) != expected:
                 raise InputError(f"{file} is not what was written: its checksum differs")
         return final
 
@@ -168,8 +163,3 @@ def load_tensors(path: Path) -> dict:
         raise InputError(
             f"checkpoint {path} is corrupt ({type(error).__name__}): delete it and run again"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
