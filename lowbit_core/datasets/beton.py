@@ -80,17 +80,16 @@ def check_beton(path: Path, dataset: Dataset, count: int) -> None:
         images = np.fromfile(path, rows, count, offset=start + found.nbytes)["f0"]
         table = np.fromfile(path, types.ALLOC_TABLE_TYPE, offset=int(header["alloc_table_ptr"]))
         ends = table["ptr"] + table["size"]
+        beyond = (ends < table["ptr"]) | (ends > path.stat().st_size)
         if dataset.stored_raw:
             offsets, misfits = images, table["size"] != dataset.channels * dataset.side**2
         else:
             offsets = images["data_ptr"]
             misfits = np.maximum(images["width"], images["height"]) > LARGEST_SIDE
         faults = {
-            "other numbers of fields or samples": header["num_fields"] != len(fields)
-            or header["num_samples"] != count,
+            "another header": (header["num_fields"], header["num_samples"]) != (len(fields), count),
             "fields of other kinds": found.tobytes() != expected.tobytes(),
-            "samples beyond its end": len(images) != count
-            or ((ends < table["ptr"]) | (ends > path.stat().st_size)).any(),
+            "samples beyond its end": len(images) != count or beyond.any(),
             "samples of other sizes": misfits.any(),
             "samples at other offsets": not np.isin(offsets, table["ptr"]).all(),
         }
@@ -104,13 +103,7 @@ def _fields(dataset: Dataset) -> dict:
     from ffcv.fields import IntField, NDArrayField, RGBImageField
 
     if dataset.stored_raw:
-        shape = (dataset.channels, dataset.side, dataset.side)
-        image = NDArrayField(np.dtype("uint8"), shape)
+        image = NDArrayField(np.dtype("u1"), (dataset.channels, dataset.side, dataset.side))
     else:
-        image = RGBImageField(
-            write_mode="proportion",
-            max_resolution=LARGEST_SIDE,
-            compress_probability=0.5,
-            jpeg_quality=90,
-        )
+        image = RGBImageField("proportion", LARGEST_SIDE, jpeg_quality=90, compress_probability=0.5)
     return {"image": image, "label": IntField()}

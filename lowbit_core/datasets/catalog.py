@@ -31,15 +31,13 @@ class Dataset:
         return self.train_images if one_of("split", split, SPLITS) == "train" else self.test_images
 
 
-DATASETS = {
-    d.name: d
-    for d in (
-        Dataset("fashion_mnist", 10, 1, 28, 60_000, 10_000),
-        Dataset("digits", 10, 1, 8, 1_437, 360),
-        Dataset("cifar100", 100, 3, 32, 50_000, 10_000),
-        Dataset("imagenet", 1000, 3, 224, 1_281_167, 50_000),
-    )
-}
+_ALL = (
+    Dataset("fashion_mnist", 10, 1, 28, 60_000, 10_000),
+    Dataset("digits", 10, 1, 8, 1_437, 360),
+    Dataset("cifar100", 100, 3, 32, 50_000, 10_000),
+    Dataset("imagenet", 1000, 3, 224, 1_281_167, 50_000),
+)
+DATASETS = {data.name: data for data in _ALL}
 
 
 def dataset(name: str) -> Dataset:

@@ -17,17 +17,16 @@ MD5 = {
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
+PARTS = [[ARCHIVE], ["train", "test"]]
 PER_CLASS = {"train": 500, "test": 100}
 CLASSES, SIDE = 100, 32
+DOWNLOADS = {
+    f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"
+}
 HOW_TO_GET = (
     f"download it with `--download`, or give with `--source` a folder that holds "
     f"{ARCHIVE}/ or {{train,test}}/<class>/*.png"
 )
-
-
-def present(folder: Path) -> bool:
-    """True where `folder` holds the archive's folder, or train/ and test/ folders of images."""
-    return (folder / ARCHIVE).is_dir() or all((folder / split).is_dir() for split in PER_CLASS)
 
 
 def load(folder: Path, split: str) -> Samples:
@@ -50,13 +49,11 @@ def _unpickle(path: Path, md5: str) -> dict:
 
 
 def _load_images(folder: Path, per_class: int) -> Samples:
-    classes = class_folders(folder, "class", CLASSES, (".png",))
-    for path, names in classes.items():
-        if len(names) != per_class:
-            raise InputError(f"{path}: {len(names)} PNG files, not {per_class}")
-    images = np.stack([_read_png(path / name) for path, names in classes.items() for name in names])
-    labels = np.repeat(np.arange(CLASSES), per_class)
-    return Samples(images, labels, [path.name for path in classes])
+    files, labels, names = class_folders(folder, "class", CLASSES, (".png",))
+    for name, count in zip(names, np.bincount(labels), strict=True):
+        if count != per_class:
+            raise InputError(f"{folder / name}: {count} PNG files, not {per_class}")
+    return Samples(np.stack([_read_png(folder / file) for file in files]), labels, names)
 
 
 def _read_png(path: Path) -> np.ndarray:
@@ -66,13 +63,3 @@ def _read_png(path: Path) -> np.ndarray:
         kind = f"{image.mode} image of {image.width}x{image.height}"
         raise InputError(f"{path}: {kind}, not RGB of {SIDE}x{SIDE}")
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def download(folder: Path) -> None:
-    """Fetch and unpack the archive into `folder`; torchvision checks its MD5."""
-    from torchvision.datasets import CIFAR100
-    from torchvision.datasets.utils import download_and_extract_archive
-
-    download_and_extract_archive(
-        CIFAR100.url, str(folder), filename=CIFAR100.filename, md5=CIFAR100.tgz_md5
-    )

@@ -10,18 +10,21 @@ from lowbit_core.runtime.errors import InputError
 
 STEMS = {"train": "train", "test": "t10k"}
 IMAGES, LABELS = "{}-images-idx3-ubyte.gz", "{}-labels-idx1-ubyte.gz"
+PARTS = [[IMAGES.format(stem) for stem in STEMS.values()]]
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+DOWNLOADS = {
+    f"{URL}/train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    f"{URL}/train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    f"{URL}/t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    f"{URL}/t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
 HOW_TO_GET = (
     "install Debian's package with `apt-get install dataset-fashion-mnist`, "
     "or download it with `--download`"
 )
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
 CLASSES += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-
-
-def present(folder: Path) -> bool:
-    """True where `folder` holds the files, sound or not."""
-    return all((folder / IMAGES.format(stem)).is_file() for stem in STEMS.values())
 
 
 def load(folder: Path, split: str) -> Samples:
@@ -41,12 +44,3 @@ def _read_idx(path: Path, sides: tuple[int, ...]) -> np.ndarray:
         if (magic, *found) != (0x801 + len(sides), *sides):
             raise ValueError(f"{magic:#x} for its type and {found} for its sides, not {sides}")
         return np.frombuffer(data, np.uint8, offset=8 + 4 * len(sides)).reshape(count, *sides)
-
-
-def download(folder: Path) -> None:
-    """Fetch the four files into `folder`; torchvision checks their MD5."""
-    from torchvision.datasets import FashionMNIST
-    from torchvision.datasets.utils import download_url
-
-    for name, md5 in FashionMNIST.resources:
-        download_url(FashionMNIST.mirrors[0] + name, str(folder), name, md5)

@@ -4,13 +4,13 @@ import hashlib
 import io
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from lowbit_core.datasets.sources import Samples, class_folders, reading
 from lowbit_core.runtime.errors import InputError
 
 FOLDERS = {"train": "train", "test": "val"}
+PARTS = [list(FOLDERS.values())]
 SMALLEST = 2  # pixels on a side of which a central crop can be taken
 HOW_TO_GET = (
     "register at https://image-net.org, unpack ILSVRC2012 as {train,val}/<synset>/*.JPEG "
@@ -18,24 +18,10 @@ HOW_TO_GET = (
 )
 
 
-def present(folder: Path) -> bool:
-    """True where `folder` holds train/ and val/."""
-    return all((folder / name).is_dir() for name in FOLDERS.values())
-
-
 def listing(folder: Path, split: str, classes: int) -> Samples:
     """One split: its files, relative to `folder`, and the synsets, both in sorted order."""
-    synsets = class_folders(folder / FOLDERS[split], "synset", classes, (".jpeg", ".jpg"))
-    for synset, names in synsets.items():
-        if not names:
-            raise InputError(f"{synset}: holds no .JPEG file")
-    files = [
-        f"{FOLDERS[split]}/{synset.name}/{name}"
-        for synset, names in synsets.items()
-        for name in names
-    ]
-    labels = np.repeat(np.arange(classes), [len(names) for names in synsets.values()])
-    return Samples(files, labels, [synset.name for synset in synsets])
+    found = class_folders(folder / FOLDERS[split], "synset", classes, (".jpeg", ".jpg"))
+    return found._replace(images=[f"{FOLDERS[split]}/{file}" for file in found.images])
 
 
 def look(path: Path) -> str | InputError:

@@ -76,9 +76,9 @@ def intact(data_dir: str | Path, split: str, name: str, backend: str) -> bool:
     """Whether `split` of data set `name` is prepared for `backend`, and every byte as written."""
     try:
         manifest = check(data_dir, split, backend, full=True)
+        return manifest["dataset"] == name and manifest["images"] == DATASETS[name].images(split)
     except (InputError, OSError):
         return False
-    return manifest["dataset"] == name and manifest["images"] == DATASETS[name].images(split)
 
 
 def read_labels(data_dir: str | Path, split: str) -> np.ndarray:

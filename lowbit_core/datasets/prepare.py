@@ -8,7 +8,7 @@ import argparse
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -26,11 +26,7 @@ from lowbit_core.runtime.files import checksum, remove_leftovers, replace_file, 
 
 
 def prepare(
-    data: Dataset,
-    out: Path,
-    source: Path | None = None,
-    download: bool = False,
-    splits: Sequence[str] = SPLITS,
+    data: Dataset, out: Path, source: Path | None = None, download: bool = False, splits=SPLITS
 ) -> None:
     """Write `splits` of `data` into `out`. A split's files are replaced once it was read whole.
 
@@ -41,7 +37,7 @@ def prepare(
     if out.is_dir():
         remove_leftovers(out)
     folder = find(data.name, source, download)
-    backend, _ = pick_backend("ffcv")
+    backend = pick_backend("ffcv")
     loaded = {split: _load(data, folder, split) for split in splits}
     others = {} if data.stored_raw else _other_modes(folder, loaded)
     for split, samples in loaded.items():
@@ -80,10 +76,8 @@ def _load(data: Dataset, folder: Path | None, split: str) -> Samples:
     if len(labels) != count:
         raise InputError(f"{folder}: {len(labels)} {split} images of {data.name}, not {count}")
     if labels.min() < 0 or labels.max() >= data.classes:
-        raise InputError(
-            f"{folder}: {split} labels of {data.name} run from {labels.min()} to "
-            f"{labels.max()}, not from 0 to {data.classes - 1}"
-        )
+        found, legal = f"from {labels.min()} to {labels.max()}", f"from 0 to {data.classes - 1}"
+        raise InputError(f"{folder}: {split} labels of {data.name} run {found}, not {legal}")
     return samples
 
 
@@ -92,16 +86,14 @@ def _other_modes(folder: Path, loaded: dict[str, Samples]) -> dict[str, dict[str
 
     InputError names every file that cannot be read.
     """
-    others: dict[str, dict] = {}
+    others, broken = {}, []
     for split, (files, _, _) in loaded.items():
-        modes = zip(files, _in_chunks(look, folder, files), strict=True)
-        others[split] = {name: mode for name, mode in modes if mode != "RGB"}
-    found = [mode for modes in others.values() for mode in modes.values()]
-    broken = [str(error) for error in found if isinstance(error, InputError)]
+        modes = dict(zip(files, _in_chunks(look, folder, files), strict=True))
+        others[split] = {name: mode for name, mode in modes.items() if mode != "RGB"}
+        broken += [str(mode) for mode in modes.values() if isinstance(mode, InputError)]
     if broken:
-        raise InputError(
-            f"{len(broken)} broken image files, nothing was written: {'; '.join(broken)}"
-        )
+        count, text = len(broken), "; ".join(broken)
+        raise InputError(f"{count} broken image files, nothing was written: {text}")
     return others
 
 
@@ -162,7 +154,7 @@ def main() -> None:
             check(args.out, split, "torch", full=True)
             print(f"{args.out}/{split}: intact")
         return
-    backend, _ = pick_backend("ffcv")
+    backend = pick_backend("ffcv")
     kept = [split for split in SPLITS if intact(args.out, split, data.name, backend)]
     for split in kept:
         print(f"{args.out}/{split}: prepared and intact, kept; to write it again, delete it first")

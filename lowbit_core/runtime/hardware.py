@@ -33,16 +33,10 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of this checkout, with `-dirty` where files differ from it; empty outside git.
-
-    Where the code was copied to a machine without git, $LOWBIT_COMMIT gives the commit.
-    """
+    """$LOWBIT_COMMIT, or this checkout's commit, `-dirty` if files differ; empty outside git."""
     if os.environ.get(COMMIT):
         return os.environ[COMMIT]
-    git, folder = ["git", "describe", "--always", "--dirty", "--abbrev=12"], Path(__file__).parent
-    try:
-        return subprocess.check_output(
-            git, cwd=folder, stderr=subprocess.DEVNULL, text=True, timeout=10
-        ).strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    git = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=12"]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    return ""

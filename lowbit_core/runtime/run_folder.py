@@ -86,10 +86,8 @@ class RunFolder:
     def read_json(self, name: str) -> dict | None:
         """The JSON file's value; None if it is not there; InputError if it is not JSON."""
         path = self.path / name
-        if not path.exists():
-            return None
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text()) if path.exists() else None
         except ValueError as error:
             raise InputError(f"{path} is not valid JSON ({error})") from error
 
@@ -110,26 +108,25 @@ class RunFolder:
         return final
 
     def finished(self, weights: bool = False) -> dict | None:
-        """Read final.json and check the files it lists; None if there is no final.json.
+        """final.json, None if there is none; InputError if it or a file it lists is damaged.
 
-        `weights`: check weights.pt too. Raises InputError naming the damaged file.
+        `weights`: check weights.pt too.
         """
-        final = self.read_json("final.json")
+        final, path = self.read_json("final.json"), self.path / "final.json"
         if final is None:
             return None
-        path = self.path / "final.json"
-        if not isinstance(final, dict) or "checksum" not in final or "files" not in final:
+        if not isinstance(final, dict) or not {"checksum", "files"} <= final.keys():
             raise InputError(f"{path} is not a final record of this version")
         if final["checksum"] != checksum(final):
             raise InputError(f"{path} is not what was written: its checksum differs")
         for name, expected in final["files"].items():
-            file = self.path / name
+            path = self.path / name
             if name == WEIGHTS and not weights:
                 continue
-            if not file.exists():
-                raise InputError(f"{file} is missing")
-            if sha256_file(file) != expected:
-                raise InputError(f"{file} is not what was written: its checksum differs")
+            if not path.exists():
+                raise InputError(f"{path} is missing")
+            if sha256_file(path) != expected:
+                raise InputError(f"{path} is not what was written: its checksum differs")
         return final
 
     def save_tensors(self, name: str, value: dict) -> None:

@@ -67,10 +67,8 @@ def deferred(saved: str) -> Iterator[None]:
     _deferred = True
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
-        if asked():
+        if asked() and not isinstance(error, OSError):
             leave(f"{saved}; the step was given up ({type(error).__name__})")
         raise
     finally:
