@@ -9,15 +9,12 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Dataset:
-    """An image classification data set.
-
-    `side`, in pixels, is that of every image where it is at most 32, and else that of the crops.
-    """
+    """An image classification data set."""
 
     name: str
     classes: int
     channels: int
-    side: int
+    side: int  # in pixels; of every image where it is at most 32, and else of the crops
     train_images: int
     test_images: int
 

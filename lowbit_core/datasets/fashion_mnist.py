@@ -42,5 +42,5 @@ def _read_idx(path: Path, sides: tuple[int, ...]) -> np.ndarray:
         data = gzip.decompress(path.read_bytes())
         magic, count, *found = np.frombuffer(data, ">u4", 2 + len(sides)).tolist()
         if (magic, *found) != (0x801 + len(sides), *sides):
-            raise ValueError(f"{magic:#x} for its type and {found} for its sides, not {sides}")
+            raise ValueError(f"of type {magic:#x} and sides {found}, not {list(sides)}")
         return np.frombuffer(data, np.uint8, offset=8 + 4 * len(sides)).reshape(count, *sides)

@@ -43,7 +43,7 @@ def read_manifest(data_dir: str | Path, split: str) -> dict:
         elif manifest["dataset"] not in DATASETS or manifest["split"] != split:
             fault = f"describes {manifest['split']!r} of {manifest['dataset']!r}, "
             fault += f"not {split!r} of one of {', '.join(DATASETS)}"
-        elif manifest.get("checksum", own := checksum(manifest)) != own:
+        elif "checksum" in manifest and manifest["checksum"] != checksum(manifest):
             fault = "its checksum differs, it is not what was written"
         else:
             return manifest

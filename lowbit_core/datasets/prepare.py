@@ -82,10 +82,7 @@ def _load(data: Dataset, folder: Path | None, split: str) -> Samples:
 
 
 def _other_modes(folder: Path, loaded: dict[str, Samples]) -> dict[str, dict[str, str]]:
-    """Colour modes of the image files that are not RGB, by split and file name.
-
-    InputError names every file that cannot be read.
-    """
+    """Colour modes other than RGB by split and file; InputError names every unreadable file."""
     others, broken = {}, []
     for split, (files, _, _) in loaded.items():
         modes = dict(zip(files, _in_chunks(look, folder, files), strict=True))
@@ -114,7 +111,7 @@ def _write_files(
     else:
         deque(pixels, maxlen=0)  # every file is decoded once, so that a broken one is found here
     digest.update(labels.astype("<i8"))
-    for name, content in zip(names, (samples.images, labels), strict=False):
+    for name, content in zip(names[:2], (samples.images, labels), strict=True):
         with replace_file(out / name) as temporary, temporary.open("wb") as stream:
             if name.endswith(".npy"):
                 np.save(stream, content)

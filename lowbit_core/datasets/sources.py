@@ -25,14 +25,11 @@ DAMAGE = (OSError, EOFError, SyntaxError, ValueError, zlib.error, Image.Decompre
 
 
 class Samples(NamedTuple):
-    """The samples of one split, by index, and the class names by label.
+    """The samples of one split."""
 
-    `images`: pixels (N, C, H, W) uint8, or the names of image files. `labels`: (N,) int64.
-    """
-
-    images: np.ndarray | list[str]
-    labels: np.ndarray
-    class_names: Sequence[str]
+    images: np.ndarray | list[str]  # pixels (N, C, H, W) uint8, or the names of image files
+    labels: np.ndarray  # (N,) int64
+    class_names: Sequence[str]  # by label
 
 
 def source_module(name: str) -> ModuleType:

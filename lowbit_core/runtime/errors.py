@@ -24,10 +24,7 @@ def one_of(kind: str, value: str, legal: Collection[str]) -> str:
 
 
 def run_cli(main: Callable[[], None]) -> None:
-    """Call `main`; on `InputError` and `OSError` print one line on stderr and exit with code 2.
-
-    The same with code 3 on `DeviceLost`: the same command may succeed on another device.
-    """
+    """Call `main`. An error becomes one line and exit code 2; 3 if another device may succeed."""
     try:
         main()
     except (InputError, OSError, DeviceLost) as error:

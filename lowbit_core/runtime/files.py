@@ -35,10 +35,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: str) -> Iterator[None]:
-    """Hold the lock on `path`, which the kernel releases when the process ends, even if killed.
-
-    If another process holds it, print `waiting` on stderr once, and wait.
-    """
+    """Hold the lock on `path`, which ends with the process; print `waiting` if another has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:

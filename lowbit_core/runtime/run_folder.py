@@ -108,10 +108,7 @@ class RunFolder:
         return final
 
     def finished(self, weights: bool = False) -> dict | None:
-        """final.json, None if there is none; InputError if it or a file it lists is damaged.
-
-        `weights`: check weights.pt too.
-        """
+        """final.json or None; InputError if it, or a file (weights.pt if `weights`), is damaged."""
         final, path = self.read_json("final.json"), self.path / "final.json"
         if final is None:
             return None
