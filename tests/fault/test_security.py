@@ -26,7 +26,7 @@ from lowbit_core.runtime.files import checksum, write_json
 from lowbit_core.runtime.run_folder import check_run_id, load_tensors
 from lowbit_core.training.run import Place, train_run
 from workflow.away.queue import read_queue
-from workflow.suite import jobs, settings, suite
+from workflow.suite import jobs, schema, settings, suite
 
 
 class Payload:
@@ -239,7 +239,7 @@ def test_nothing_is_loaded_in_a_way_that_runs_code():
             assert words.get("weights_only") == "True", file
         if name == "yaml.load":
             assert ast.unparse(arguments[1]) == "_Loader" and issubclass(
-                suite._Loader, suite.yaml.SafeLoader
+                schema._Loader, schema.yaml.SafeLoader
             )
         if name == "pickle.loads":
             assert file == "cifar100.py"  # after its checksum is compared
