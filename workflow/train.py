@@ -52,7 +52,7 @@ def main() -> None:
 
     def train(run: dict) -> dict:
         config = {key: value for key, value in run.items() if key != "role"}
-        config["loader"] = pick_backend(run["loader"])[0]
+        config["loader"] = pick_backend(run["loader"])
         return train_run(config, baselines.method(run["method"]), place)
 
     if job.needs:  # trained already, unless a file of it was damaged since

@@ -1,14 +1,13 @@
 """Writing .beton files in the calling process, and checking one before FFCV opens it.
 
-FFCV's own writer waits forever when one of its worker processes dies. Here its worker function runs
-in the calling process: errors reach the caller, and the file has the same bytes each time.
+FFCV's own writer waits forever when one of its worker processes dies. Here the calling process does
+the work of the only worker: errors reach the caller, and the file has the same bytes each time.
 """
 
 import errno
-import queue
 from collections.abc import Iterable
-from multiprocessing import Value
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -31,34 +30,28 @@ def write_beton(
     import_ffcv()
     from ffcv.memory_allocator import MemoryAllocator
     from ffcv.types import ALLOC_TABLE_TYPE
-    from ffcv.writer import DatasetWriter, worker_job_indexed_dataset
+    from ffcv.writer import DatasetWriter, handle_sample
 
-    writer = DatasetWriter(str(path), _fields(dataset), page_size=PAGE_SIZE, num_workers=1)
+    fields = _fields(dataset)
+    writer = DatasetWriter(str(path), fields, page_size=PAGE_SIZE, num_workers=1)
     writer.num_samples = count
     writer.prepare()
-    todo, allocations = queue.SimpleQueue(), queue.SimpleQueue()
-    todo.put([(i, i) for i in range(count)])
-    todo.put(None)
+    writer.metadata_sm.close()  # memory shared with FFCV's worker processes: there are none
+    writer.metadata_sm.unlink()
+    rows = np.zeros(count, writer.metadata_type)
+    allocator = MemoryAllocator(str(path), writer.data_region_start, PAGE_SIZE)
     random_state = np.random.get_state()
     np.random.seed(0)  # which images are stored as JPEG
     try:
-        allocator = MemoryAllocator(str(path), writer.data_region_start, PAGE_SIZE)
-        worker_job_indexed_dataset(
-            todo,
-            writer.metadata_sm,
-            writer.metadata_type,
-            writer.fields,
-            allocator,
-            Value("Q", 0),
-            allocations,
-            _InOrder(samples),
-        )
-        writer.finalize(allocations.get())
-        pages = allocator.next_page_allocated.value
-        whole = allocator.offset + pages * PAGE_SIZE + count * ALLOC_TABLE_TYPE.itemsize
+        with allocator:
+            for i, sample in enumerate(samples):
+                handle_sample(sample, i, rows.dtype.names, rows, allocator, fields)
     finally:
         np.random.set_state(random_state)
-        _release(writer.metadata_sm)
+    writer.metadata_sm = SimpleNamespace(buf=rows.tobytes())
+    writer.finalize(allocator.allocations)
+    pages = allocator.next_page_allocated.value
+    whole = allocator.offset + pages * PAGE_SIZE + count * ALLOC_TABLE_TYPE.itemsize
     if path.stat().st_size != whole:  # FFCV ignores short writes
         raise OSError(errno.ENOSPC, "the .beton file was cut short", str(path))
 
@@ -70,40 +63,38 @@ def check_beton(path: Path, dataset: Dataset, count: int) -> None:
     that the file states.
     """
     import_ffcv()
-    from ffcv.types import ALLOC_TABLE_TYPE, TYPE_ID_HANDLER, FieldDescType, HeaderType
+    from ffcv import types
 
     fields = _fields(dataset)
-    kinds = {kind: number for number, kind in TYPE_ID_HANDLER.items()}
-    expected = np.zeros(len(fields), FieldDescType)
+    kinds = {kind: number for number, kind in types.TYPE_ID_HANDLER.items()}
+    expected = np.zeros(len(fields), types.FieldDescType)
     for row, (name, field) in zip(expected, fields.items(), strict=True):
         row["type_id"] = kinds[type(field)]
         row["name"][: len(name)] = np.frombuffer(name.encode(), "u1")
         row["arguments"][:] = field.to_binary()[0]
     try:
-        header = np.fromfile(path, HeaderType, 1)[0]
-        start = HeaderType.itemsize
-        found = np.fromfile(path, FieldDescType, len(fields), offset=start)
-        if header["num_fields"] != len(fields) or header["num_samples"] != count:
-            raise ValueError(f"{header['num_fields']} fields, {header['num_samples']} samples")
-        for name in expected.dtype.names:
-            if not np.array_equal(found[name], expected[name]):
-                raise ValueError(f"its fields have another {name}")
-        rows = np.dtype([("", field.metadata_type) for field in fields.values()], align=True)
+        header = np.fromfile(path, types.HeaderType, 1)[0]
+        start = types.HeaderType.itemsize
+        found = np.fromfile(path, types.FieldDescType, len(fields), offset=start)
+        rows = types.get_metadata_type(list(fields.values()))
         images = np.fromfile(path, rows, count, offset=start + found.nbytes)["f0"]
-        table = np.fromfile(path, ALLOC_TABLE_TYPE, offset=int(header["alloc_table_ptr"]))
+        table = np.fromfile(path, types.ALLOC_TABLE_TYPE, offset=int(header["alloc_table_ptr"]))
         ends = table["ptr"] + table["size"]
-        outside = (ends < table["ptr"]) | (ends > path.stat().st_size)
-        if len(images) != count or outside.any():
-            raise ValueError("samples lie beyond its end")
+        beyond = (ends < table["ptr"]) | (ends > path.stat().st_size)
         if dataset.stored_raw:
-            offsets, longest = images, 0
-            if (table["size"] != dataset.channels * dataset.side**2).any():
-                raise ValueError("samples have other sizes")
+            offsets, misfits = images, table["size"] != dataset.channels * dataset.side**2
         else:
             offsets = images["data_ptr"]
-            longest = max(images["width"].max(), images["height"].max())
-        if longest > LARGEST_SIDE or not np.isin(offsets, table["ptr"]).all():
-            raise ValueError("samples are too large or at other offsets")
+            misfits = np.maximum(images["width"], images["height"]) > LARGEST_SIDE
+        faults = {
+            "another header": (header["num_fields"], header["num_samples"]) != (len(fields), count),
+            "fields of other kinds": found.tobytes() != expected.tobytes(),
+            "samples beyond its end": len(images) != count or beyond.any(),
+            "samples of other sizes": misfits.any(),
+            "samples at other offsets": not np.isin(offsets, table["ptr"]).all(),
+        }
+        if any(faults.values()):
+            raise ValueError("it has " + " and ".join(name for name in faults if faults[name]))
     except (IndexError, ValueError, OverflowError, OSError) as error:
         raise InputError(f"{path} is not a .beton file of {dataset.name} ({error})") from None
 
@@ -112,32 +103,7 @@ def _fields(dataset: Dataset) -> dict:
     from ffcv.fields import IntField, NDArrayField, RGBImageField
 
     if dataset.stored_raw:
-        shape = (dataset.channels, dataset.side, dataset.side)
-        image = NDArrayField(np.dtype("uint8"), shape)
+        image = NDArrayField(np.dtype("u1"), (dataset.channels, dataset.side, dataset.side))
     else:
-        image = RGBImageField(
-            write_mode="proportion",
-            max_resolution=LARGEST_SIDE,
-            compress_probability=0.5,
-            jpeg_quality=90,
-        )
+        image = RGBImageField("proportion", LARGEST_SIDE, jpeg_quality=90, compress_probability=0.5)
     return {"image": image, "label": IntField()}
-
-
-def _release(shared) -> None:
-    """Unlink the writer's shared memory; after an error numpy may still hold its buffer."""
-    try:
-        shared.close()
-    except BufferError:
-        pass
-    shared.unlink()
-
-
-class _InOrder:
-    """Makes an iterable look like the indexable that the writer reads from first to last."""
-
-    def __init__(self, samples: Iterable[tuple[np.ndarray, int]]):
-        self._samples = iter(samples)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return next(self._samples)

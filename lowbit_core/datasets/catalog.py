@@ -2,20 +2,19 @@
 
 from dataclasses import dataclass
 
-from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.errors import one_of
+
+SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """An image classification data set.
-
-    `side`, in pixels, is that of every image where it is at most 32, and else that of the crops.
-    """
+    """An image classification data set."""
 
     name: str
     classes: int
     channels: int
-    side: int
+    side: int  # in pixels; of every image where it is at most 32, and else of the crops
     train_images: int
     test_images: int
 
@@ -26,30 +25,18 @@ class Dataset:
 
     def images(self, split: str) -> int:
         """Number of images in `split`, `train` or `test`."""
-        return {"train": self.train_images, "test": self.test_images}[check_split(split)]
+        return self.train_images if one_of("split", split, SPLITS) == "train" else self.test_images
 
 
-DATASETS = {
-    d.name: d
-    for d in (
-        Dataset("fashion_mnist", 10, 1, 28, 60_000, 10_000),
-        Dataset("digits", 10, 1, 8, 1_437, 360),
-        Dataset("cifar100", 100, 3, 32, 50_000, 10_000),
-        Dataset("imagenet", 1000, 3, 224, 1_281_167, 50_000),
-    )
-}
-SPLITS = ("train", "test")
+_ALL = (
+    Dataset("fashion_mnist", 10, 1, 28, 60_000, 10_000),
+    Dataset("digits", 10, 1, 8, 1_437, 360),
+    Dataset("cifar100", 100, 3, 32, 50_000, 10_000),
+    Dataset("imagenet", 1000, 3, 224, 1_281_167, 50_000),
+)
+DATASETS = {data.name: data for data in _ALL}
 
 
 def dataset(name: str) -> Dataset:
     """The data set called `name`; `InputError` names the legal ones."""
-    if name not in DATASETS:
-        raise InputError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
-    return DATASETS[name]
-
-
-def check_split(split: str) -> str:
-    """Return `split`; InputError unless it is `train` or `test`."""
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    return split
+    return DATASETS[one_of("data set", name, DATASETS)]

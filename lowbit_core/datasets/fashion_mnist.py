@@ -1,88 +1,46 @@
 """Fashion-MNIST (Xiao et al. 2017) from its four gzipped idx files."""
 
 import gzip
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from lowbit_core.datasets.sources import Samples, downloading
+from lowbit_core.datasets.sources import Samples, reading
 from lowbit_core.runtime.errors import InputError
 
 STEMS = {"train": "train", "test": "t10k"}
 IMAGES, LABELS = "{}-images-idx3-ubyte.gz", "{}-labels-idx1-ubyte.gz"
+PARTS = [[IMAGES.format(stem) for stem in STEMS.values()]]
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+DOWNLOADS = {
+    f"{URL}/train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    f"{URL}/train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    f"{URL}/t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    f"{URL}/t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
 HOW_TO_GET = (
     "install Debian's package with `apt-get install dataset-fashion-mnist`, "
     "or download it with `--download`"
 )
-CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-SIDE = 28
-
-
-def present(folder: Path) -> bool:
-    """True where `folder` holds the files, sound or not."""
-    return all((folder / IMAGES.format(stem)).is_file() for stem in STEMS.values())
+CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
+CLASSES += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def load(folder: Path, split: str) -> Samples:
     """Read one split; `InputError` names a file that is missing, truncated or corrupt."""
-    stem = STEMS[split]
-    images = _read_idx(folder / IMAGES.format(stem), 3)
-    labels = _read_idx(folder / LABELS.format(stem), 1)
-    if images.shape[1:] != (SIDE, SIDE):
-        raise InputError(
-            f"{folder / IMAGES.format(stem)}: images are {images.shape[1]}x"
-            f"{images.shape[2]}, not {SIDE}x{SIDE}"
-        )
+    images = _read_idx(folder / IMAGES.format(STEMS[split]), (28, 28))
+    labels = _read_idx(folder / LABELS.format(STEMS[split]), ())
     if len(images) != len(labels):
         raise InputError(f"{folder}: {len(images)} {split} images but {len(labels)} labels")
     return Samples(images[:, None], labels.astype(np.int64), CLASSES)
 
 
-def _read_idx(path: Path, dims: int) -> np.ndarray:
-    """A uint8 array of `dims` dimensions from an idx file: 4 bytes magic, sizes, then data."""
-    try:
-        with gzip.open(path) as stream:
-            data = stream.read()
-    except FileNotFoundError:
-        raise InputError(f"{path}: the file is missing") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: truncated or corrupt gzip file ({error})") from None
-    header = 4 + 4 * dims
-    if len(data) < header or data[:4] != bytes((0, 0, 8, dims)):
-        raise InputError(
-            f"{path}: not an idx file of bytes with {dims} dimensions "
-            f"(it starts with {data[:4].hex() or 'nothing'})"
-        )
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", dims, 4))
-    if len(data) - header != int(np.prod(shape)):
-        raise InputError(
-            f"{path}: its header promises {int(np.prod(shape))} bytes of data for "
-            f"shape {shape}, but it holds {len(data) - header}"
-        )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
-
-
-def download(folder: Path) -> None:
-    """Fetch the four files into `folder`; torchvision checks their MD5."""
-    import lowbit_core.runtime.torchvision_ops  # noqa: F401  before torchvision
-
-    # isort: split
-    from torchvision.datasets import FashionMNIST
-    from torchvision.datasets.utils import download_url
-
-    with downloading("fashion_mnist", folder):
-        for name, md5 in FashionMNIST.resources:
-            download_url(FashionMNIST.mirrors[0] + name, str(folder), name, md5)
+def _read_idx(path: Path, sides: tuple[int, ...]) -> np.ndarray:
+    """A uint8 array (N, *sides): the file holds a magic number, the shape, and the values."""
+    with reading(path, "idx file"):
+        data = gzip.decompress(path.read_bytes())
+        magic, count, *found = np.frombuffer(data, ">u4", 2 + len(sides)).tolist()
+        if (magic, *found) != (0x801 + len(sides), *sides):
+            raise ValueError(f"of type {magic:#x} and sides {found}, not {list(sides)}")
+        return np.frombuffer(data, np.uint8, offset=8 + 4 * len(sides)).reshape(count, *sides)

@@ -7,34 +7,26 @@ usage: python -m lowbit_core.datasets.prepare DATASET --out DIR [--source DIR] [
 import argparse
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from lowbit_core.datasets.beton import write_beton
 from lowbit_core.datasets.catalog import SPLITS, Dataset, dataset
+from lowbit_core.datasets.imagenet import look, read_image
 from lowbit_core.datasets.manifest import check, describe, intact, manifest_path
-from lowbit_core.datasets.sources import find, source_module
+from lowbit_core.datasets.sources import Samples, find, source_module
 from lowbit_core.runtime.backend import pick_backend
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import (
-    checksum,
-    remove_leftovers,
-    replace_file,
-    write_json,
-    write_text,
-)
+from lowbit_core.runtime.files import checksum, remove_leftovers, replace_file, write_json
 
 
 def prepare(
-    data: Dataset,
-    out: Path,
-    source: Path | None = None,
-    download: bool = False,
-    splits: Sequence[str] = SPLITS,
+    data: Dataset, out: Path, source: Path | None = None, download: bool = False, splits=SPLITS
 ) -> None:
     """Write `splits` of `data` into `out`. A split's files are replaced once it was read whole.
 
@@ -45,153 +37,104 @@ def prepare(
     if out.is_dir():
         remove_leftovers(out)
     folder = find(data.name, source, download)
-    backend, _ = pick_backend("ffcv")
-    others = {} if data.stored_raw else _look_at_images(data, folder, splits)
-    for split in splits:
-        if data.stored_raw:
-            manifest = _write_raw(data, folder, split, out, backend)
-        else:
-            manifest = _write_images(data, folder, split, out, backend, others[split])
-        write_json(manifest_path(out, split), {**manifest, "checksum": checksum(manifest)})
-        print(f"{out}/{split}: {manifest['images']} images of {data.name}, {backend}")
+    backend = pick_backend("ffcv")
+    loaded = {split: _load(data, folder, split) for split in splits}
+    others = {} if data.stored_raw else _other_modes(folder, loaded)
+    for split, samples in loaded.items():
+        files, digest = _write_files(data, folder, out, split, samples, backend)
+        packages = ("numpy", "pillow", "ffcv") if backend == "ffcv" else ("numpy", "pillow")
+        manifest = {
+            "dataset": data.name,
+            "split": split,
+            "images": len(samples.labels),
+            "class_counts": np.bincount(samples.labels, minlength=data.classes).tolist(),
+            "class_names": list(samples.class_names),
+            "side": data.side,
+            "channels": data.channels,
+            "samples_sha256": digest,
+            "backend": backend,
+            "files": {name: describe(out / name) for name in files},
+            "versions": {name: version(name) for name in packages},
+        }
+        if not data.stored_raw:
+            manifest |= {"source": str(folder.resolve()), "converted_to_rgb": others[split]}
+        write_json(manifest_path(out, split), manifest | {"checksum": checksum(manifest)})
+        print(f"{out}/{split}: {len(samples.labels)} images of {data.name}, {backend}")
+        if counts := Counter(others.get(split, {}).values()):
+            text = ", ".join(f"{n} {mode}" for mode, n in sorted(counts.items()))
+            print(f"{out}/{split}: converted to RGB: {text} (names in the manifest)")
 
 
-def _write_raw(data: Dataset, folder: Path | None, split: str, out: Path, backend: str) -> dict:
-    images, labels, class_names = source_module(data.name).load(folder, split)
-    _check_counts(data, split, labels, folder)
-    names = [f"{split}.npy", f"{split}_labels.npy"]
-    if backend == "ffcv":
-        names.append(f"{split}.beton")
-        _write_beton(out / names[-1], data, len(labels), zip(images, labels, strict=True))
-    _save(out / names[0], images)
-    _save(out / names[1], labels)
-    digest = hashlib.sha256(np.ascontiguousarray(images))
-    digest.update(labels.astype("<i8"))
-    return _manifest(data, split, labels, class_names, digest.hexdigest(), out, names, backend)
-
-
-def _look_at_images(
-    data: Dataset, folder: Path, splits: Sequence[str]
-) -> dict[str, dict[str, str]]:
-    """Colour modes of the image files that are not RGB, by split and file name.
-
-    InputError names every file that cannot be read.
-    """
-    broken: list[str] = []
-    modes: dict[str, dict[str, str]] = {}
-    for split in splits:
-        files, labels, _ = source_module(data.name).listing(folder, split, data.classes)
-        _check_counts(data, split, np.asarray(labels), folder)
-        found = _in_chunks(_mode_or_error, [folder / name for name in files])
-        modes[split] = {}
-        for name, mode in zip(files, found, strict=True):
-            if isinstance(mode, InputError):
-                broken.append(str(mode))
-            elif mode != "RGB":
-                modes[split][name] = mode
-    if broken:
-        raise InputError(
-            f"{len(broken)} broken image files, nothing was written: {'; '.join(broken)}"
-        )
-    return modes
-
-
-def _mode_or_error(path: Path) -> str | InputError:
-    try:
-        return source_module("imagenet").look(path)
-    except InputError as error:
-        return error
-
-
-def _write_images(
-    data: Dataset, folder: Path, split: str, out: Path, backend: str, others: dict[str, str]
-) -> dict:
-    files, labels, synsets = source_module(data.name).listing(folder, split, data.classes)
-    labels = np.asarray(labels, np.int64)
-    _check_counts(data, split, labels, folder)
-    digest = hashlib.sha256()
-    samples = zip(_decoded(folder, files, digest), labels, strict=True)
-    names = [f"{split}.files.txt", f"{split}_labels.npy"]
-    if backend == "ffcv":
-        names.append(f"{split}.beton")
-        _write_beton(out / names[-1], data, len(labels), samples)
+def _load(data: Dataset, folder: Path | None, split: str) -> Samples:
+    """The pixels of a raw set or else the file names; InputError if counts or labels are wrong."""
+    module = source_module(data.name)
+    if data.stored_raw:
+        samples = module.load(folder, split)
     else:
-        for _ in samples:  # every file is decoded once, so that a broken one is found here
-            pass
+        samples = module.listing(folder, split, data.classes)
+    labels, count = samples.labels, data.images(split)
+    if len(labels) != count:
+        raise InputError(f"{folder}: {len(labels)} {split} images of {data.name}, not {count}")
+    if labels.min() < 0 or labels.max() >= data.classes:
+        found, legal = f"from {labels.min()} to {labels.max()}", f"from 0 to {data.classes - 1}"
+        raise InputError(f"{folder}: {split} labels of {data.name} run {found}, not {legal}")
+    return samples
+
+
+def _other_modes(folder: Path, loaded: dict[str, Samples]) -> dict[str, dict[str, str]]:
+    """Colour modes other than RGB by split and file; InputError names every unreadable file."""
+    others, broken = {}, []
+    for split, (files, _, _) in loaded.items():
+        modes = dict(zip(files, _in_chunks(look, folder, files), strict=True))
+        others[split] = {name: mode for name, mode in modes.items() if mode != "RGB"}
+        broken += [str(mode) for mode in modes.values() if isinstance(mode, InputError)]
+    if broken:
+        count, text = len(broken), "; ".join(broken)
+        raise InputError(f"{count} broken image files, nothing was written: {text}")
+    return others
+
+
+def _write_files(
+    data: Dataset, folder: Path | None, out: Path, split: str, samples: Samples, backend: str
+) -> tuple[list[str], str]:
+    """Write all but the manifest; return the files' names and the SHA-256 of pixels and labels."""
+    pixels, labels, digest = samples.images, samples.labels, hashlib.sha256()
+    if data.stored_raw:
+        digest.update(np.ascontiguousarray(pixels))
+    else:
+        pixels = _decoded(folder, samples.images, digest)
+    names = [f"{split}.npy" if data.stored_raw else f"{split}.files.txt", f"{split}_labels.npy"]
+    if backend == "ffcv":
+        names.append(f"{split}.beton")
+        with replace_file(out / names[-1]) as temporary:
+            write_beton(temporary, data, len(labels), zip(pixels, labels, strict=True))
+    else:
+        deque(pixels, maxlen=0)  # every file is decoded once, so that a broken one is found here
     digest.update(labels.astype("<i8"))
-    write_text(out / names[0], "\n".join(files) + "\n")
-    _save(out / names[1], labels)
-    manifest = _manifest(data, split, labels, synsets, digest.hexdigest(), out, names, backend)
-    if others:
-        counts = ", ".join(f"{n} {mode}" for mode, n in sorted(Counter(others.values()).items()))
-        print(f"{out}/{split}: converted to RGB: {counts} (names in the manifest)")
-    return manifest | {"source": str(folder.resolve()), "converted_to_rgb": others}
+    for name, content in zip(names[:2], (samples.images, labels), strict=True):
+        with replace_file(out / name) as temporary, temporary.open("wb") as stream:
+            if name.endswith(".npy"):
+                np.save(stream, content)
+            else:
+                stream.write("".join(f"{file}\n" for file in content).encode())
+    return names, digest.hexdigest()
 
 
 def _decoded(folder: Path, files: list[str], digest) -> Iterator[np.ndarray]:
     """Images (H, W, 3) in order, decoded by all cores; `digest` is updated with each checksum."""
-    read_image = source_module("imagenet").read_image
-    for image, file_digest in _in_chunks(read_image, [folder / name for name in files]):
+    for image, file_digest in _in_chunks(read_image, folder, files):
         digest.update(file_digest)
         yield np.asarray(image)
 
 
-def _in_chunks(work: Callable[[Path], object], paths: list[Path]) -> Iterator:
-    """`work(path)` for every path in order, by all cores, with few results in memory at a time."""
+def _in_chunks(work: Callable[[Path], object], folder: Path, files: list[str]) -> Iterator:
+    """`work(path)` for every file in order, by all cores, with few results in memory at a time."""
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(paths), 16 * threads):
-            yield from pool.map(work, paths[start : start + 16 * threads])
-
-
-def _write_beton(path: Path, data: Dataset, count: int, samples) -> None:
-    from lowbit_core.datasets.beton import write_beton
-
-    with replace_file(path) as temporary:
-        write_beton(temporary, data, count, samples)
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with replace_file(path) as temporary, open(temporary, "wb") as stream:
-        np.save(stream, array)
-
-
-def _check_counts(data: Dataset, split: str, labels: np.ndarray, folder: Path | None) -> None:
-    if len(labels) != data.images(split):
-        raise InputError(
-            f"{folder}: {len(labels)} {split} images of {data.name}, not {data.images(split)}"
-        )
-    if labels.min() < 0 or labels.max() >= data.classes:
-        raise InputError(
-            f"{folder}: {split} labels of {data.name} run from {labels.min()} to "
-            f"{labels.max()}, not from 0 to {data.classes - 1}"
-        )
-
-
-def _manifest(
-    data: Dataset,
-    split: str,
-    labels: np.ndarray,
-    class_names,
-    samples_sha256: str,
-    out: Path,
-    names: list[str],
-    backend: str,
-) -> dict:
-    packages = ("numpy", "pillow", "ffcv") if backend == "ffcv" else ("numpy", "pillow")
-    return {
-        "dataset": data.name,
-        "split": split,
-        "images": len(labels),
-        "class_counts": np.bincount(labels, minlength=data.classes).tolist(),
-        "class_names": list(class_names),
-        "side": data.side,
-        "channels": data.channels,
-        "samples_sha256": samples_sha256,
-        "backend": backend,
-        "files": {name: describe(out / name) for name in names},
-        "versions": {name: version(name) for name in packages},
-    }
+        for start in range(0, len(files), 16 * threads):
+            yield from pool.map(
+                work, [folder / name for name in files[start : start + 16 * threads]]
+            )
 
 
 def main() -> None:
@@ -205,11 +148,10 @@ def main() -> None:
     data = dataset(args.dataset)
     if args.verify:
         for split in SPLITS:
-            for backend in {check(args.out, split, "torch")["backend"], "torch"}:
-                check(args.out, split, backend, full=True)
+            check(args.out, split, "torch", full=True)
             print(f"{args.out}/{split}: intact")
         return
-    backend, _ = pick_backend("ffcv")
+    backend = pick_backend("ffcv")
     kept = [split for split in SPLITS if intact(args.out, split, data.name, backend)]
     for split in kept:
         print(f"{args.out}/{split}: prepared and intact, kept; to write it again, delete it first")

@@ -3,27 +3,24 @@
 import sys
 from unittest.mock import patch
 
-from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.errors import one_of
 
 BACKENDS = ("ffcv", "torch")
 _warned: set[str] = set()
 
 
-def pick_backend(requested: str) -> tuple[str, str]:
-    """(The backend to use, why). Falling back to torch prints one warning a process, on stderr."""
-    if requested not in BACKENDS:
-        raise InputError(f"unknown loader {requested!r}: choose one of {', '.join(BACKENDS)}")
-    if requested == "torch":
-        return "torch", "requested"
-    try:
-        import_ffcv()
-    except (ImportError, OSError) as error:  # OSError: a shared library is missing
-        reason = f"ffcv cannot be imported ({error})"
-        if reason not in _warned:
-            print(f"warning: {reason}: data are loaded by torch, which is slower", file=sys.stderr)
-            _warned.add(reason)
-        return "torch", reason
-    return "ffcv", "requested"
+def pick_backend(requested: str) -> str:
+    """The backend to use. Falling back to torch prints one warning a process, on stderr."""
+    if one_of("loader", requested, BACKENDS) == "ffcv":
+        try:
+            import_ffcv()
+        except (ImportError, OSError) as error:  # OSError: a shared library is missing
+            text = f"ffcv cannot be imported ({error}): data are loaded by torch, which is slower"
+            if text not in _warned:
+                print(f"warning: {text}", file=sys.stderr)
+                _warned.add(text)
+            return "torch"
+    return requested
 
 
 def import_ffcv() -> None:

@@ -1,7 +1,7 @@
 """Errors that a user sees: one sentence and an exit code, no traceback."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 
 class InputError(ValueError):
@@ -16,11 +16,15 @@ class StopTraining(SystemExit):
     """A signal asked the run to stop. Its state is saved, and a rerun resumes it."""
 
 
-def run_cli(main: Callable[[], None]) -> None:
-    """Call `main`; on `InputError` and `OSError` print one line on stderr and exit with code 2.
+def one_of(kind: str, value: str, legal: Collection[str]) -> str:
+    """Return `value`; InputError names the legal ones if it is none of them."""
+    if value not in legal:
+        raise InputError(f"unknown {kind} {value!r}: choose one of {', '.join(legal)}")
+    return value
 
-    The same with code 3 on `DeviceLost`: the same command may succeed on another device.
-    """
+
+def run_cli(main: Callable[[], None]) -> None:
+    """Call `main`. An error becomes one line and exit code 2; 3 if another device may succeed."""
     try:
         main()
     except (InputError, OSError, DeviceLost) as error:

@@ -35,10 +35,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: str) -> Iterator[None]:
-    """Hold the lock on `path`, which the kernel releases when the process ends, even if killed.
-
-    If another process holds it, print `waiting` on stderr once, and wait.
-    """
+    """Hold the lock on `path`, which ends with the process; print `waiting` if another has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
@@ -67,6 +64,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(record: dict) -> str:

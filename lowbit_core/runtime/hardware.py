@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -15,11 +17,9 @@ def hardware_name(device: torch.device) -> str:
     """The GPU's name, or the processor's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return " ".join(line.partition(":")[2].split())
+    with suppress(OSError):
+        if model := re.search("^model name.*?:(.*)", Path("/proc/cpuinfo").read_text(), re.M):
+            return " ".join(model[1].split())
     return platform.processor() or platform.machine()
 
 
@@ -27,31 +27,16 @@ def versions() -> dict[str, str]:
     """Versions of the packages that can change a number; missing packages are left out."""
     found = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "ffcv", "numpy"):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
 def git_commit() -> str:
-    """The commit of this checkout, with `-dirty` where files differ from it; empty outside git.
-
-    Where the code was copied to a machine without git, $LOWBIT_COMMIT gives the commit.
-    """
+    """$LOWBIT_COMMIT, or this checkout's commit, `-dirty` if files differ; empty outside git."""
     if os.environ.get(COMMIT):
         return os.environ[COMMIT]
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-    ]
-    try:
-        done = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+    git = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=12"]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    return ""

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import time
+from datetime import timedelta
 
 _LIVE_EVERY = 0.2  # seconds between updates of the live line
 _PLAIN_EVERY = 30.0  # seconds between plain lines within an epoch
@@ -16,10 +17,9 @@ def speaks() -> bool:
 
 def say(text: str, end: str = "\n") -> None:
     """Write `text` to stderr. Training goes on if nobody reads it (a closed terminal)."""
-    if not speaks():
-        return
     with contextlib.suppress(BrokenPipeError):
-        print(text, end=end, file=sys.stderr, flush=True)
+        if speaks():
+            print(text, end=end, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -33,34 +33,26 @@ class Progress:
 
     def step(self, epoch: int, count: int) -> None:
         """Report that `count` images of `epoch` are done."""
-        if self.first_epoch is None:
-            self.first_epoch = epoch
+        self.first_epoch = self.first_epoch or epoch
         now = time.monotonic()
-        if now - self.last < (_LIVE_EVERY if self.live else _PLAIN_EVERY):
-            return
-        self.last = now
-        done = (epoch - self.first_epoch) * self.images + count
-        rate = done / (now - self.began)
-        total = (self.epochs - self.first_epoch + 1) * self.images
-        text = (
-            f"{self.name}: epoch {epoch}/{self.epochs}, {100 * count / self.images:.0f} %, "
-            f"{rate:.0f} images/s, ETA {_clock((total - done) / rate)}"
-        )
-        say(f"\r\033[K{text}" if self.live else text, end="" if self.live else "\n")
+        if now - self.last >= (_LIVE_EVERY if self.live else _PLAIN_EVERY):
+            self.last = now
+            done = epoch - self.first_epoch + count / self.images
+            text = (
+                f"{100 * count / self.images:.0f} %, {done * self.images / (now - self.began):.0f}"
+            )
+            self._report(epoch, done, text, end="" if self.live else "\n")
 
     def epoch(self, row: dict, images_per_s: float) -> None:
         """Report that an epoch is done; `row` holds its metrics."""
-        now = time.monotonic()
         done = row["epoch"] - (self.first_epoch or row["epoch"]) + 1
-        left = (self.epochs - row["epoch"]) * (now - self.began) / done
-        say(
-            ("\r\033[K" if self.live else "")
-            + f"{self.name}: epoch {row['epoch']}/{self.epochs}, loss {row['train_loss']:.3f}, "
-            f"val top-1 {row['val_top1']:.2f} %, {images_per_s:.0f} images/s, ETA {_clock(left)}"
-        )
+        text = f"loss {row['train_loss']:.3f}, val top-1 {row['val_top1']:.2f} %"
+        self._report(row["epoch"], done, f"{text}, {images_per_s:.0f}")
 
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    def _report(self, epoch: int, done: float, text: str, end: str = "\n") -> None:
+        """Say `text` and when the run will end, after `done` epochs since this process began."""
+        left = self.epochs - (self.first_epoch or epoch) + 1 - done
+        seconds = int(left * (time.monotonic() - self.began) / done)
+        begin = "\r\033[K" if self.live else ""
+        text = f"{self.name}: epoch {epoch}/{self.epochs}, {text} images/s"
+        say(f"{begin}{text}, ETA {timedelta(seconds=seconds)}", end)

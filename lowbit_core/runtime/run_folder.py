@@ -5,7 +5,6 @@ checksum of itself and of each other file, and the checkpoint has a copy of the 
 """
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lowbit_core.runtime.errors import InputError
-from lowbit_core.runtime.files import checksum, write_bytes, write_json, write_text
+from lowbit_core.runtime.files import checksum, sha256_file, write_bytes, write_json, write_text
 
 TABLES = ("metrics.csv", "timings.csv", "weight_state.csv")
 MEASURED = ("weight_histograms.json", "channel_error.csv")
@@ -39,19 +38,15 @@ def check_run_id(name: object) -> str:
     return name
 
 
-def _cell(value: object) -> object:
-    if value is None:
-        return ""
-    return f"{value:.8g}" if isinstance(value, float) else value
-
-
 def table_text(columns: tuple[str, ...], rows: list[dict], header: bool = True) -> str:
     """CSV text with floats of eight digits, so that equal runs give equal bytes."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n")
     if header:
-        writer.writeheader()
-    writer.writerows({c: _cell(row[c]) for c in columns} for row in rows)
+        writer.writerow(columns)
+    for row in rows:
+        cells = (row[column] for column in columns)
+        writer.writerow(f"{cell:.8g}" if isinstance(cell, float) else cell for cell in cells)
     return text.getvalue()
 
 
@@ -83,7 +78,7 @@ class RunFolder:
             if name in texts:
                 write_text(self.path / name, texts[name])
             else:
-                (self.path / name).unlink(missing_ok=True)
+                self.remove(name)
 
     def write_table(self, name: str, columns: tuple[str, ...], rows: list[dict]) -> None:
         write_text(self.path / name, table_text(columns, rows))
@@ -91,10 +86,8 @@ class RunFolder:
     def read_json(self, name: str) -> dict | None:
         """The JSON file's value; None if it is not there; InputError if it is not JSON."""
         path = self.path / name
-        if not path.exists():
-            return None
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text()) if path.exists() else None
         except ValueError as error:
             raise InputError(f"{path} is not valid JSON ({error})") from error
 
@@ -108,33 +101,29 @@ class RunFolder:
 
     def finish(self, final: dict) -> dict:
         """Write final.json: `final`, a checksum of each of the run's files, and one of itself."""
-        files = {name: _sha256(self.path / name) for name in SEALED if (self.path / name).exists()}
-        final = {**final, "files": files}
-        final["checksum"] = checksum(final)
+        paths = [self.path / name for name in SEALED if (self.path / name).exists()]
+        final = final | {"files": {path.name: sha256_file(path) for path in paths}}
+        final |= {"checksum": checksum(final)}
         self.write_json("final.json", final)
         return final
 
     def finished(self, weights: bool = False) -> dict | None:
-        """Read final.json and check the files it lists; None if there is no final.json.
-
-        `weights`: check weights.pt too. Raises InputError naming the damaged file.
-        """
-        final = self.read_json("final.json")
+        """final.json or None; InputError if it, or a file (weights.pt if `weights`), is damaged."""
+        final, path = self.read_json("final.json"), self.path / "final.json"
         if final is None:
             return None
-        path = self.path / "final.json"
-        if not isinstance(final, dict) or "checksum" not in final or "files" not in final:
+        if not isinstance(final, dict) or not {"checksum", "files"} <= final.keys():
             raise InputError(f"{path} is not a final record of this version")
         if final["checksum"] != checksum(final):
             raise InputError(f"{path} is not what was written: its checksum differs")
         for name, expected in final["files"].items():
+            path = self.path / name
             if name == WEIGHTS and not weights:
                 continue
-            file = self.path / name
-            if not file.exists():
-                raise InputError(f"{file} is missing")
-            if _sha256(file) != expected:
-                raise InputError(f"{file} is not what was written: its checksum differs")
+            if not path.exists():
+                raise InputError(f"{path} is missing")
+            if sha256_file(path) != expected:
+                raise InputError(f"{path} is not what was written: its checksum differs")
         return final
 
     def save_tensors(self, name: str, value: dict) -> None:
@@ -168,8 +157,3 @@ def load_tensors(path: Path) -> dict:
         raise InputError(
             f"checkpoint {path} is corrupt ({type(error).__name__}): delete it and run again"
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,8 +20,7 @@ def listen() -> None:
 
 
 def _note(number: int, _frame: object) -> None:
-    global _asked
-    _asked = signal.Signals(number)
+    ask(number)
     if not _deferred:  # not an exception: Python swallows one that is raised in a destructor
         _say("everything that was done is kept")
         os._exit(128 + number)
@@ -51,11 +50,10 @@ def leave(saved: str) -> None:
 
 
 def _say(saved: str) -> None:
-    if not speaks():
-        return
-    # Not `print`, which a signal handler may not enter while it runs. The reader may be gone.
-    with suppress(OSError):
-        os.write(2, f"stopped by {_asked.name}: {saved}; {AGAIN}\n".encode())
+    if speaks():
+        # Not `print`, which a signal handler may not enter while it runs. The reader may be gone.
+        with suppress(OSError):
+            os.write(2, f"stopped by {_asked.name}: {saved}; {AGAIN}\n".encode())
 
 
 @contextmanager
@@ -69,10 +67,8 @@ def deferred(saved: str) -> Iterator[None]:
     _deferred = True
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
-        if asked():
+        if asked() and not isinstance(error, OSError):
             leave(f"{saved}; the step was given up ({type(error).__name__})")
         raise
     finally:

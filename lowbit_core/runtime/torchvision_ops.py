@@ -9,11 +9,6 @@ import sys
 
 import torch
 
-_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
-
 try:
     import torchvision  # noqa: F401
 except RuntimeError as error:
@@ -23,6 +18,6 @@ except RuntimeError as error:
         del sys.modules[_name]
     # At module level, because a Library undoes its definitions when it is garbage-collected.
     _library = torch.library.Library("torchvision", "DEF")
-    for _schema in _SCHEMAS:
-        _library.define(_schema)
+    for _name in ("nms", "qnms"):
+        _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision  # noqa: F401

@@ -26,8 +26,7 @@ from lowbit_core.runtime.files import checksum, write_json
 from lowbit_core.runtime.run_folder import check_run_id, load_tensors
 from lowbit_core.training.run import Place, train_run
 from workflow.away.queue import read_queue
-from workflow.results import checked
-from workflow.suite import settings, suite
+from workflow.suite import jobs, schema, settings, suite
 
 
 class Payload:
@@ -188,7 +187,7 @@ def test_job_files_and_queues_lead_nowhere_else(name, tmp_path):
     job = tmp_path / "job.jsonl"
     job.write_text(json.dumps({"run_id": name, "role": "run", "runs": 1}) + "\n")
     with pytest.raises(InputError, match="not a job line"):
-        checked.read_job(job)
+        jobs.read_job(job)
     for changes in ({"run_id": name}, {"pretrained": name}, {"dataset": name}):
         if changes == {"pretrained": None} or changes == {"pretrained": ""}:
             continue  # none
@@ -240,7 +239,7 @@ def test_nothing_is_loaded_in_a_way_that_runs_code():
             assert words.get("weights_only") == "True", file
         if name == "yaml.load":
             assert ast.unparse(arguments[1]) == "_Loader" and issubclass(
-                suite._Loader, suite.yaml.SafeLoader
+                schema._Loader, schema.yaml.SafeLoader
             )
         if name == "pickle.loads":
             assert file == "cifar100.py"  # after its checksum is compared

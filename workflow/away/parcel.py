@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from lowbit_core.datasets.catalog import SPLITS, dataset
-from lowbit_core.datasets.manifest import check, describe, manifest_path, sha256_file
+from lowbit_core.datasets.manifest import check, describe, manifest_path
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import checksum, replace_file, write_bytes, write_json
+from lowbit_core.runtime.files import checksum, replace_file, sha256_file, write_bytes, write_json
 from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder, check_run_id
 
 PARCEL_BYTES = 16 * 2**20  # the most of one file

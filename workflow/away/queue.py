@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from operator import itemgetter
 from pathlib import Path
 
-from lowbit_core.datasets.manifest import sha256_file
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import write_json
+from lowbit_core.runtime.files import sha256_file, write_json
 from lowbit_core.runtime.hardware import git_commit
 from lowbit_core.runtime.run_folder import check_run_id
 from lowbit_core.runtime.run_status import RunStatus, run_status

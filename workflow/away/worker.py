@@ -46,7 +46,7 @@ def train_one(run: dict, data: Path, runs: Path, workers: int) -> None:
         device = torch.device("cuda", slot.device)
         torch.cuda.set_device(device)
     config = {key: value for key, value in run.items() if key != "role"}
-    config["loader"] = pick_backend(run["loader"])[0]
+    config["loader"] = pick_backend(run["loader"])
     try:
         method = baselines.method(run["method"])
         train_run(config, method, Place(data, runs, device, run["threads"]))
