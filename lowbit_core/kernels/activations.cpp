@@ -132,6 +132,8 @@ void mask_gradient(const T* g, const T* g_relu, const uint8_t* mask, int64_t siz
 // x, y, relu, g and to point to float32 values, or to bfloat16 values where `is_bfloat16`.
 extern "C" {
 
+int lanes() { return LANES; }
+
 void quantize_and_sum(const void* x, int is_bfloat16, int64_t blocks, int64_t rows,
                       int64_t columns, const float* v, int bits, int is_signed, float ceiling,
                       void* y, void* relu, uint8_t* mask, float* sums) {

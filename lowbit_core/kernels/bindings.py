@@ -19,6 +19,11 @@ from lowbit_core.kernels.build import library
 WEIGHTINGS = {"equal": 0, "inverse_variance": 1, "median": 2}
 
 
+def kernel_lanes() -> int | None:
+    """The float32 values in a vector of the kernels for activations; None without kernels."""
+    return None if library() is None else library().lanes()
+
+
 def _call(name: str, *arguments: object) -> None:
     """Call a kernel with the addresses of tensors; None is a null pointer."""
     getattr(library(), name)(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))

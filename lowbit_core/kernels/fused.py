@@ -50,9 +50,9 @@ def fused(
     """Decorator: run `function` as one kernel after `set_compile(True)`.
 
     cpu: a kernel with the same arguments and results, called on the processor for tensors of the
-    types that it takes (bindings.usable); others there run `function` as it is written. On a GPU, or
-    without `cpu`, `function` is compiled on its first call, with torch.compile's `options`. `eager`
-    of the result is `function` itself.
+    types that it takes (bindings.usable); others there run `function` as it is written. On a GPU,
+    or without `cpu`, `function` is compiled on its first call, with torch.compile's `options`.
+    `eager` of the result is `function` itself.
     """
     if function is None:
         return functools.partial(fused, cpu=cpu, options=options)

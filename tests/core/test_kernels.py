@@ -485,3 +485,31 @@ def test_what_the_compiler_makes_for_gpus_agrees_with_eager_functions():
         check=False,
     )
     assert done.stdout == "agree\n", done.stderr[-2000:]
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", (1, 2, 4))
+@pytest.mark.parametrize("method", [name for name in baselines.METHODS if name != "fp"])
+def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
+    """The loss to the bit; gradients but for the order of sums."""
+    from lowbit_core import models
+
+    torch.manual_seed(0)
+    model = models.build("resnet20", 10, 3, width=8)
+    images = torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (8,))
+    convert.convert(model, QuantPolicy(baselines.method(method), bits, bits), images[:1])
+    model = model.to(memory_format=torch.channels_last)
+    calibrate(model, images)
+    found = []
+    for compiled in (False, True):
+        fused.set_compile(compiled)
+        step = copy.deepcopy(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = nn.functional.cross_entropy(step(images).float(), labels)
+        loss.backward()
+        found.append((loss.item(), [p.grad for p in step.parameters()]))
+    (eager_loss, eager), (loss, gradients) = found
+    assert loss == eager_loss
+    for gradient, expected in zip(gradients, eager, strict=True):
+        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-12
