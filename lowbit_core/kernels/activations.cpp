@@ -18,10 +18,10 @@ inline Floats rectified(Floats x, float ceiling) {
 
 // One vector of columns through all rows of a block. y, relu and mask lie in memory as x does;
 // relu may be null. sums (S): one vector each, `sums_stride` apart.
-template <int K, bool SIGNED, bool TRAIN, class Whole>
-void basis_tile(Whole whole, const float* x, int64_t rows, int64_t stride, int64_t lanes,
-                const float* basis, float ceiling, float* y, float* relu, uint8_t* mask,
-                float* sums, int64_t sums_stride) {
+template <int K, bool SIGNED, bool TRAIN, class Whole, class T>
+void basis_tile(Whole whole, const T* x, int64_t rows, int64_t stride, int64_t lanes,
+                const float* basis, float ceiling, T* y, T* relu, uint8_t* mask, float* sums,
+                int64_t sums_stride) {
     Floats v[K], sum_v = broadcast(0), top = broadcast(0);
     for (int k = 0; k < K; k++) v[k] = broadcast(basis[k]), sum_v += v[k];
     for (int k = K - 1; k >= 0; k--) top += v[k];
@@ -43,7 +43,7 @@ void basis_tile(Whole whole, const float* x, int64_t rows, int64_t stride, int64
             const Flags positive = (c > 0.0f) & (c < ceiling);
             flags = positive & (((c <= top) & QUANTIZER_PASSES) | RELU_PASSES);
         }
-        store(whole, mask, packed(flags), lanes), mask += stride;
+        store_as(whole, mask, packed(flags), lanes), mask += stride;
         if (relu) store(whole, relu, c, lanes), relu += stride;
     }
     if (!TRAIN) return;
@@ -53,9 +53,9 @@ void basis_tile(Whole whole, const float* x, int64_t rows, int64_t stride, int64
     for (int p = 0; p < pairs(K); p++) keep(__builtin_convertvector(code.counts[p], Floats));
 }
 
-template <int K, bool SIGNED, bool TRAIN>
-void basis_blocks(const float* x, int64_t blocks, int64_t rows, int64_t columns, const float* v,
-                  float ceiling, float* y, float* relu, uint8_t* mask, float* sums) {
+template <int K, bool SIGNED, bool TRAIN, class T>
+void basis_blocks(const T* x, int64_t blocks, int64_t rows, int64_t columns, const float* v,
+                  float ceiling, T* y, T* relu, uint8_t* mask, float* sums) {
     parallel_for(blocks, blocks * rows * columns, [=](int64_t block) {
         for_each_vector(0, columns, [=](auto whole, int64_t column, int64_t lanes) {
             const int64_t at = block * rows * columns + column;
@@ -66,9 +66,9 @@ void basis_blocks(const float* x, int64_t blocks, int64_t rows, int64_t columns,
     });
 }
 
-template <bool SIGNED, bool TRAIN>
-void uniform(const float* x, int64_t size, float top, float bottom, float step, float ceiling,
-             float* y, float* relu, uint8_t* mask, uint8_t* not_finite) {
+template <bool SIGNED, bool TRAIN, class T>
+void uniform(const T* x, int64_t size, float top, float bottom, float step, float ceiling, T* y,
+             T* relu, uint8_t* mask, uint8_t* not_finite) {
     std::atomic<bool> found{false};
     parallel_for((size + CHUNK - 1) / CHUNK, size, [=, &found](int64_t chunk) {
         Floats sum{};
@@ -89,7 +89,7 @@ void uniform(const float* x, int64_t size, float top, float bottom, float step, 
             } else {
                 flags |= (c > 0.0f) & (c < ceiling) & (passes | RELU_PASSES);
             }
-            store(whole, mask + i, packed(flags), lanes);
+            store_as(whole, mask + i, packed(flags), lanes);
             if (relu) store(whole, relu + i, c, lanes);
         });
         if (!std::isfinite(total(sum))) found = true;
@@ -97,18 +97,18 @@ void uniform(const float* x, int64_t size, float top, float bottom, float step, 
     if (TRAIN) *not_finite = found;
 }
 
-template <bool RELU, bool SUMS>
-void mask_gradient(const float* g, const float* g_relu, const uint8_t* mask, int64_t size,
-                   float* to, float* sums) {
+template <bool RELU, bool SUMS, class T>
+void mask_gradient(const T* g, const T* g_relu, const uint8_t* mask, int64_t size, T* to,
+                   float* sums) {
     const int64_t chunks = (size + CHUNK - 1) / CHUNK;
     std::vector<float> partial(SUMS ? 2 * chunks : 0);
     float* each = partial.data();
     parallel_for(chunks, size, [=](int64_t chunk) {
-        Floats above{}, below{};
+        Eight above{}, below{};
         const int64_t end = std::min(size, (chunk + 1) * CHUNK);
         for_each_vector(chunk * CHUNK, end,
                         [=, &above, &below](auto whole, int64_t i, int64_t lanes) {
-            const Bytes bytes = load<Bytes>(whole, mask + i, lanes);
+            const Bytes bytes = load_as<Bytes>(whole, mask + i, lanes);
             const Flags flags = __builtin_convertvector(bytes, Flags);
             const Floats value = load(whole, g + i, lanes);
             Floats sum = zero_unless(-(flags & QUANTIZER_PASSES), value);
@@ -116,8 +116,8 @@ void mask_gradient(const float* g, const float* g_relu, const uint8_t* mask, int
                 sum += zero_unless((flags & RELU_PASSES) != 0, load(whole, g_relu + i, lanes));
             store(whole, to + i, sum, lanes);
             if (!SUMS) return;
-            above += zero_unless((flags & ABOVE_RANGE) != 0, value);
-            below += zero_unless((flags & BELOW_RANGE) != 0, value);
+            accumulate(above, zero_unless((flags & ABOVE_RANGE) != 0, value));
+            accumulate(below, zero_unless((flags & BELOW_RANGE) != 0, value));
         });
         if (SUMS) each[2 * chunk] = total(above), each[2 * chunk + 1] = total(below);
     });
@@ -129,47 +129,64 @@ void mask_gradient(const float* g, const float* g_relu, const uint8_t* mask, int
 
 }  // namespace
 
+// x, y, relu, g and to point to float32 values, or to bfloat16 values where `is_bfloat16`.
 extern "C" {
 
-void quantize_and_sum(const float* x, int64_t blocks, int64_t rows, int64_t columns,
-                      const float* v, int bits, int is_signed, float ceiling, float* y,
-                      float* relu, uint8_t* mask, float* sums) {
-    with_bits(bits, is_signed, [=](auto K, auto SIGNED) {
-        basis_blocks<K, SIGNED, true>(x, blocks, rows, columns, v, ceiling, y, relu, mask, sums);
+int lanes() { return LANES; }
+
+void quantize_and_sum(const void* x, int is_bfloat16, int64_t blocks, int64_t rows,
+                      int64_t columns, const float* v, int bits, int is_signed, float ceiling,
+                      void* y, void* relu, uint8_t* mask, float* sums) {
+    with_type(is_bfloat16, [=](auto value) {
+        using T = decltype(value);
+        with_bits(bits, is_signed, [=](auto K, auto SIGNED) {
+            basis_blocks<K, SIGNED, true>((const T*)x, blocks, rows, columns, v, ceiling, (T*)y,
+                                          (T*)relu, mask, sums);
+        });
     });
 }
 
-void quantize(const float* x, int64_t size, const float* v, int bits, int is_signed, float ceiling,
-              float* y) {
+void quantize(const void* x, int is_bfloat16, int64_t size, const float* v, int bits,
+              int is_signed, float ceiling, void* y) {
     // As blocks of a column of lanes; then the rest, whose last elements are one narrow row.
     const int64_t blocks = size / CHUNK, rest = size % CHUNK, at = size - rest;
     const int64_t rows = rest / LANES, left = rest % LANES, last = size - left;
-    with_bits(bits, is_signed, [=](auto K, auto SIGNED) {
-        auto pass = [=](int64_t from, int64_t blocks, int64_t rows, int64_t columns) {
-            basis_blocks<K, SIGNED, false>(x + from, blocks, rows, columns, v, ceiling, y + from,
-                                           nullptr, nullptr, nullptr);
-        };
-        pass(0, blocks, CHUNK / LANES, LANES);
-        pass(at, 1, rows, LANES);
-        pass(last, 1, 1, left);
+    with_type(is_bfloat16, [=](auto value) {
+        using T = decltype(value);
+        with_bits(bits, is_signed, [=](auto K, auto SIGNED) {
+            auto pass = [=](int64_t from, int64_t blocks, int64_t rows, int64_t columns) {
+                basis_blocks<K, SIGNED, false>((const T*)x + from, blocks, rows, columns, v,
+                                               ceiling, (T*)y + from, (T*)nullptr, nullptr,
+                                               nullptr);
+            };
+            pass(0, blocks, CHUNK / LANES, LANES);
+            pass(at, 1, rows, LANES);
+            pass(last, 1, 1, left);
+        });
     });
 }
 
 // mask, relu, not_finite: null where they are not wanted.
-void clip_round(const float* x, int64_t size, const float* top, const float* bottom,
-                const float* step, int is_signed, float ceiling, float* y, float* relu,
-                uint8_t* mask, uint8_t* not_finite) {
-    auto pass = is_signed ? (mask ? uniform<true, true> : uniform<true, false>)
-                          : (mask ? uniform<false, true> : uniform<false, false>);
-    pass(x, size, *top, *bottom, *step, ceiling, y, relu, mask, not_finite);
+void clip_round(const void* x, int is_bfloat16, int64_t size, const float* top,
+                const float* bottom, const float* step, int is_signed, float ceiling, void* y,
+                void* relu, uint8_t* mask, uint8_t* not_finite) {
+    with_type(is_bfloat16, [=](auto value) {
+        using T = decltype(value);
+        auto pass = is_signed ? (mask ? uniform<true, true, T> : uniform<true, false, T>)
+                              : (mask ? uniform<false, true, T> : uniform<false, false, T>);
+        pass((const T*)x, size, *top, *bottom, *step, ceiling, (T*)y, (T*)relu, mask, not_finite);
+    });
 }
 
 // g_relu: the gradient of the ReLU, or null. sums: of g above and below the range, or null.
-void apply_ste_mask(const float* g, const float* g_relu, const uint8_t* mask, int64_t size,
-                    float* to, float* sums) {
-    auto pass = g_relu ? (sums ? mask_gradient<true, true> : mask_gradient<true, false>)
-                       : (sums ? mask_gradient<false, true> : mask_gradient<false, false>);
-    pass(g, g_relu, mask, size, to, sums);
+void apply_ste_mask(const void* g, int is_bfloat16, const void* g_relu, const uint8_t* mask,
+                    int64_t size, void* to, float* sums) {
+    with_type(is_bfloat16, [=](auto value) {
+        using T = decltype(value);
+        auto pass = g_relu ? (sums ? mask_gradient<true, true, T> : mask_gradient<true, false, T>)
+                           : (sums ? mask_gradient<false, true, T> : mask_gradient<false, false, T>);
+        pass((const T*)g, (const T*)g_relu, mask, size, (T*)to, sums);
+    });
 }
 
 }  // extern "C"

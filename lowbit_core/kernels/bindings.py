@@ -1,4 +1,6 @@
-"""The C++ kernels as Python functions of float32 tensors on the processor.
+"""The C++ kernels as Python functions of tensors on the processor.
+
+Activations and their gradients may be float32 or bfloat16; everything else is float32.
 
 Each function has the arguments and results of the quantizers' function that names it in
 `@fused(cpu=...)`. torch.compile could also make one pass of a quantizer, but it costs a process
@@ -7,6 +9,7 @@ level, its ReLU, its STE mask and the fit's sums from one pass (docs/performance
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,19 +19,19 @@ from lowbit_core.kernels.build import library
 WEIGHTINGS = {"equal": 0, "inverse_variance": 1, "median": 2}
 
 
-def usable(*arguments: object) -> bool:
-    """True where the kernels can be called: the library exists, and all tensors are float32 or
-    uint8 on the processor."""
-    tensors = [x for x in arguments if isinstance(x, Tensor) and x.dtype is not torch.uint8]
-    return (
-        all(x.dtype is torch.float32 and x.device.type == "cpu" for x in tensors)
-        and library() is not None
-    )
+def kernel_lanes() -> int | None:
+    """The float32 values in a vector of the kernels for activations; None without kernels."""
+    return None if library() is None else library().lanes()
 
 
 def _call(name: str, *arguments: object) -> None:
     """Call a kernel with the addresses of tensors; None is a null pointer."""
     getattr(library(), name)(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+
+
+def _typed(x: Tensor) -> tuple[Tensor, bool]:
+    """x, and whether its elements are bfloat16."""
+    return x, x.dtype is torch.bfloat16
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -44,14 +47,14 @@ def quantize_and_sum(x, v, signed, ceiling=math.inf, also_relu=False):
     y, mask = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
     relu, bits = torch.empty_like(x) if also_relu else None, len(v)
     sums = torch.empty(2 + bits + bits * (bits + 1) // 2, x.shape[0], x.shape[2])
-    _call("quantize_and_sum", x, *x.shape, v, bits, signed, ceiling, y, relu, mask, sums)
+    _call("quantize_and_sum", *_typed(x), *x.shape, v, bits, signed, ceiling, y, relu, mask, sums)
     return y, relu, mask, sums
 
 
 def quantize(x, v, signed, ceiling=math.inf):
     x = _dense(x)
     y = torch.empty_like(x)
-    _call("quantize", x, x.numel(), v, len(v), signed, ceiling, y)
+    _call("quantize", *_typed(x), x.numel(), v, len(v), signed, ceiling, y)
     return y
 
 
@@ -65,7 +68,7 @@ def update_basis(sums, v, channels, size, weighting, signed):
 def clip_round(x, *grid):
     x = _dense(x)
     y = torch.empty_like(x)
-    _call("clip_round", x, x.numel(), *grid, y, None, None, None)
+    _call("clip_round", *_typed(x), x.numel(), *grid, y, None, None, None)
     return y
 
 
@@ -73,19 +76,19 @@ def clip_round_with_mask(x, top, bottom, step, signed, ceiling, also_relu):
     grid = (top, bottom, step, signed, ceiling)
     y, mask = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
     relu, not_finite = torch.empty_like(x) if also_relu else None, torch.empty((), dtype=torch.bool)
-    _call("clip_round", x, x.numel(), *grid, y, relu, mask, not_finite)
+    _call("clip_round", *_typed(x), x.numel(), *grid, y, relu, mask, not_finite)
     return y, relu, mask, not_finite
 
 
 def apply_ste_mask(g, g_relu, mask):
     to = torch.empty_like(g)
-    _call("apply_ste_mask", g, g_relu, mask, g.numel(), to, None)
+    _call("apply_ste_mask", *_typed(g), g_relu, mask, g.numel(), to, None)
     return to
 
 
 def apply_ste_mask_and_sum(g, g_relu, mask):
     to, sums = torch.empty_like(g), torch.empty(2)
-    _call("apply_ste_mask", g, g_relu, mask, g.numel(), to, sums)
+    _call("apply_ste_mask", *_typed(g), g_relu, mask, g.numel(), to, sums)
     return to, sums[0], sums[1]
 
 
@@ -138,3 +141,19 @@ def dorefa_gradient(g, w):
     u, to = torch.tanh(w), torch.empty_like(w)
     _call("dorefa_gradient", g, u, u.numel(), to)
     return to
+
+
+_ON_ACTIVATIONS = (quantize_and_sum, quantize, clip_round, clip_round_with_mask)
+_ON_GRADIENTS = (apply_ste_mask, apply_ste_mask_and_sum)
+
+
+def usable(kernel: Callable, *arguments: object) -> bool:
+    """True where `kernel` can be called: the library exists, and the tensors' types are its own."""
+    tensors = [x for x in arguments if isinstance(x, Tensor) and x.dtype is not torch.uint8]
+    first, *others = (x.dtype for x in tensors)
+    if first is torch.bfloat16:
+        legal = torch.bfloat16 if kernel in _ON_GRADIENTS else torch.float32
+        fits = kernel in (*_ON_ACTIVATIONS, *_ON_GRADIENTS) and all(t is legal for t in others)
+    else:
+        fits = all(t is torch.float32 for t in (first, *others))
+    return fits and all(x.device.type == "cpu" for x in tensors) and library() is not None

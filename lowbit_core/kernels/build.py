@@ -81,10 +81,10 @@ def _processor() -> str:
 
 _TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int, "f": ctypes.c_float}
 _ARGUMENTS = {  # the types of each kernel's arguments
-    "quantize_and_sum": "plllpiifpppp",
-    "quantize": "plpiifp",
-    "clip_round": "plpppifpppp",
-    "apply_ste_mask": "ppplpp",
+    "quantize_and_sum": "pilllpiifpppp",
+    "quantize": "pilpiifp",
+    "clip_round": "pilpppifpppp",
+    "apply_ste_mask": "pipplpp",
     "update_basis": "pllllpiiipp",
     "quantize_rows": "pllpipp",
     "order_rows": "pli",

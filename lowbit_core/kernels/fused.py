@@ -49,10 +49,10 @@ def fused(
 ) -> Callable:
     """Decorator: run `function` as one kernel after `set_compile(True)`.
 
-    cpu: a kernel with the same arguments and results, called for float32 tensors on the processor;
-    tensors of other types there run `function` as it is written. On a GPU, or without `cpu`,
-    `function` is compiled on its first call, with torch.compile's `options`. `eager` of the result
-    is `function` itself.
+    cpu: a kernel with the same arguments and results, called on the processor for tensors of the
+    types that it takes (bindings.usable); others there run `function` as it is written. On a GPU,
+    or without `cpu`, `function` is compiled on its first call, with torch.compile's `options`.
+    `eager` of the result is `function` itself.
     """
     if function is None:
         return functools.partial(fused, cpu=cpu, options=options)
@@ -74,7 +74,7 @@ def fused(
             return function(*arguments)
         if cpu is None or arguments[0].device.type != "cpu":
             return compiled()(*map(_detached, arguments))
-        return (cpu if bindings.usable(*arguments) else function)(*arguments)
+        return (cpu if bindings.usable(cpu, *arguments) else function)(*arguments)
 
     call.eager = function  # type: ignore[attr-defined]
     return call

@@ -1,6 +1,7 @@
 // Weights, one basis a row, and their gradients; DoReFa's weights. Each function does what the
 // Python function of the same name does.
 
+#define EIGHT_LANES  // sums over the lanes of a row
 #include "basis.h"
 
 namespace {

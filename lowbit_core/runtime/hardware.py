@@ -23,6 +23,20 @@ def hardware_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+def instruction_set() -> str:
+    """What torch uses of this processor, such as `AVX2`; `AVX512, bf16` where bfloat16 is computed
+    by instructions and not emulated."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{capability}, bf16" if computes_bfloat16() else capability
+
+
+def computes_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16."""
+    cpuinfo = Path("/proc/cpuinfo")
+    words = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that can change a number; missing packages are left out."""
     found = {"python": platform.python_version()}

@@ -1,5 +1,6 @@
 """Build what one run trains with: its data, its network and its optimizer."""
 
+import functools
 import os
 import time
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ from lowbit_core.datasets.manifest import read_labels
 from lowbit_core.kernels.fused import set_compile
 from lowbit_core.parallel import processes
 from lowbit_core.quantizers.interface import Method
+from lowbit_core.runtime import hardware
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_folder import WEIGHTS, ReadOnlyFolder, RunFolder, load_tensors
 from lowbit_core.training.divergence import first_layer_with_bad_state
 from lowbit_core.training.schedule import parameter_groups
@@ -90,6 +93,8 @@ class Run:
 def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | tuple = ()) -> Run:
     """Build the run that `config` describes, from its seed; nothing is trained or written yet."""
     _require_exact_kernels(config.get("deterministic", False))
+    if config["recipe"]["precision"] == "bf16" and place.device.type == "cpu":
+        _warn_where_bfloat16_is_emulated()
     torch.set_num_threads(place.threads)
     torch.manual_seed(config["seed"])
     recipe = config["recipe"]
@@ -119,6 +124,15 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
         config, method, place, list(earlier),
         folder, data, model, report, ema, optimizer, network, compiled,
     )  # fmt: skip
+
+
+@functools.cache  # once a process
+def _warn_where_bfloat16_is_emulated() -> None:
+    if not hardware.computes_bfloat16():
+        say(
+            "warning: precision bf16: this processor has no bfloat16 instructions: torch emulates "
+            "them, and a training step takes longer than in fp32"
+        )
 
 
 def _require_exact_kernels(exact: bool) -> None:

@@ -4,21 +4,19 @@ A run can be stopped or killed at any moment; the same call then goes on from wh
 """
 
 import contextlib
-import io
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lowbit_core.conversion.footprint import size_and_bitops
+from lowbit_core.kernels.bindings import kernel_lanes
 from lowbit_core.parallel import processes
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime import hardware, signals
 from lowbit_core.runtime.errors import DeviceLost
 from lowbit_core.runtime.files import locked, remove_leftovers
-from lowbit_core.runtime.progress import Progress, say
+from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder
 from lowbit_core.runtime.run_status import RunStatus, run_status
 from lowbit_core.training import diagnostics, divergence, loop, state
@@ -108,6 +106,7 @@ def _finish(run: Run, last: dict | None, cause: dict | None) -> dict:
     final |= {"diverged_layer": layer, "diverged_because": because}
     final |= {"nonfinite_batches": divergence.nonfinite_batches(run.model)}
     final |= {"hardware": hardware.hardware_name(device), "device": device.type}
+    final |= {"instruction_set": hardware.instruction_set(), "kernel_lanes": kernel_lanes()}
     final |= {"threads": run.place.threads, "processes": processes.world()}
     final |= {"versions": hardware.versions(), "git_commit": hardware.git_commit()}
     final |= {"loader": run.data.train.backend, "compile": run.compiled}
@@ -123,21 +122,3 @@ def _finish(run: Run, last: dict | None, cause: dict | None) -> dict:
     final = run.folder.finish(final)
     run.folder.remove(state.CHECKPOINT)
     return final
-
-
-def seconds_per_step(config: dict, method: Method, place: Place, steps: int = 6) -> float:
-    """Seconds of an uncompiled training step of this run, from the second of two short epochs.
-
-    Leaves no file behind and needs no pretrained network. `steps`: of each epoch.
-    """
-    batch = config["recipe"]["batch_size"]
-    recipe = config["recipe"] | {"epochs": 2, "train_images": steps * batch, "val_images": batch}
-    short = config | {"recipe": recipe, "pretrained": None, "compile": "off", "run_id": "timing"}
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stderr(io.StringIO()):
-        run = build_run(short, method, replace(place, runs=Path(scratch)))
-        state.start(run, None)
-        progress = Progress("timing", 2, run.data.train.images)
-        for epoch in (1, 2):
-            loop.train_epoch(run, epoch, state.Sums(place.device), progress)
-        last = (run.folder.path / "timings.csv").read_text().splitlines()[-1]
-    return float(last.split(",")[1]) / steps

@@ -2,11 +2,13 @@
 
 import copy
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,11 +61,25 @@ ACTIVATIONS = {
 }
 
 
+each_type = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiling():
     """Every test here runs kernels, unless it switches them off for itself."""
     yield fused.set_compile(fused.compiler_found())
     fused.set_compile(False)
+
+
+KERNELS = {
+    quantize_and_sum: kernels.quantize_and_sum,
+    quantize: kernels.quantize,
+    uniform.clip_round: kernels.clip_round,
+    uniform.clip_round_with_mask: kernels.clip_round_with_mask,
+    apply_ste_mask: kernels.apply_ste_mask,
+    apply_ste_mask_and_sum: kernels.apply_ste_mask_and_sum,
+}
+"""The functions whose kernels take bfloat16."""
 
 
 def as_tuple(result):
@@ -81,7 +97,7 @@ def drawn_basis(seed, *shape):
 
 def assert_agree(function, *arguments, exactly=()):
     """Kernel and eager give the same; results of the indices `exactly` to the last bit."""
-    assert kernels.usable(*arguments)
+    assert kernels.usable(KERNELS.get(function), *arguments)
     fast, slow = function(*arguments), function.eager(*arguments)
     for index, (a, b) in enumerate(zip(as_tuple(fast), as_tuple(slow), strict=True)):
         if a is None or index in exactly:
@@ -94,11 +110,12 @@ def assert_agree(function, *arguments, exactly=()):
 @needs_kernels
 @each_bits
 @each_sign
+@each_type
 @pytest.mark.parametrize("also_relu", (False, True))
 @given(seed=seeds, shape=st.sampled_from(SHAPES), ceiling=st.sampled_from((0.7, torch.inf)))
 @settings(max_examples=6)
-def test_activation_kernels(bits, signed, also_relu, seed, shape, ceiling):
-    x, v = draw(seed, *shape), drawn_basis(seed, bits)
+def test_activation_kernels(bits, signed, dtype, also_relu, seed, shape, ceiling):
+    x, v = draw(seed, *shape).to(dtype), drawn_basis(seed, bits)
     x.view(-1)[0] = 0.0
     blocks = as_blocks(x)
     assert_agree(quantize_and_sum, blocks, v, signed, ceiling, also_relu, exactly=(0, 1, 2))
@@ -109,7 +126,7 @@ def test_activation_kernels(bits, signed, also_relu, seed, shape, ceiling):
     assert_agree(uniform.clip_round, x, *grid, exactly=(0,))
     assert_agree(uniform.clip_round_with_mask, blocks, *grid, also_relu, exactly=(0, 1, 2, 3))
     mask = uniform.clip_round_with_mask(blocks, *grid, also_relu)[2]
-    relu = draw(seed + 1, *blocks.shape) if also_relu else None
+    relu = draw(seed + 1, *blocks.shape).to(dtype) if also_relu else None
     assert_agree(apply_ste_mask, blocks, relu, mask, exactly=(0,))
     assert_agree(apply_ste_mask_and_sum, blocks, relu, mask, exactly=(0,))
 
@@ -156,8 +173,9 @@ def test_weight_kernels(bits, seed, rows, size):
 @needs_kernels
 @pytest.mark.parametrize("bad", (torch.nan, torch.inf, -torch.inf), ids=str)
 @each_sign
-def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed):
-    x, v = draw(1, 4, 8, 5, 5), drawn_basis(1, 2)
+@each_type
+def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed, dtype):
+    x, v = draw(1, 4, 8, 5, 5).to(dtype), drawn_basis(1, 2)
     x[1, 2, 3, 3] = bad
     grid = (torch.tensor(1.0), torch.tensor(-1.0 if signed else 0.0), torch.tensor(0.3), signed)
     for function, arguments in (
@@ -181,6 +199,53 @@ def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed):
         fast, slow = function(*arguments), function.eager(*arguments)
         for a, b in zip(as_tuple(fast), as_tuple(slow), strict=True):
             torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def outputs_of_every_kernel():
+    """What the kernels give for some float32 and bfloat16 tensors."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for bits in (1, 2, 3, 8):
+            for signed in (False, True):
+                x, v = draw(bits, 6, 11, 9, 9).to(dtype), drawn_basis(bits, bits)
+                x[0, 0, 0, :3] = torch.tensor([torch.nan, torch.inf, 3e-39]).to(dtype)
+                grid = (torch.tensor(1.1), torch.tensor(-1.1 if signed else 0.0))
+                grid += (torch.tensor(0.3), signed, 0.7)
+                y, relu, mask, sums = quantize_and_sum(as_blocks(x), v, signed, 0.7, True)
+                found += [y, relu, mask, sums, quantize(x, v, signed)]
+                found += uniform.clip_round_with_mask(as_blocks(x), *grid, True)
+                found += apply_ste_mask_and_sum(y, relu, found[-2])
+                found += update_basis(sums[:, :, :11], v, 11, 486, "inverse_variance", signed)
+    w, g, v = draw(1, 7, 83), draw(2, 7, 83), drawn_basis(3, 7, 3)
+    for function, arguments in (
+        (basis.refit_rows, (w, v)),
+        (direct_weight, (4 * w, v)),
+        (direct_gradient, (g, 4 * w, v)),
+        (indirect_gradient, (g, w, v)),
+        (dorefa_weight, (w, torch.tensor(7.0))),
+        (dorefa_gradient, (g, w)),
+    ):
+        found += as_tuple(function(*arguments))
+    return found
+
+
+@needs_kernels
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names levels of x86-64")
+@pytest.mark.parametrize("level", ("x86-64-v2", "x86-64-v3", "x86-64-v4"))
+def test_results_do_not_depend_on_the_width_of_vectors(level, monkeypatch):
+    if level == "x86-64-v4" and "avx512bw" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no AVX-512")
+    native = outputs_of_every_kernel()
+    flags = tuple(f"-march={level}" if f.startswith("-march") else f for f in build.FLAGS)
+    monkeypatch.setattr(build, "FLAGS", flags)
+    build.library.cache_clear()
+    try:
+        assert build.library() is not None
+        for index, (a, b) in enumerate(zip(native, outputs_of_every_kernel(), strict=True)):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=str(index))
+    finally:
+        build.library.cache_clear()
 
 
 @needs_kernels
@@ -420,3 +485,31 @@ def test_what_the_compiler_makes_for_gpus_agrees_with_eager_functions():
         check=False,
     )
     assert done.stdout == "agree\n", done.stderr[-2000:]
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", (1, 2, 4))
+@pytest.mark.parametrize("method", [name for name in baselines.METHODS if name != "fp"])
+def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
+    """The loss to the bit; gradients but for the order of sums."""
+    from lowbit_core import models
+
+    torch.manual_seed(0)
+    model = models.build("resnet20", 10, 3, width=8)
+    images = torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (8,))
+    convert.convert(model, QuantPolicy(baselines.method(method), bits, bits), images[:1])
+    model = model.to(memory_format=torch.channels_last)
+    calibrate(model, images)
+    found = []
+    for compiled in (False, True):
+        fused.set_compile(compiled)
+        step = copy.deepcopy(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = nn.functional.cross_entropy(step(images).float(), labels)
+        loss.backward()
+        found.append((loss.item(), [p.grad for p in step.parameters()]))
+    (eager_loss, eager), (loss, gradients) = found
+    assert loss == eager_loss
+    for gradient, expected in zip(gradients, eager, strict=True):
+        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-12

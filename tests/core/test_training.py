@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import baselines
 from lowbit_core.conversion.layers import QuantLayer
 from lowbit_core.kernels.fused import compiler_found, set_compile
-from lowbit_core.runtime import files
+from lowbit_core.runtime import files, hardware
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.progress import Progress
 from lowbit_core.runtime.run_folder import METRICS, RunFolder, load_tensors
 from lowbit_core.runtime.run_status import RunStatus, run_status
-from lowbit_core.training import diagnostics, loop, state
+from lowbit_core.training import build, diagnostics, loop, state
 from lowbit_core.training import run as training
 from lowbit_core.training.build import build_run
 from lowbit_core.training.run import Place, train_run
@@ -662,3 +662,18 @@ def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left on device.*weights.pt"):
         files.write_bytes(tmp_path / "weights.pt", b"1")
     assert not list(tmp_path.iterdir())
+
+
+def test_bfloat16_without_instructions_warns_once_and_stands_in_the_record(
+    digits_root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(hardware, "computes_bfloat16", lambda: False)
+    build._warn_where_bfloat16_is_emulated.cache_clear()
+    finals = [
+        train(config("lq_nets", run_id=name, epochs=1, precision="bf16"), digits_root, tmp_path)
+        for name in ("one", "two")
+    ]
+    assert capsys.readouterr().err.count("no bfloat16 instructions") == 1
+    assert finals[0]["instruction_set"] == torch.backends.cpu.get_cpu_capability()
+    assert finals[0]["kernel_lanes"] in (None, 8, 16)
+    assert finals[0]["top1"] == finals[1]["top1"] is not None
