@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -17,8 +18,8 @@ _lock = None  # open as long as the process lives: the kernel drops the lock whe
 def begin(folder: Path) -> None:
     """Called once before the first job; ends the process if another sweep works in `folder`."""
     global _lock
-    _lock = _lock_file(folder)
-    if not _try_lock(_lock):
+    _lock, is_ours = _try_lock(folder)
+    if not is_ours:
         _lock.seek(0)
         sys.exit(
             f"error: another sweep is running in {folder} (process {_lock.read().strip()}): "
@@ -38,23 +39,21 @@ def point_to(link: Path, folder: Path) -> None:
     if link.is_symlink() and link.readlink() == folder.resolve():
         return
     link.parent.mkdir(exist_ok=True)
-    with _lock_file(Path.cwd()) as lock:
-        if _try_lock(lock):
+    lock, is_ours = _try_lock(Path.cwd())
+    with lock:
+        if is_ours:
             link.unlink(missing_ok=True)
             link.symlink_to(folder.resolve())
 
 
-def _lock_file(folder: Path) -> IO[str]:
-    return (folder / ".snakemake" / "sweep.lock").open("a+")
-
-
-def _try_lock(file: IO[str]) -> bool:
-    """Lock the file until it is closed; False if another process holds the lock."""
+def _try_lock(folder: Path) -> tuple[IO[str], bool]:
+    """The lock file of the sweeps in `folder`; False if another process has locked it."""
+    file = (folder / ".snakemake" / "sweep.lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    return True
+        return file, False
+    return file, True
 
 
 def _pass_on_sigterm() -> None:
@@ -66,10 +65,8 @@ def _pass_on_sigterm() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         answer_of_snakemake(number, frame)
         for child in psutil.Process().children(recursive=True):
-            try:
+            with suppress(psutil.NoSuchProcess):
                 if any(word.startswith(OUR_MODULES) for word in child.cmdline()):
                     child.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
 
     signal.signal(signal.SIGTERM, stop)

@@ -1,11 +1,31 @@
 # Training: one process a job (with `gpus_per_run` several, through torchrun); each run keeps its own
 # folder in results/runs and resumes alone.
+GPUS_PER_RUN = config["gpus_per_run"]
+TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node={GPUS_PER_RUN}".split()
+# With a budget: the GPUs that `--resources gpu=` allows, and how many runs are trained at once.
+BUDGET_GPUS = max(1, workflow.global_resources.get("gpu").value or 1) if SUITE.config["gpus"] else 0
+
+
+def budget_workers(wildcards, threads):
+    return BUDGET_GPUS or max(1, threads // SUITE.config["threads"])
+
+
+def job_inputs(wildcards):
+    """The data that a job trains on, and the job file of the checkpoint that it starts from."""
+    if wildcards.job not in SUITE.jobs:
+        sys.exit(f"error: suite {SUITE.name!r} has no job {wildcards.job!r}")
+    job = SUITE.jobs[wildcards.job]
+    return [*manifests(job.runs[0]["dataset"]), *job_files([job.needs] if job.needs else [])]
+
+
+def job_keys(wildcards):
+    """What determines the job's runs: a change of one reruns the job, and in it that run alone."""
+    return SUITE.jobs[wildcards.job].keys
 
 
 rule train:
     input:
-        data=job_data,
-        checkpoint=job_checkpoint,
+        job_inputs,
     output:
         f"{RESULTS}/jobs/{{job}}.jsonl",
     log:
@@ -15,9 +35,9 @@ rule train:
     # `run_keys` holds all that determines the runs; no other parameter reruns the job.
     params:
         python=PYTHON,
-        launcher=unrecorded(LAUNCHER),
+        launcher=unrecorded(TORCHRUN if GPUS_PER_RUN > 1 else []),
         suite=SUITE.name,
-        data=data_folder,
+        data=unrecorded(config["data"]),
         runs=unrecorded(RUNS),
         compile=unrecorded(SUITE.config["compile"]),
         run_keys=job_keys,
@@ -41,7 +61,7 @@ rule train:
 # never complete, so it runs at every call.
 rule budget:
     input:
-        data=MANIFESTS,
+        manifests(SUITE.datasets),
     output:
         f"{RESULTS}/budget/queue.json",
     log:
@@ -52,9 +72,9 @@ rule budget:
         python=PYTHON,
         suite=SUITE.name,
         datasets=["--datasets", config["datasets"]] if config["datasets"] else [],
-        data=data_folder,
-        runs=RUNS,
+        data=config["data"],
         compile=["--compile", config["compile"]] if config["compile"] else [],
+        runs=RUNS,
         queue=f"{RESULTS}/budget",
         minutes=config["budget_minutes"],
         workers=budget_workers,
