@@ -33,7 +33,7 @@ SAVE_SECONDS = 15.0  # that a process has for saving once it is asked to stop
 REPORT_SECONDS = 60.0
 
 
-def train_in_child(run: dict, data: Path, runs: Path, workers: int) -> None:
+def child_main(run: dict, data: Path, runs: Path, workers: int) -> None:
     """Train one run in this process, on the GPU that the fewest of `workers` processes use."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(runs.parent / ".inductor"))
     signals.listen()  # the parent asks for a stop by SIGTERM
@@ -54,9 +54,7 @@ def train_queue(
     while time.monotonic() < deadline and not stopped:
         for run in ready(queue, runs, done, failed | active.keys())[: workers - len(active)]:
             say(f"begins {run['run_id']}")
-            process = SpawnProcess(
-                target=train_in_child, args=(run, data, runs, workers), daemon=True
-            )
+            process = SpawnProcess(target=child_main, args=(run, data, runs, workers), daemon=True)
             process.start()
             active[run["run_id"]] = process
         if not active:
