@@ -25,19 +25,18 @@ except (InputError, OSError) as error:
     sys.exit(f"error: {error}")  # one line; a WorkflowError would add a traceback
 
 
-def unrecorded(value):
-    """A parameter that changes no result, such as a path or a number of processes.
-
-    Snakemake records parameters to rerun jobs (and delete their outputs) when one changes, but not
-    those that are functions of `output`.
-    """
-    return lambda wildcards, output: value
-
-
+# Snakemake reruns a job (and deletes its outputs) when one of its `params` changes. What changes no
+# result, such as a path or a number of processes, is therefore no parameter: commands name it here.
 RESULTS = "results" if SUITE.name == DEFAULT_SUITE else f"results/{SUITE.name}"
 RUNS = "results/runs"
 # The interpreter that runs snakemake, unless each rule gets an environment of its own.
-PYTHON = unrecorded("python" if workflow.deployment_settings.deployment_method else sys.executable)
+PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
+# What starts a training process: Python, or torchrun with one process a GPU.
+GPUS_PER_RUN = config["gpus_per_run"]
+TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node={GPUS_PER_RUN}"
+LAUNCHER = TORCHRUN.split() if GPUS_PER_RUN > 1 else []
+# With a budget: the GPUs that `--resources gpu=` allows.
+BUDGET_GPUS = max(1, workflow.global_resources.get("gpu").value or 1) if SUITE.config["gpus"] else 0
 
 # Variants are chosen between on validation data: their one table is all that is made.
 VARIANTS = ["variants.csv", "variants.md"]
@@ -91,6 +90,24 @@ def manifests(datasets):
     """The manifests of prepared data sets. Their times do not count: a run is known by its key."""
     path = f"{DATA_LINK}/{{dataset}}/{{split}}.manifest.json"
     return [ancient(name) for name in expand(path, dataset=datasets, split=["train", "test"])]
+
+
+def job_inputs(wildcards):
+    """The data that a job trains on, and the job file of the checkpoint that it starts from."""
+    if wildcards.job not in SUITE.jobs:
+        sys.exit(f"error: suite {SUITE.name!r} has no job {wildcards.job!r}")
+    job = SUITE.jobs[wildcards.job]
+    return [*manifests(job.runs[0]["dataset"]), *job_files([job.needs] if job.needs else [])]
+
+
+def job_keys(wildcards):
+    """What determines the job's runs: a change of one reruns the job, and in it that run alone."""
+    return SUITE.jobs[wildcards.job].keys
+
+
+def budget_workers(wildcards, threads):
+    """How many runs are trained at once."""
+    return BUDGET_GPUS or max(1, threads // SUITE.config["threads"])
 
 
 def record_jobs(wildcards):
