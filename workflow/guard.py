@@ -11,6 +11,7 @@ from typing import IO
 
 import psutil
 
+LOCK = Path(".snakemake") / "sweep.lock"
 OUR_MODULES = ("workflow.", "lowbit_core.")
 _lock = None  # open as long as the process lives: the kernel drops the lock when it ends
 
@@ -18,12 +19,12 @@ _lock = None  # open as long as the process lives: the kernel drops the lock whe
 def begin(folder: Path) -> None:
     """Called once before the first job; ends the process if another sweep works in `folder`."""
     global _lock
-    _lock, is_ours = _try_lock(folder)
-    if not is_ours:
-        _lock.seek(0)
+    _lock = _try_lock(folder)
+    if _lock is None:
+        process = (folder / LOCK).read_text().strip()
         sys.exit(
-            f"error: another sweep is running in {folder} (process {_lock.read().strip()}): "
-            "wait until it ends, or stop it"
+            f"error: another sweep is running in {folder} (process {process}): wait until it "
+            "ends, or stop it"
         )
     _lock.truncate(0)
     print(os.getpid(), file=_lock, flush=True)
@@ -39,21 +40,21 @@ def point_to(link: Path, folder: Path) -> None:
     if link.is_symlink() and link.readlink() == folder.resolve():
         return
     link.parent.mkdir(exist_ok=True)
-    lock, is_ours = _try_lock(Path.cwd())
-    with lock:
-        if is_ours:
-            link.unlink(missing_ok=True)
-            link.symlink_to(folder.resolve())
+    if lock := _try_lock(Path.cwd()):
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.resolve())
+        lock.close()
 
 
-def _try_lock(folder: Path) -> tuple[IO[str], bool]:
-    """The lock file of the sweeps in `folder`; False if another process has locked it."""
-    file = (folder / ".snakemake" / "sweep.lock").open("a+")
+def _try_lock(folder: Path) -> IO[str] | None:
+    """The lock file of the sweeps in `folder`, locked until it is closed; None if it is taken."""
+    file = (folder / LOCK).open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
     except BlockingIOError:
-        return file, False
-    return file, True
+        file.close()
+        return None
 
 
 def _pass_on_sigterm() -> None:

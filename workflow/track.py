@@ -1,4 +1,4 @@
-"""MLflow tracking: `python -m workflow.track sync|watch|ui`.
+"""MLflow tracking: `python -m workflow.track sync|ui`.
 
 Training does not use MLflow. This module copies what is new in the run folders into an MLflow
 store, one writer at a time. A failure here costs no result; a repeated copy adds nothing twice.
@@ -11,11 +11,11 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
@@ -76,8 +76,7 @@ class Store:
                 ) from error
 
 
-@dataclass(frozen=True)
-class TrackedRun:
+class TrackedRun(NamedTuple):
     """A run folder and the role of the run in its suite."""
 
     folder: Path
@@ -297,41 +296,35 @@ def _parser() -> argparse.ArgumentParser:
     once.add_argument("--jobs", type=Path, nargs="+", required=True)
     once.add_argument("--extra-artifact", type=Path, nargs="*", default=[])
     once.add_argument("--done", type=Path, help="file for a line about what was copied")
-    live = commands.add_parser("watch", help="copy the runs of all sweeps while they train")
-    ui = commands.add_parser("ui", help="the same, with MLflow's UI")
+    ui = commands.add_parser("ui", help="copy the runs of all sweeps while they train; MLflow's UI")
     ui.add_argument("--port", type=int, default=5000)
-    for command in (once, live, ui):
+    for command in (once, ui):
         command.add_argument("--runs", type=Path, default=Path("results/runs"))
         command.add_argument("--store", type=Path, default=Path("results/mlflow"))
         command.add_argument("--data", type=Path, default=Path("data"))
     return parser
 
 
-def _follow(arguments: argparse.Namespace) -> None:
-    """Copy runs while they train, until Ctrl-C or SIGTERM; for `ui` beside MLflow's server."""
+def _ui(arguments: argparse.Namespace) -> None:
+    """MLflow's server, and runs copied while they train, until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    store = Store(arguments.store)
+    store, port = Store(arguments.store), arguments.port
     watcher = Watcher(store, arguments.runs, arguments.data)
     try:
-        if arguments.command == "ui":
-            check_port(arguments.port)
-            with store.client() as client:  # makes the tables before the server opens them
-                client.search_experiments(max_results=1)
-            serve(arguments.port, store.uri, store.artifacts(), watcher.look, WATCH_EVERY)
-        while True:
-            watcher.look()
-            time.sleep(WATCH_EVERY)
+        check_port(port)
+        with store.client() as client:  # makes the tables before the server opens them
+            client.search_experiments(max_results=1)
+        serve(port, store.uri, store.artifacts(), watcher.look, WATCH_EVERY)
     except KeyboardInterrupt:
         print("stopped", flush=True)
 
 
 def main() -> None:
     arguments = _parser().parse_args()
-    if arguments.command != "sync":
-        return _follow(arguments)
-    runs = job_runs(arguments.jobs, arguments.runs)
-    store, suite = Store(arguments.store), arguments.suite
-    sync(store, suite, runs, arguments.data, arguments.extra_artifact)
+    if arguments.command == "ui":
+        return _ui(arguments)
+    runs, suite = job_runs(arguments.jobs, arguments.runs), arguments.suite
+    sync(Store(arguments.store), suite, runs, arguments.data, arguments.extra_artifact)
     text = f"{len(runs)} runs of suite {suite} are in {arguments.store}/mlflow.db\n"
     print(text, end="")
     if arguments.done:

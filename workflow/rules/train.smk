@@ -41,6 +41,7 @@ rule budget:
     conda:
         "../envs/lowbit.yaml"
     params:
+        suite=[f"--{key}={config[key]}" for key in ("suite", "datasets", "compile") if config[key]],
         queue=output_folder,
         workers=budget_workers,
         now=time.time(),
@@ -49,8 +50,7 @@ rule budget:
         gpu=BUDGET_GPUS,
     shell:
         "trap : INT TERM; export OMP_NUM_THREADS={SUITE.config[threads]};"
-        " (trap : INT TERM; {PYTHON:q} -m workflow.away.queue --suite {SUITE.name:q}"
-        " --datasets {config[datasets]:q} --compile {config[compile]:q}"
+        " (trap : INT TERM; {PYTHON:q} -m workflow.away.queue {params.suite:q}"
         " --runs {RUNS:q} --out {params.queue:q} &&"
         " {PYTHON:q} -m workflow.away.worker --queue {params.queue:q} --workers {params.workers}"
         " --minutes {config[budget_minutes]} --data {config[data]:q} --runs {RUNS:q})"

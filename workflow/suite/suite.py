@@ -239,7 +239,8 @@ def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
     # The runs that feed the ablation tables go into jobs of their own, so that
     # `snakemake results/ablation_channel_error.csv` trains little else.
     ablation_methods = {"fp", *load_comparisons().ablation_methods}
-    jobs, starts, members = {}, {}, {}
+    jobs, starts = {}, {}
+    members: dict[tuple[str, str], dict[str, dict]] = {}
     for run in runs:
         if run["role"] == "checkpoint":
             base = f"{run['dataset']}-{run['arch']}-s{run['seed']}-{run['run_key'][:8]}"
