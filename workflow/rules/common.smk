@@ -25,17 +25,23 @@ except (InputError, OSError) as error:
     sys.exit(f"error: {error}")  # one line; a WorkflowError would add a traceback
 
 
-# Snakemake reruns a job (and deletes its outputs) when one of its `params` changes. What changes no
-# result, such as a path or a number of processes, is therefore no parameter: commands name it here.
+def unrecorded(value):
+    """A parameter that changes no result, such as a path or a number of processes.
+
+    Snakemake records parameters to rerun jobs (and delete their outputs) when one changes, but not
+    those that are functions of `output`.
+    """
+    return lambda wildcards, output: value
+
+
 RESULTS = "results" if SUITE.name == DEFAULT_SUITE else f"results/{SUITE.name}"
 RUNS = "results/runs"
 # The interpreter that runs snakemake, unless each rule gets an environment of its own.
-PYTHON = "python" if workflow.deployment_settings.deployment_method else sys.executable
-# What starts a training process: Python, or torchrun with one process a GPU.
+PYTHON = unrecorded("python" if workflow.deployment_settings.deployment_method else sys.executable)
+
 GPUS_PER_RUN = config["gpus_per_run"]
-TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node={GPUS_PER_RUN}"
-LAUNCHER = TORCHRUN.split() if GPUS_PER_RUN > 1 else []
-# With a budget: the GPUs that `--resources gpu=` allows.
+TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node={GPUS_PER_RUN}".split()
+# With a budget: the GPUs that `--resources gpu=` allows, and how many runs are trained at once.
 BUDGET_GPUS = max(1, workflow.global_resources.get("gpu").value or 1) if SUITE.config["gpus"] else 0
 
 # Variants are chosen between on validation data: their one table is all that is made.
@@ -92,6 +98,10 @@ def manifests(datasets):
     return [ancient(name) for name in expand(path, dataset=datasets, split=["train", "test"])]
 
 
+def budget_workers(wildcards, threads):
+    return BUDGET_GPUS or max(1, threads // SUITE.config["threads"])
+
+
 def job_inputs(wildcards):
     """The data that a job trains on, and the job file of the checkpoint that it starts from."""
     if wildcards.job not in SUITE.jobs:
@@ -103,11 +113,6 @@ def job_inputs(wildcards):
 def job_keys(wildcards):
     """What determines the job's runs: a change of one reruns the job, and in it that run alone."""
     return SUITE.jobs[wildcards.job].keys
-
-
-def budget_workers(wildcards, threads):
-    """How many runs are trained at once."""
-    return BUDGET_GPUS or max(1, threads // SUITE.config["threads"])
 
 
 def record_jobs(wildcards):

@@ -1,6 +1,4 @@
 # Data sets, once, as .beton files with manifests.
-PREPARE_OPTIONS = ["--source", config["data_source"]] if config["data_source"] else []
-PREPARE_OPTIONS += ["--download"] if config["download"] else []
 
 
 # First of all jobs, so that a data set that is missing shows in the first minute. `update` keeps
@@ -13,9 +11,14 @@ rule prepare_data:
         f"{RESULTS}/logs/prepare_{{dataset}}.log",
     conda:
         "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        data=unrecorded(config["data"]),
+        source=unrecorded(["--source", config["data_source"]] if config["data_source"] else []),
+        download=unrecorded("--download" if config["download"] else ""),
     threads: 2
     priority: 1
     shell:
-        "{PYTHON:q} -m lowbit_core.datasets.prepare {wildcards.dataset}"
-        " --out {config[data]:q}/{wildcards.dataset} {PREPARE_OPTIONS:q}"
+        "{params.python:q} -m lowbit_core.datasets.prepare {wildcards.dataset}"
+        " --out {params.data:q}/{wildcards.dataset} {params.source:q} {params.download}"
         " 2>&1 | tee {log:q}"

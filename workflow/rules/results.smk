@@ -21,11 +21,14 @@ rule record:
     conda:
         "../envs/lowbit.yaml"
     params:
+        python=PYTHON,
+        suite=SUITE.name,
+        compile=unrecorded(SUITE.config["compile"]),
+        runs=unrecorded(RUNS),
         out=output_folder,
     shell:
-        "{PYTHON:q} -m workflow.results.record --suite {SUITE.name:q}"
-        " --compile {SUITE.config[compile]} --runs {RUNS:q} --jobs {input:q} --out {params.out:q}"
-        " 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.results.record --suite {params.suite:q} --compile {params.compile}"
+        " --runs {params.runs:q} --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
 rule tables:
@@ -40,8 +43,10 @@ rule tables:
         "results{at}/logs/tables.log",
     conda:
         "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
     shell:
-        "{PYTHON:q} -m workflow.results.tables results{wildcards.at} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.results.tables results{wildcards.at} 2>&1 | tee {log:q}"
 
 
 rule ablations:
@@ -55,9 +60,10 @@ rule ablations:
     conda:
         "../envs/lowbit.yaml"
     params:
+        python=PYTHON,
         record=lambda wildcards, input: Path(input[0]).parent,
     shell:
-        "{PYTHON:q} -m workflow.results.tables results{wildcards.at} --ablations"
+        "{params.python:q} -m workflow.results.tables results{wildcards.at} --ablations"
         " --record {params.record:q} 2>&1 | tee {log:q}"
 
 
@@ -71,8 +77,10 @@ rule variants:
         "results{at}/logs/variants.log",
     conda:
         "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
     shell:
-        "{PYTHON:q} -m workflow.results.tables results{wildcards.at} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.results.tables results{wildcards.at} 2>&1 | tee {log:q}"
 
 
 rule plots:
@@ -86,8 +94,10 @@ rule plots:
         "results{at}/logs/plots.log",
     conda:
         "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
     shell:
-        "{PYTHON:q} -m workflow.results.plots results{wildcards.at} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.results.plots results{wildcards.at} 2>&1 | tee {log:q}"
 
 
 rule html_report:
@@ -101,6 +111,8 @@ rule html_report:
         "results{at}/logs/html_report.log",
     conda:
         "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
     shell:
-        "{PYTHON:q} -m workflow.results.report results{wildcards.at} --out {output:q}"
+        "{params.python:q} -m workflow.results.report results{wildcards.at} --out {output:q}"
         " 2>&1 | tee {log:q}"

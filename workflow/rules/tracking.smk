@@ -10,11 +10,14 @@ rule suite_config:
     conda:
         "../envs/lowbit.yaml"
     params:
+        python=PYTHON,
+        suite=SUITE.name,
+        compile=unrecorded(SUITE.config["compile"]),
         run_keys=sorted(key for job in SUITE.jobs.values() for key in job.keys),
     priority: 1
     shell:
-        "{PYTHON:q} -m workflow.suite {SUITE.name:q} --compile {SUITE.config[compile]}"
-        " --out {output:q} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.suite {params.suite:q} --compile {params.compile} --out {output:q}"
+        " 2>&1 | tee {log:q}"
 
 
 rule mlflow_sync:
@@ -27,7 +30,12 @@ rule mlflow_sync:
         f"{RESULTS}/logs/mlflow_sync.log",
     conda:
         "../envs/lowbit.yaml"
+    params:
+        python=PYTHON,
+        suite=SUITE.name,
+        runs=unrecorded(RUNS),
+        data=unrecorded(config["data"]),
     shell:
-        "{PYTHON:q} -m workflow.track sync --suite {SUITE.name:q} --jobs {input.jobs:q}"
-        " --runs {RUNS:q} --data {config[data]:q} --extra-artifact {input.files:q}"
+        "{params.python:q} -m workflow.track sync --suite {params.suite:q} --jobs {input.jobs:q}"
+        " --runs {params.runs:q} --data {params.data:q} --extra-artifact {input.files:q}"
         " --done {output:q} 2>&1 | tee {log:q}"
