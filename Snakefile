@@ -34,11 +34,11 @@ report: "workflow/report/workflow.rst"
 # Instead of snakemake's own lock (`nolock` in the profiles), which a kill leaves behind.
 onstart:
     begin(Path.cwd())
-    print(queue_text(), file=sys.stderr, flush=True)
+    queue = suite_queue(SUITE.name, config["datasets"], config["compile"])
+    print(describe(queue, Path(RUNS)), file=sys.stderr, flush=True)
 
 
 rule all:
     default_target: True
     input:
-        [f"{RESULTS}/config.json", f"{RESULTS}/budget/queue.json"] if config["budget_minutes"] else [],
-        [] if config["budget_minutes"] else EVERYTHING,
+        EVERYTHING,

@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from lowbit_core.runtime.errors import InputError
+
 WAIT_SECONDS = 1.0  # between two attempts while all slots are taken
+_taken = []  # the slot of this process, held until it ends
 
 
 class Slot(NamedTuple):
@@ -19,11 +22,6 @@ class Slot(NamedTuple):
 
     device: int
     lock: IO
-
-
-def lock_folder() -> Path:
-    """Where this user's processes on this machine keep their locks."""
-    return Path(tempfile.gettempdir()) / f"lowbit-gpus-{os.getuid()}"
 
 
 def take_slot(names: list[str], per_gpu: int, folder: Path) -> Slot:
@@ -48,9 +46,22 @@ def take_slot(names: list[str], per_gpu: int, folder: Path) -> Slot:
         time.sleep(WAIT_SECONDS)
 
 
-def gpu_names() -> list[str]:
-    """Names of the visible GPUs that are the same in every process, whichever GPUs it can see."""
+def take_device(per_gpu: int):
+    """The torch.device of this process until it ends: a GPU that at most `per_gpu` processes use.
+
+    Waits while all are taken. The CPU on a machine without GPUs. Raises InputError if torchrun
+    started more processes than this machine has GPUs.
+    """
     import torch
 
     count = torch.cuda.device_count()
-    return [str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]
+    if count == 0:
+        return torch.device("cpu")
+    if count < (asked := int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
+        raise InputError(f"a run on {asked} GPUs: this machine has {count}")
+    # Names that are the same in every process, whichever GPUs it can see.
+    names = [str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]
+    slot = take_slot(names, per_gpu, Path(tempfile.gettempdir()) / f"lowbit-gpus-{os.getuid()}")
+    _taken.append(slot)
+    torch.cuda.set_device(slot.device)
+    return torch.device("cuda", slot.device)

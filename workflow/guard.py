@@ -4,12 +4,14 @@ import fcntl
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 import psutil
 
+LOCK = Path(".snakemake") / "sweep.lock"
 OUR_MODULES = ("workflow.", "lowbit_core.")
 _lock = None  # open as long as the process lives: the kernel drops the lock when it ends
 
@@ -17,12 +19,12 @@ _lock = None  # open as long as the process lives: the kernel drops the lock whe
 def begin(folder: Path) -> None:
     """Called once before the first job; ends the process if another sweep works in `folder`."""
     global _lock
-    _lock = _lock_file(folder)
-    if not _try_lock(_lock):
-        _lock.seek(0)
+    _lock = _try_lock(folder)
+    if _lock is None:
+        process = (folder / LOCK).read_text().strip()
         sys.exit(
-            f"error: another sweep is running in {folder} (process {_lock.read().strip()}): "
-            "wait until it ends, or stop it"
+            f"error: another sweep is running in {folder} (process {process}): wait until it "
+            "ends, or stop it"
         )
     _lock.truncate(0)
     print(os.getpid(), file=_lock, flush=True)
@@ -38,23 +40,21 @@ def point_to(link: Path, folder: Path) -> None:
     if link.is_symlink() and link.readlink() == folder.resolve():
         return
     link.parent.mkdir(exist_ok=True)
-    with _lock_file(Path.cwd()) as lock:
-        if _try_lock(lock):
-            link.unlink(missing_ok=True)
-            link.symlink_to(folder.resolve())
+    if lock := _try_lock(Path.cwd()):
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.resolve())
+        lock.close()
 
 
-def _lock_file(folder: Path) -> IO[str]:
-    return (folder / ".snakemake" / "sweep.lock").open("a+")
-
-
-def _try_lock(file: IO[str]) -> bool:
-    """Lock the file until it is closed; False if another process holds the lock."""
+def _try_lock(folder: Path) -> IO[str] | None:
+    """The lock file of the sweeps in `folder`, locked until it is closed; None if it is taken."""
+    file = (folder / LOCK).open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
     except BlockingIOError:
-        return False
-    return True
+        file.close()
+        return None
 
 
 def _pass_on_sigterm() -> None:
@@ -66,10 +66,8 @@ def _pass_on_sigterm() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         answer_of_snakemake(number, frame)
         for child in psutil.Process().children(recursive=True):
-            try:
+            with suppress(psutil.NoSuchProcess):
                 if any(word.startswith(OUR_MODULES) for word in child.cmdline()):
                     child.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
 
     signal.signal(signal.SIGTERM, stop)

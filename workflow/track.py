@@ -1,4 +1,4 @@
-"""MLflow tracking: `python -m workflow.track sync|watch|ui`.
+"""MLflow tracking: `python -m workflow.track sync|ui`.
 
 Training does not use MLflow. This module copies what is new in the run folders into an MLflow
 store, one writer at a time. A failure here costs no result; a repeated copy adds nothing twice.
@@ -11,11 +11,11 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
@@ -25,10 +25,11 @@ from workflow.suite.jobs import ROLES, check_jobs, read_jobs
 from workflow.ui import check_port, serve
 
 WATCH_EVERY = 5.0  # seconds between two looks at the run folders
+WATCHED = ("config.json", "metrics.csv", "timings.csv", "final.json")
 ARTIFACTS = ("final.json", *(name for name in SEALED if name != WEIGHTS))
+CONFIG_TAGS = ("dataset", "arch", "method", "seed", "run_key", "run_id", "code_version")
 FINAL_METRICS = {"top1": "test_top1", "top5": "test_top5"}  # name in final.json: name in MLflow
 FINAL_METRICS |= {name: name for name in ("test_loss", "size_bytes", "bitops")}
-CONFIG_TAGS = ("dataset", "arch", "method", "seed", "run_key", "run_id", "code_version")
 # MLflow's own limits: runs and metrics in one call, characters of a value and of a digest.
 MAX_RUNS, MAX_METRICS, MAX_VALUE, MAX_DIGEST = 50_000, 1000, 6000, 36
 # With this tag MLflow's UI opens an experiment in the view for training, not in that for agents.
@@ -75,8 +76,7 @@ class Store:
                 ) from error
 
 
-@dataclass(frozen=True)
-class TrackedRun:
+class TrackedRun(NamedTuple):
     """A run folder and the role of the run in its suite."""
 
     folder: Path
@@ -87,24 +87,21 @@ class TrackedRun:
 
 
 def read_epochs(folder: Path) -> list[dict[str, float]]:
-    """One {"epoch": number, metric: value} for each epoch that both tables hold whole."""
-    metrics, timings = (_rows(folder / name) for name in ("metrics.csv", "timings.csv"))
+    """One {"epoch": number, metric: value} for each epoch that both tables hold whole.
+
+    A last line without its newline is still being written. Raises InputError for other damage.
+    """
+    tables = []
+    for path in (folder / "metrics.csv", folder / "timings.csv"):
+        try:
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+            values = [{name: float(cell) for name, cell in row.items() if cell} for row in rows]
+            tables.append({int(row["epoch"]): row for row in values})
+        except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
+            raise InputError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    metrics, timings = tables
     return [row | timings[epoch] for epoch, row in metrics.items() if epoch in timings]
-
-
-def _rows(path: Path) -> dict[int, dict[str, float]]:
-    """The rows of a table by epoch. A last line without its newline is still being written."""
-    if not path.exists():
-        return {}
-    try:
-        lines = path.read_text().splitlines(keepends=True)
-        rows = csv.DictReader(line for line in lines if line.endswith("\n"))
-        return {
-            int(row["epoch"]): {name: float(value) for name, value in row.items() if value}
-            for row in rows
-        }
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error})") from error
 
 
 def flatten(value: dict, prefix: str = "") -> dict[str, str]:
@@ -118,9 +115,8 @@ def flatten(value: dict, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def job_runs(jobs: Iterable[Path], runs: Path) -> list[TrackedRun]:
+def job_runs(jobs: Sequence[Path], runs: Path) -> list[TrackedRun]:
     """The runs that job files list. Raises InputError if a job file or a run is damaged."""
-    jobs = list(jobs)
     check_jobs(jobs, runs)
     return [TrackedRun(runs / run_id, role) for run_id, role in read_jobs(jobs).items()]
 
@@ -137,7 +133,7 @@ def sync(
 ) -> int:
     """Copy what is new in `runs`, and the `reports` files, to the experiment `suite`.
 
-    Returns the number of runs that had something new.
+    Returns the number of runs that had something new. Newer `reports` files replace older ones.
     """
     with store.client() as client:
         experiment = _experiment(client, store, suite)
@@ -145,24 +141,26 @@ def sync(
         known = {run.data.tags.get("run_key"): run for run in found}
         changed = sum([_sync_run(client, experiment, suite, run, known, data) for run in runs])
         if reports:
-            _sync_report(client, experiment, suite, reports, known)
+            key = f"report-{suite}"
+            tags = {"suite": suite, "run_key": key, "status": "done"}
+            report = known.get(key) or client.create_run(experiment, tags=tags, run_name="report")
+            for file in reports:
+                client.log_artifact(report.info.run_id, str(file))
+            client.set_terminated(report.info.run_id, "FINISHED")
     return changed
 
 
 def _experiment(client, store: Store, suite: str) -> str:
     """The id of the experiment, which is made if it does not exist."""
-    artifacts = store.artifacts(suite)
-    found = client.get_experiment_by_name(suite)
-    if found is None:
-        return client.create_experiment(suite, artifacts, tags=dict([EXPERIMENT_KIND]))
-    if found.artifact_location != artifacts:
+    artifacts, found = store.artifacts(suite), client.get_experiment_by_name(suite)
+    if found is not None and found.artifact_location != artifacts:
         raise InputError(
             f"MLflow store {store.folder} was made for artifacts in {found.artifact_location}, not "
             f"{artifacts}: move it back, or delete it and rerun to build it again"
         )
-    if EXPERIMENT_KIND not in found.tags.items():
-        client.set_experiment_tag(found.experiment_id, *EXPERIMENT_KIND)
-    return found.experiment_id
+    experiment = found.experiment_id if found else client.create_experiment(suite, artifacts)
+    client.set_experiment_tag(experiment, *EXPERIMENT_KIND)
+    return experiment
 
 
 def _sync_run(client, experiment, suite, run: TrackedRun, known: dict, data: Path) -> bool:
@@ -183,16 +181,20 @@ def _sync_run(client, experiment, suite, run: TrackedRun, known: dict, data: Pat
         name += f" ({run.role})" if run.role != ROLES[0] else ""
         begun = _milliseconds(run.folder / "config.json")
         known[key] = client.create_run(experiment, begun, tags, name)
-    tracked = known[key]
-    new = _log_values(client, tracked, config, read_epochs(run.folder), final)
+    run_id = known[key].info.run_id
+    metrics, params, tags = _values(known[key], config, read_epochs(run.folder), final)
+    for start in range(0, len(metrics), MAX_METRICS):
+        client.log_batch(run_id, metrics[start : start + MAX_METRICS])
+    if metrics or params or final:  # the tags come last: they note which epochs are logged
+        client.log_batch(run_id, params=params, tags=tags)
     if final is not None:
-        _log_inputs(client, tracked.info.run_id, data / config["dataset"])
+        if inputs := _data_sets(data / config["dataset"]):
+            client.log_inputs(run_id, datasets=inputs)
         for path in (run.folder / name for name in ARTIFACTS):
             if path.exists():
-                client.log_artifact(tracked.info.run_id, str(path))
-        ended = _milliseconds(run.folder / "final.json")
-        client.set_terminated(tracked.info.run_id, "FINISHED", ended)
-    return new
+                client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id, "FINISHED", _milliseconds(run.folder / "final.json"))
+    return bool(metrics or params or final)
 
 
 def _milliseconds(path: Path) -> int:
@@ -200,8 +202,8 @@ def _milliseconds(path: Path) -> int:
     return int(path.stat().st_mtime * 1000)
 
 
-def _log_values(client, tracked, config: dict, epochs: list[dict], final: dict | None) -> bool:
-    """Log the parameters, epochs and results that the tracked run lacks; False if it lacks none."""
+def _values(tracked, config: dict, epochs: list[dict], final: dict | None) -> tuple:
+    """The metrics and parameters that the tracked run lacks, and its new tags."""
     from mlflow.entities import Metric, Param, RunTag
 
     logged = int(tracked.data.tags.get("epochs_logged", 0))
@@ -216,54 +218,29 @@ def _log_values(client, tracked, config: dict, epochs: list[dict], final: dict |
     if final is not None:
         results = {name: final.get(key) for key, name in FINAL_METRICS.items()}
         metrics += [Metric(k, float(v), clock, epoch) for k, v in results.items() if v is not None]
-        tags |= {"status": final["status"], "git_commit": final["git_commit"]}
-        tags |= {"diverged_layer": final["diverged_layer"]} if final["diverged_layer"] else {}
-        tags |= {"restarts": len(final["diverged_before"])} if final["diverged_before"] else {}
+        tags |= {key: final[key] for key in ("status", "git_commit", "diverged_layer")}
+        tags["restarts"] = len(final["diverged_before"] or ())
     params = {} if tracked.data.params else flatten(config)
-    if not (metrics or params or final):
-        return False
-    run_id = tracked.info.run_id
-    for start in range(MAX_METRICS, len(metrics), MAX_METRICS):
-        client.log_batch(run_id, metrics[start : start + MAX_METRICS])
-    # The last call notes in a tag which epochs are logged.
-    client.log_batch(
-        run_id,
-        metrics[:MAX_METRICS],
+    return (
+        metrics,
         [Param(key, value[:MAX_VALUE]) for key, value in params.items()],
-        [RunTag(key, str(value)) for key, value in tags.items()],
+        [RunTag(key, str(value)) for key, value in tags.items() if value],
     )
-    return True
 
 
-def _log_inputs(client, run_id: str, folder: Path) -> None:
-    """Name the run's data set by its manifests. Data that were deleted since are left out."""
+def _data_sets(folder: Path) -> list:
+    """The run's data, by their manifests. Data that were deleted since are left out."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = []
-    for split, context in (("train", "training"), ("test", "testing")):
-        if not (folder / f"{split}.manifest.json").exists():
-            continue
-        manifest = RunFolder(folder).read_json(f"{split}.manifest.json")
+    for path in sorted(folder.glob("*.manifest.json")):
+        manifest, split = RunFolder(folder).read_json(path.name), path.name.partition(".")[0]
         source = json.dumps({"uri": str(folder / f"{split}.beton")})
         profile = json.dumps({name: manifest[name] for name in ("images", "class_counts")})
         digest = manifest["samples_sha256"][:MAX_DIGEST]
-        name = f"{folder.name}/{split}"
-        entity = Dataset(name, digest, "local", source, profile=profile[:MAX_VALUE])
-        inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", context)]))
-    if inputs:
-        client.log_inputs(run_id, datasets=inputs)
-
-
-def _sync_report(client, experiment, suite, files: Iterable[Path], known: dict) -> None:
-    """Keep the suite's tables and plots in a run named "report"; newer files replace older ones."""
-    key = f"report-{suite}"
-    if key not in known:
-        tags = {"suite": suite, "run_key": key, "status": "done"}
-        known[key] = client.create_run(experiment, tags=tags, run_name="report")
-    run_id = known[key].info.run_id
-    for file in files:
-        client.log_artifact(run_id, str(file))
-    client.set_terminated(run_id, "FINISHED")
+        data = Dataset(f"{folder.name}/{split}", digest, "local", source, None, profile[:MAX_VALUE])
+        inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", f"{split}ing")]))
+    return inputs
 
 
 # -- live progress ---------------------------------------------------------------------------
@@ -295,19 +272,17 @@ class Watcher:
             self.complaint = str(error)
 
     def _look_at(self, config: dict) -> None:
-        suite = config["suite"]["suite"]
+        suite, changed = config["suite"]["suite"], {}
         roles = {run["run_id"]: run["role"] for run in reversed(config["runs"])}
-        times = {(suite, run_id): _times(self.runs / run_id) for run_id in roles}
-        new = {key: now for key, now in times.items() if any(now) and now != self.seen.get(key)}
-        if new:
-            runs = [TrackedRun(self.runs / run_id, roles[run_id]) for _, run_id in new]
+        for run_id in roles:
+            paths = [self.runs / run_id / name for name in WATCHED]
+            times = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+            if any(times) and times != self.seen.get((suite, run_id)):
+                changed[suite, run_id] = times
+        if changed:
+            runs = [TrackedRun(self.runs / run_id, roles[run_id]) for _, run_id in changed]
             sync(self.store, suite, runs, self.data)
-            self.seen |= new
-
-
-def _times(folder: Path) -> list[int]:
-    names = ("config.json", "metrics.csv", "timings.csv", "final.json")
-    return [(folder / n).stat().st_mtime_ns if (folder / n).exists() else 0 for n in names]
+            self.seen |= changed
 
 
 # -- command line ----------------------------------------------------------------------------
@@ -321,48 +296,39 @@ def _parser() -> argparse.ArgumentParser:
     once.add_argument("--jobs", type=Path, nargs="+", required=True)
     once.add_argument("--extra-artifact", type=Path, nargs="*", default=[])
     once.add_argument("--done", type=Path, help="file for a line about what was copied")
-    live = commands.add_parser("watch", help="copy the runs of all sweeps while they train")
-    ui = commands.add_parser("ui", help="the same, with MLflow's UI")
+    ui = commands.add_parser("ui", help="copy the runs of all sweeps while they train; MLflow's UI")
     ui.add_argument("--port", type=int, default=5000)
-    for command in (once, live, ui):
+    for command in (once, ui):
         command.add_argument("--runs", type=Path, default=Path("results/runs"))
         command.add_argument("--store", type=Path, default=Path("results/mlflow"))
         command.add_argument("--data", type=Path, default=Path("data"))
     return parser
 
 
-def _sync_once(arguments: argparse.Namespace) -> None:
-    runs = job_runs(arguments.jobs, arguments.runs)
-    store = Store(arguments.store)
-    sync(store, arguments.suite, runs, arguments.data, arguments.extra_artifact)
-    text = f"{len(runs)} runs of suite {arguments.suite} are in {arguments.store}/mlflow.db\n"
-    print(text, end="")
-    if arguments.done:
-        write_text(arguments.done, text)
-
-
-def _follow(arguments: argparse.Namespace) -> None:
-    """Copy runs while they train, until Ctrl-C or SIGTERM; for `ui` beside MLflow's server."""
+def _ui(arguments: argparse.Namespace) -> None:
+    """MLflow's server, and runs copied while they train, until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    watcher = Watcher(Store(arguments.store), arguments.runs, arguments.data)
+    store, port = Store(arguments.store), arguments.port
+    watcher = Watcher(store, arguments.runs, arguments.data)
     try:
-        if arguments.command == "ui":
-            check_port(arguments.port)
-            with watcher.store.client() as client:  # makes the tables before the server opens them
-                client.search_experiments(max_results=1)
-            store = watcher.store
-            serve(arguments.port, store.uri, store.artifacts(), watcher.look, WATCH_EVERY)
-        while True:
-            watcher.look()
-            time.sleep(WATCH_EVERY)
+        check_port(port)
+        with store.client() as client:  # makes the tables before the server opens them
+            client.search_experiments(max_results=1)
+        serve(port, store.uri, store.artifacts(), watcher.look, WATCH_EVERY)
     except KeyboardInterrupt:
         print("stopped", flush=True)
 
 
 def main() -> None:
     arguments = _parser().parse_args()
-    work = _sync_once if arguments.command == "sync" else _follow
-    work(arguments)
+    if arguments.command == "ui":
+        return _ui(arguments)
+    runs, suite = job_runs(arguments.jobs, arguments.runs), arguments.suite
+    sync(Store(arguments.store), suite, runs, arguments.data, arguments.extra_artifact)
+    text = f"{len(runs)} runs of suite {suite} are in {arguments.store}/mlflow.db\n"
+    print(text, end="")
+    if arguments.done:
+        write_text(arguments.done, text)
 
 
 if __name__ == "__main__":

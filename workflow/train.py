@@ -11,13 +11,23 @@ from lowbit_core.runtime import signals
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_text
 from lowbit_core.runtime.progress import say
-from workflow.gpu_slots import Slot, gpu_names, lock_folder, take_slot
+from workflow.gpu_slots import take_device
+
+
+def train_one(run: dict, data: Path, runs: Path, device) -> dict:
+    """Train one run of a suite, or find it trained, on a torch.device; returns its final record."""
+    import baselines
+    from lowbit_core.runtime.backend import pick_backend
+    from lowbit_core.training.run import Place, train_run
+
+    config = {key: value for key, value in run.items() if key != "role"}
+    config["loader"] = pick_backend(run["loader"])
+    place = Place(data, runs, device, run["threads"])
+    return train_run(config, baselines.method(run["method"]), place)
 
 
 def main() -> None:
     signals.listen()  # before the imports that take seconds
-    import baselines
-    from lowbit_core.runtime.backend import pick_backend
     from workflow.suite.jobs import job_text
     from workflow.suite.suite import COMPILE_MODES, ROOT, load_suite
 
@@ -39,57 +49,26 @@ def main() -> None:
     job = suite.jobs[arguments.job]
     # One kernel cache for all jobs, kept between sweeps; set before torch compiles anything.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor"))
-    import torch
-
     from lowbit_core.parallel import processes
-    from lowbit_core.training.run import Place, train_run
 
-    slot = _take_gpu(arguments.per_gpu)  # it is held until the process ends
-    device = torch.device("cuda", slot.device) if slot else torch.device("cpu")
+    # The processes of one run need a GPU each.
+    device = take_device(1 if processes.launched() else arguments.per_gpu)
     if processes.launched():
         processes.start(device)
-    place = Place(arguments.data, arguments.runs, device, suite.config["threads"])
 
-    def train(run: dict) -> dict:
-        config = {key: value for key, value in run.items() if key != "role"}
-        config["loader"] = pick_backend(run["loader"])
-        return train_run(config, baselines.method(run["method"]), place)
-
-    if job.needs:  # trained already, unless a file of it was damaged since
-        train(suite.jobs[job.needs].runs[0])
+    # The checkpoint is trained already, unless a file of it was damaged since.
+    for run in suite.jobs[job.needs].runs if job.needs else ():
+        train_one(run, arguments.data, arguments.runs, device)
     for number, run in enumerate(job.runs, 1):
         say(f"{arguments.job}: run {number} of {len(job.runs)}: {run['run_id']}")
-        say(f"{run['run_id']}: {_outcome(train(run))}")
+        final = train_one(run, arguments.data, arguments.runs, device)
+        result = f"layer {final['diverged_layer']}: {final['diverged_because']}"
+        if final["top1"] is not None:
+            result = f"test top-1 {final['top1']:.2f} %"
+        say(f"{run['run_id']}: {final['status']}, {result}")
     if processes.is_first():
         write_text(arguments.out, job_text(job.runs))
     processes.finish()
-
-
-def _take_gpu(per_gpu: int) -> Slot | None:
-    """A slot on a GPU, waiting for one if it must; None on a machine without GPUs."""
-    import torch
-
-    from lowbit_core.parallel import processes
-
-    if not torch.cuda.is_available():
-        return None
-    names = gpu_names()
-    if processes.launched():  # the processes of one run need a GPU each
-        per_gpu = 1
-        if (count := int(os.environ["LOCAL_WORLD_SIZE"])) > len(names):
-            raise InputError(f"a run on {count} GPUs: this machine has {len(names)}")
-    slot = take_slot(names, per_gpu, lock_folder())
-    torch.cuda.set_device(slot.device)
-    return slot
-
-
-def _outcome(final: dict) -> str:
-    """How a run ended, in a few words, from its final record."""
-    if final["top1"] is None:
-        reason = f"layer {final['diverged_layer']}: {final['diverged_because']}"
-    else:
-        reason = f"test top-1 {final['top1']:.2f} %"
-    return f"{final['status']}, {reason}"
 
 
 if __name__ == "__main__":

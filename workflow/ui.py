@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from lowbit_core.runtime.errors import InputError
 
@@ -41,16 +42,8 @@ def serve(port: int, store: str, artifacts: str, look: Callable[[], None], secon
             time.sleep(seconds)
         raise InputError(f"the MLflow server stopped with exit code {server.returncode}")
     finally:
-        _stop(server)
-
-
-def _stop(server: subprocess.Popen) -> None:
-    """End the server and the workers in its process group."""
-    if server.poll() is not None:
-        return
-    os.killpg(server.pid, signal.SIGTERM)
-    try:
-        server.wait(10)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if server.poll() is None:  # its workers are in its process group
+                os.killpg(server.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    server.wait(10)

@@ -156,7 +156,7 @@ def test_a_stopped_queue_goes_on_elsewhere_to_the_same_numbers(machine, queue, t
         assert (other / path).read_bytes() == (machine.folder / path).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["quantizers/basis.py", "kernels/kernels.cpp"])
+@pytest.mark.parametrize("name", ["quantizers/basis.py", "kernels/weights.cpp"])
 def test_other_code_than_the_queue_s_is_refused(machine, name):
     path = machine.folder / "lowbit_core" / name
     path.write_text(path.read_text() + "\n")

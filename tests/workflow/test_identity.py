@@ -191,7 +191,7 @@ def test_comments_docstrings_and_layout_change_no_version(tree):
     basis = "lowbit_core/quantizers/basis.py"
     tree.change(basis, "RIDGE = 1e-4", "# a remark\nRIDGE   =   1e-4")
     tree.change("lowbit_core/conversion/layers.py", '"""', '"""Other words. ')
-    kernels = "lowbit_core/kernels/kernels.cpp"
+    kernels = "lowbit_core/kernels/weights.cpp"
     tree.append(kernels, '\n// a remark: "\n/* another\n one */\n')
     tree.change(kernels, "\n", "\n\n   ")
     assert tree.versions() == before
@@ -200,9 +200,9 @@ def test_comments_docstrings_and_layout_change_no_version(tree):
 
 
 def test_text_that_looks_like_a_comment_counts_in_cpp(tree):
-    tree.append("lowbit_core/kernels/kernels.cpp", '\nconst char* a = "x//1"; char b = \'"\';\n')
+    tree.append("lowbit_core/kernels/weights.cpp", '\nconst char* a = "x//1"; char b = \'"\';\n')
     before = tree.versions()
-    tree.change("lowbit_core/kernels/kernels.cpp", "x//1", "x//2")
+    tree.change("lowbit_core/kernels/weights.cpp", "x//1", "x//2")
     assert all(version != before[name] for name, version in tree.versions().items())
 
 

@@ -154,7 +154,7 @@ def test_a_running_run_is_live_and_gets_only_new_epochs(store, tmp_path):
 def test_a_sync_killed_midway_is_continued_without_duplicates(store, tmp_path, monkeypatch):
     run = write_run(tmp_path / "runs")
     with monkeypatch.context() as patch:
-        patch.setattr(track, "_log_inputs", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(track, "_data_sets", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             track.sync(store, "smoke", [run], tmp_path)
     # The worst moment: metrics are in, the note that they are is not.

@@ -18,38 +18,29 @@ from pathlib import Path
 
 import torch
 
-import baselines
 from lowbit_core.datasets.manifest import manifest_path
 from lowbit_core.runtime import signals
-from lowbit_core.runtime.backend import pick_backend
 from lowbit_core.runtime.errors import DeviceLost, InputError, run_cli
 from lowbit_core.runtime.hardware import COMMIT
 from lowbit_core.runtime.progress import say
-from lowbit_core.training.run import Place, train_run
 from workflow.away.parcel import RUNS, merge, pack_runs, unpack_data
 from workflow.away.queue import Queue, describe, is_begun, read_queue
-from workflow.gpu_slots import gpu_names, lock_folder, take_slot
+from workflow.gpu_slots import take_device
+from workflow.train import train_one
 
 LAST_SECONDS = 20.0  # kept for saving and packing, at most a tenth of the time
 SAVE_SECONDS = 15.0  # that a process has for saving once it is asked to stop
 REPORT_SECONDS = 60.0
 
 
-def train_one(run: dict, data: Path, runs: Path, workers: int) -> None:
+def child_main(run: dict, data: Path, runs: Path, workers: int) -> None:
     """Train one run in this process, on the GPU that the fewest of `workers` processes use."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(runs.parent / ".inductor"))
     signals.listen()  # the parent asks for a stop by SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    device = torch.device("cpu")
-    if names := gpu_names():
-        slot = take_slot(names, -(-workers // len(names)), lock_folder())
-        device = torch.device("cuda", slot.device)
-        torch.cuda.set_device(device)
-    config = {key: value for key, value in run.items() if key != "role"}
-    config["loader"] = pick_backend(run["loader"])
+    per_gpu = -(-workers // max(1, torch.cuda.device_count()))
     try:
-        method = baselines.method(run["method"])
-        train_run(config, method, Place(data, runs, device, run["threads"]))
+        train_one(run, data, runs, take_device(per_gpu))
     except (InputError, OSError, DeviceLost) as error:
         sys.exit(f"error: run {run['run_id']}: {error}")
 
@@ -63,7 +54,7 @@ def train_queue(
     while time.monotonic() < deadline and not stopped:
         for run in ready(queue, runs, done, failed | active.keys())[: workers - len(active)]:
             say(f"begins {run['run_id']}")
-            process = SpawnProcess(target=train_one, args=(run, data, runs, workers), daemon=True)
+            process = SpawnProcess(target=child_main, args=(run, data, runs, workers), daemon=True)
             process.start()
             active[run["run_id"]] = process
         if not active:

@@ -13,7 +13,7 @@ rule prepare_data:
         "../envs/lowbit.yaml"
     params:
         python=PYTHON,
-        data=data_folder,
+        data=unrecorded(config["data"]),
         source=unrecorded(["--source", config["data_source"]] if config["data_source"] else []),
         download=unrecorded("--download" if config["download"] else ""),
     threads: 2

@@ -22,9 +22,8 @@ rule suite_config:
 
 rule mlflow_sync:
     input:
-        jobs=JOB_FILES,
-        files=expand(f"{RESULTS}/{{name}}", name=PLOTS + TABLES),
-        config=f"{RESULTS}/config.json",
+        jobs=job_files(SUITE.jobs),
+        files=[f"{RESULTS}/{name}" for name in (*PLOTS, *TABLES, "config.json")],
     output:
         f"{RESULTS}/tracking.txt",
     log:
@@ -35,10 +34,8 @@ rule mlflow_sync:
         python=PYTHON,
         suite=SUITE.name,
         runs=unrecorded(RUNS),
-        store=unrecorded(STORE),
-        data=data_folder,
+        data=unrecorded(config["data"]),
     shell:
         "{params.python:q} -m workflow.track sync --suite {params.suite:q} --jobs {input.jobs:q}"
-        " --runs {params.runs:q} --store {params.store:q} --data {params.data:q}"
-        " --extra-artifact {input.files:q} {input.config:q} --done {output:q}"
-        " 2>&1 | tee {log:q}"
+        " --runs {params.runs:q} --data {params.data:q} --extra-artifact {input.files:q}"
+        " --done {output:q} 2>&1 | tee {log:q}"

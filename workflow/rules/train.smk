@@ -4,8 +4,7 @@
 
 rule train:
     input:
-        data=job_data,
-        checkpoint=job_checkpoint,
+        job_inputs,
     output:
         f"{RESULTS}/jobs/{{job}}.jsonl",
     log:
@@ -15,9 +14,9 @@ rule train:
     # `run_keys` holds all that determines the runs; no other parameter reruns the job.
     params:
         python=PYTHON,
-        launcher=unrecorded(LAUNCHER),
+        launcher=unrecorded(TORCHRUN if GPUS_PER_RUN > 1 else []),
         suite=SUITE.name,
-        data=data_folder,
+        data=unrecorded(config["data"]),
         runs=unrecorded(RUNS),
         compile=unrecorded(SUITE.config["compile"]),
         run_keys=job_keys,
@@ -41,7 +40,7 @@ rule train:
 # never complete, so it runs at every call.
 rule budget:
     input:
-        data=MANIFESTS,
+        manifests(SUITE.datasets),
     output:
         f"{RESULTS}/budget/queue.json",
     log:
@@ -52,10 +51,10 @@ rule budget:
         python=PYTHON,
         suite=SUITE.name,
         datasets=["--datasets", config["datasets"]] if config["datasets"] else [],
-        data=data_folder,
-        runs=RUNS,
+        data=config["data"],
         compile=["--compile", config["compile"]] if config["compile"] else [],
-        queue=f"{RESULTS}/budget",
+        runs=RUNS,
+        queue=output_folder,
         minutes=config["budget_minutes"],
         workers=budget_workers,
         omp_threads=SUITE.config["threads"],

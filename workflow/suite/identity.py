@@ -84,16 +84,11 @@ def _add_module(module: str, files: set[Path]) -> None:
         return
     files.add(path)
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            package = "baselines." if node.level else ""  # baselines is one flat package
-            source = (package + (node.module or "")).rstrip(".")
-            names = [source, *(f"{source}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            _add_module(name, files)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            package = "baselines." if getattr(node, "level", 0) else ""  # it is one flat package
+            source = (package + (getattr(node, "module", None) or "")).strip(".")
+            for name in (source, *(f"{source}.{alias.name}".strip(".") for alias in node.names)):
+                _add_module(name, files)
 
 
 @cache

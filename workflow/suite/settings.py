@@ -1,7 +1,7 @@
 """The configuration of a sweep: config/config.yaml with the `--config` overrides."""
 
 from lowbit_core.runtime.errors import InputError
-from workflow.suite.suite import Suite, load_suite
+from workflow.suite.suite import Suite, check_choice, load_suite
 
 KEYS = {
     "suite": str,
@@ -34,10 +34,7 @@ def configured_suite(config: dict) -> Suite:
 def check_config(config: dict) -> None:
     """Raise InputError for a key that is not known and for a value that is not allowed."""
     for key, value in config.items():
-        if key not in KEYS:
-            raise InputError(
-                f"configuration key {key!r} is not known: it must be one of {', '.join(KEYS)}"
-            )
+        check_choice(key, KEYS, "configuration key")
         if type(value) is not KEYS[key]:
             raise InputError(
                 f"configuration {key} is {value!r}: it must be of type {KEYS[key].__name__}"

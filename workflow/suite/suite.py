@@ -1,9 +1,10 @@
 """Suites: config/suites/<name>.yaml, checked and expanded into runs and jobs."""
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Container, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -59,32 +60,24 @@ class Suite:
         """The jobs of the data sets in `names`, separated by commas; all of them if it is empty."""
         chosen = [name.strip() for name in names.split(",") if name.strip()]
         for name in chosen:
-            if name not in self.datasets:
-                legal = ", ".join(self.datasets)
-                raise InputError(
-                    f"configuration datasets names {name!r}: suite {self.name!r} has {legal}"
-                )
+            check_choice(name, self.datasets, f"configuration datasets for suite {self.name!r}")
         jobs = {n: j for n, j in self.jobs.items() if j.runs[0]["dataset"] in chosen}
-        return Suite(self.name, self.config, jobs) if chosen else self
+        return replace(self, jobs=jobs) if chosen else self
 
     @property
     def has_variants(self) -> bool:
         """Whether it runs one method by several recipes: a comparison of variants."""
-        runs = {r["run_id"]: r for job in self.jobs.values() for r in job.runs if r["pretrained"]}
-        others = ("recipe", "run_key", "run_id", "role", "pretrained")
-        settings = {
-            json.dumps({k: v for k, v in run.items() if k not in others}, sort_keys=True)
-            for run in runs.values()
-        }
-        return len(settings) < len(runs)
+        ids, settings = set(), set()
+        others = dict.fromkeys(("recipe", "run_key", "run_id", "role", "pretrained"))
+        for run in (r for job in self.jobs.values() for r in job.runs if r["pretrained"]):
+            ids.add(run["run_id"])
+            settings.add(json.dumps(run | others, sort_keys=True))
+        return len(settings) < len(ids)
 
-    def jobs_with(self, methods: tuple[str, ...]) -> list[str]:
+    def jobs_with(self, methods: Container[str]) -> list[str]:
         """Names of the jobs that train a run of one of `methods` (checkpoints left out)."""
-        return [
-            name
-            for name, job in self.jobs.items()
-            if any(r["method"] in methods and r["role"] != "checkpoint" for r in job.runs)
-        ]
+        jobs = [job for job in self.jobs.values() if job.needs]
+        return [job.name for job in jobs if any(run["method"] in methods for run in job.runs)]
 
 
 def load_suite(name: str, compile: str = "") -> Suite:
@@ -92,9 +85,7 @@ def load_suite(name: str, compile: str = "") -> Suite:
 
     Raises InputError for anything that is wrong in it.
     """
-    known = sorted(path.stem for path in SUITES.glob("*.yaml"))
-    if name not in known:
-        raise InputError(f"unknown suite {name!r}: it must be one of {', '.join(known)}")
+    check_choice(name, sorted(path.stem for path in SUITES.glob("*.yaml")), "suite")
     where = f"config/suites/{name}.yaml"
     suite = parse_suite((SUITES / f"{name}.yaml").read_bytes(), where, compile)
     if suite.name != name:
@@ -106,13 +97,12 @@ def parse_suite(text: str | bytes, where: str, compile: str = "") -> Suite:
     """The suite that the YAML `text` describes; `where` names the file in errors."""
     config = read_config(text, where)
     if compile:
-        if compile not in COMPILE_MODES:
-            raise InputError(
-                f"compile is {compile!r}: it must be one of {', '.join(COMPILE_MODES)}, or empty"
-            )
+        check_choice(compile, COMPILE_MODES, "compile")
         config["compile"] = compile
-    _check_method_groups(config, where)
-    runs = list(_runs(config, where))
+    with _errors_at(f"{where}: "):
+        for name, recipe in config["recipes"].items():
+            _check_method_groups(recipe["method_groups"], f"recipes.{name}.method_groups")
+        runs = list(_runs(config))
     return Suite(config["suite"], config, _jobs(runs, config["runs_per_job"]))
 
 
@@ -120,26 +110,30 @@ def parse_suite(text: str | bytes, where: str, compile: str = "") -> Suite:
 
 
 @contextmanager
-def _error_at(place: str) -> Iterator[None]:
-    """Name the place in the suite in the InputErrors of the block."""
+def _errors_at(place: str) -> Iterator[None]:
+    """Begin the InputErrors of the block with the place in the suite."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{place}: {error}") from error
+        raise InputError(f"{place}{error}") from error
 
 
-def _check_method_groups(config: dict, where: str) -> None:
-    """The methods and parameter groups that the recipes' `method_groups` name."""
-    for name, recipe in config["recipes"].items():
-        place = f"{where}: recipes.{name}.method_groups"
-        for method, groups in recipe["method_groups"].items():
-            with _error_at(place):
-                legal = _groups(baselines.method(method))
-            for group in sorted(groups.keys() - legal):
-                raise InputError(
-                    f"{place}.{method}: no parameter of this method is in group {group!r}; "
-                    f"its groups are {', '.join(sorted(legal)) or 'none'}"
-                )
+def check_choice(value: str, legal: Collection[str], what: str) -> None:
+    """Raise InputError unless the value is legal."""
+    if value not in legal:
+        raise InputError(f"{what} is {value!r}: it must be one of {', '.join(legal)}")
+
+
+def _check_method_groups(by_method: dict, place: str) -> None:
+    """The methods, and of each the parameter groups, whose settings a recipe changes."""
+    for name, groups in by_method.items():
+        with _errors_at(f"{place}: "):
+            legal = _groups(baselines.method(name))
+        for group in sorted(groups.keys() - legal):
+            raise InputError(
+                f"{place}.{name}: no parameter of this method is in group {group!r}; "
+                f"its groups are {', '.join(sorted(legal)) or 'none'}"
+            )
 
 
 def _groups(method: Method) -> set[str]:
@@ -149,18 +143,16 @@ def _groups(method: Method) -> set[str]:
     return set().union(*groups) - {"weights"}
 
 
-def _check_recipes(experiment: dict, recipes: dict, where: str, place: str) -> None:
+def _check_recipes(experiment: dict, recipes: dict, place: str) -> None:
     """The recipes that an experiment names, against its data set."""
-    with _error_at(f"{place}.dataset"):
+    with _errors_at(f"{place}.dataset: "):
         data = dataset(experiment["dataset"])
     for key in ("checkpoint_recipe", "recipe"):
         name = experiment[key]
-        if name not in recipes:
-            legal = ", ".join(recipes)
-            raise InputError(f"{place}.{key}: unknown recipe {name!r}: it must be one of {legal}")
-        with _error_at(f"{where}: recipes.{name}.augmentation"):
+        check_choice(name, recipes, f"{place}.{key}")
+        with _errors_at(f"recipes.{name}.augmentation: "):
             augment.check_augmentation(recipes[name]["augmentation"], data.stored_raw)
-        _check_sizes(recipes[name], data, f"{where}: recipes.{name}")
+        _check_sizes(recipes[name], data, f"recipes.{name}")
 
 
 def _check_sizes(recipe: dict, data: Dataset, place: str) -> None:
@@ -201,13 +193,13 @@ def _skeleton(arch: str, data: Dataset, options: str) -> nn.Module:
 # -- expansion -------------------------------------------------------------------------------
 
 
-def _runs(config: dict, where: str) -> Iterator[dict]:
+def _runs(config: dict) -> Iterator[dict]:
     """Every run of the suite with its role, once for each experiment that asks for it."""
     for index, experiment in enumerate(config["experiments"]):
-        place = f"{where}: experiments[{index}]"
-        _check_recipes(experiment, config["recipes"], where, place)
+        place = f"experiments[{index}]"
+        _check_recipes(experiment, config["recipes"], place)
         options = json.dumps(experiment["arch_options"], sort_keys=True)
-        with _error_at(f"{place}.arch"):
+        with _errors_at(f"{place}.arch: "):
             model = _skeleton(experiment["arch"], dataset(experiment["dataset"]), options)
         settings = list(_settings(experiment, model, place))
         # What is not quantized is shared by experiments that differ in policy.
@@ -216,9 +208,9 @@ def _runs(config: dict, where: str) -> Iterator[dict]:
             recipe = experiment["checkpoint_recipe"]
             checkpoint = resolve(config, bare, "fp", FLOAT, seed, recipe, None)
             yield {**checkpoint, "role": "checkpoint"}
+            recipe, start = experiment["recipe"], checkpoint["run_id"]
             for method, bits, role in settings:
                 whose = bare if method.weight is None else experiment
-                recipe, start = experiment["recipe"], checkpoint["run_id"]
                 run = resolve(config, whose, method.name, bits, seed, recipe, start)
                 yield {**run, "role": role}
 
@@ -229,43 +221,38 @@ def _settings(
     """Method, bits (of weights, of activations) and role of each run of one seed."""
     parts = [(experiment, "run"), *((part, "ablation") for part in experiment["ablations"])]
     for part, role in parts:
+        bits_asked = [parse_bits(label, f"{place}.bits") for label in part["bits"]]
         names = part["methods"]
         if names == "all":
             names = [m.name for m in baselines.METHODS.values() if not m.ablation]
-        bits_asked = [parse_bits(label, f"{place}.bits") for label in part["bits"]]
-        for name in names:
-            with _error_at(f"{place}.methods"):
-                method = baselines.method(name)
+        with _errors_at(f"{place}.methods: "):
+            methods = [baselines.method(name) for name in names]
+        for method in methods:
             for bits in [FLOAT] if method.weight is None else bits_asked:
-                with _error_at(place):
+                with _errors_at(f"{place}: "):
                     layer_bits(model, QuantPolicy(method, *bits, **experiment["policy"]))
                 yield method, bits, role
 
 
 def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
+    """The jobs of runs among which each checkpoint comes before the runs that start from it."""
     # The runs that feed the ablation tables go into jobs of their own, so that
     # `snakemake results/ablation_channel_error.csv` trains little else.
     ablation_methods = {"fp", *load_comparisons().ablation_methods}
-    by_checkpoint: dict[str, list[dict]] = {}
-    jobs: dict[str, Job] = {}
-    names: dict[str, str] = {}
+    jobs, starts = {}, {}
+    members: dict[tuple[str, str], dict[str, dict]] = {}
     for run in runs:
         if run["role"] == "checkpoint":
             base = f"{run['dataset']}-{run['arch']}-s{run['seed']}-{run['run_key'][:8]}"
-            names[run["run_id"]] = base
+            starts[run["run_id"]] = base
             jobs[f"{base}-checkpoint"] = Job(f"{base}-checkpoint", (run,), None)
         else:
-            by_checkpoint.setdefault(run["pretrained"], []).append(run)
-    for checkpoint, members in by_checkpoint.items():
-        unique = {run["run_id"]: run for run in reversed(members)}
-        for family in ("ablation", "rest"):
-            own = [
-                r
-                for r in reversed(unique.values())
-                if (r["method"] in ablation_methods) == (family == "ablation")
-            ]
-            for part, start in enumerate(range(0, len(own), runs_per_job)):
-                name = f"{names[checkpoint]}-{family}{part}"
-                chunk = tuple(own[start : start + runs_per_job])
-                jobs[name] = Job(name, chunk, f"{names[checkpoint]}-checkpoint")
+            family = "ablation" if run["method"] in ablation_methods else "rest"
+            unique = members.setdefault((starts[run["pretrained"]], family), {})
+            unique.setdefault(run["run_id"], run)
+    for base, family in itertools.product(starts.values(), ("ablation", "rest")):
+        chosen = tuple(members.get((base, family), {}).values())
+        for part, start in enumerate(range(0, len(chosen), runs_per_job)):
+            name = f"{base}-{family}{part}"
+            jobs[name] = Job(name, chosen[start : start + runs_per_job], f"{base}-checkpoint")
     return jobs
