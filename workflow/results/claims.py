@@ -4,19 +4,20 @@ For every setting (dataset, arch, bits) and over all settings of a data set: the
 its interval and a verdict (workflow/results/compare.py). How to read them: docs/results.md.
 """
 
-from dataclasses import dataclass
 from statistics import mean
+from typing import NamedTuple
 
 from lowbit_core.quantizers.bits import bits_label
 from workflow.comparisons import load_comparisons
+from workflow.results.columns import grouped
 from workflow.results.compare import (
     DIGITS,
     FEWEST,
     MARGIN,
     Difference,
     Pairs,
-    adjusted_verdicts,
     difference,
+    judge,
     pair_runs,
     verdict,
 )
@@ -26,15 +27,16 @@ from workflow.results.labels import (
     is_paper_suite,
     method_label,
     method_order,
+    network_name,
 )
 from workflow.results.main_table import markdown_table
+from workflow.results.record import mean_of
 
 ALL = "all"
 """The network and the bits of the row over all settings of a data set."""
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """The pairs of two methods at one setting of a data set."""
 
     arch: str
@@ -44,32 +46,27 @@ class Setting:
 
 def claim_rows(results: list[dict]) -> list[dict]:
     """All rows of claims.csv. The order of the rows of `results` does not matter."""
-    runs = [run for run in results if run["role"] != "checkpoint"]
     rows = []
-    for dataset in sorted({run["dataset"] for run in runs}):
-        mine = [run for run in runs if run["dataset"] == dataset]
+    runs = [run for run in results if run["role"] != "checkpoint"]
+    for dataset, mine in sorted(grouped(runs, "dataset").items()):
         methods = sorted({run["method"] for run in mine}, key=lambda m: (method_order(m), m))
         for claim in load_comparisons().claims:
-            found = [
-                {"suite": mine[0]["suite"], "dataset": dataset, "claim": claim.name,
-                 "method": method, "other": other, **row}
-                for method, other in load_comparisons().pairs(claim, methods)
-                for row in _rows(settings_of(mine, method, other))
-            ]  # fmt: skip
-            rows += _judged(found)
+            found = []
+            for method, other in load_comparisons().pairs(claim, methods):
+                names = {"claim": claim.name, "method": method, "other": other}
+                names |= {"suite": mine[0]["suite"], "dataset": dataset}
+                found += [names | row for row in _rows(settings_of(mine, method, other))]
+            judge([row for row in found if not row["primary"]])
+            rows += found
     return rows
 
 
 def settings_of(runs: list[dict], method: str, other: str) -> list[Setting]:
     """The settings at which the two methods have a pair of runs, by network and bits."""
-    groups: dict[tuple, dict[str, list[dict]]] = {}
-    for run in runs:
-        if run["method"] in (method, other):
-            where = run["arch"], run["w_bits"], run["a_bits"]
-            groups.setdefault(where, {method: [], other: []})[run["method"]].append(run)
     found = []
-    for (arch, *bits), by_method in sorted(groups.items()):
-        pairs = pair_runs(by_method[method], by_method[other])
+    for (arch, *bits), mine in sorted(grouped(runs, "arch", "w_bits", "a_bits").items()):
+        one, two = ([run for run in mine if run["method"] == name] for name in (method, other))
+        pairs = pair_runs(one, two)
         if pairs.runs or pairs.diverged or pairs.other_diverged:
             found.append(Setting(arch, bits_label(*bits), pairs))
     return found
@@ -85,7 +82,7 @@ def _rows(settings: list[Setting]) -> list[dict]:
     if len(settings) > 1:
         rows.append(_over_all(settings))
     for row in rows[-1:]:
-        row["primary"] = "yes"
+        row["primary"], row["verdict"] = "yes", verdict(row["found"])
     return rows
 
 
@@ -118,7 +115,6 @@ def _over_all(settings: list[Setting]) -> dict:
 
 def _row(arch: str, bits: str, settings: list[Setting], found: Difference, note: str = "") -> dict:
     pairs = [pair for setting in settings for pair in setting.pairs.runs]
-    note = note or ("" if found.p is not None else f"n below {FEWEST}: no interval")
     return {
         "arch": arch,
         "bits": bits,
@@ -127,30 +123,13 @@ def _row(arch: str, bits: str, settings: list[Setting], found: Difference, note:
         "pairs": len(pairs),
         "diverged": found.diverged,
         "other_diverged": found.other_diverged,
-        "top1_mean": mean(one["top1"] for one, _ in pairs) if pairs else None,
-        "other_top1_mean": mean(two["top1"] for _, two in pairs) if pairs else None,
-        "top1_difference_mean": found.mean,
-        "top1_difference_std": found.std,
-        "top1_difference_low": found.low,
-        "top1_difference_high": found.high,
-        "p": found.p,
+        "top1_mean": mean_of(one["top1"] for one, _ in pairs),
+        "other_top1_mean": mean_of(two["top1"] for _, two in pairs),
+        **found.columns,
         "p_adjusted": None,
-        "note": note,
+        "note": note or ("" if found.p is not None else f"n below {FEWEST}: no interval"),
         "found": found,
     }
-
-
-def _judged(rows: list[dict]) -> list[dict]:
-    """The rows of one claim with their verdicts: those that are not primary are adjusted."""
-    others = [row for row in rows if not row["primary"]]
-    adjusted = adjusted_verdicts([row["found"] for row in others])
-    for row, (p, word) in zip(others, adjusted, strict=True):
-        row["p_adjusted"], row["verdict"] = p, word
-    for row in rows:
-        found = row.pop("found")
-        if row["primary"]:
-            row["verdict"] = verdict(found)
-    return rows
 
 
 # -- text ------------------------------------------------------------------------------------
@@ -168,20 +147,14 @@ def difference_text(row: dict) -> str:
 
 def place_text(row: dict) -> str:
     """The setting of a row: `CIFAR-100, ResNet-20, W2A2`, or `CIFAR-100, all settings`."""
-    name = dataset_name(row["dataset"])
     if row["arch"] == ALL:
-        return f"{name}, all settings"
-    return f"{name}, {arch_name(row['arch'])}, {row['bits']}"
+        return f"{dataset_name(row['dataset'])}, all settings"
+    return f"{network_name(row)}, {row['bits']}"
 
 
 def diverged_text(row: dict) -> str:
-    if not (row["diverged"] or row["other_diverged"]):
-        return "–"
-    return f"{row['diverged']} / {row['other_diverged']}"
-
-
-def verdict_text(row: dict) -> str:
-    return row["verdict"] + (f" ({row['note']})" if row["note"] else "")
+    counts = row["diverged"], row["other_diverged"]
+    return "{} / {}".format(*counts) if any(counts) else "–"
 
 
 def caption(suite: str) -> str:
@@ -226,5 +199,5 @@ def _line(row: dict) -> list[str]:
         *("–" if value is None else f"{value:.2f}" for value in tops),
         difference_text(row),
         diverged_text(row),
-        verdict_text(row),
+        row["verdict"] + (f" ({row['note']})" if row["note"] else ""),
     ]
