@@ -1,6 +1,5 @@
 """The main table: architecture x bits x method, as rows, Markdown and LaTeX."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2
@@ -31,12 +30,6 @@ PUBLISHED_COLUMNS = columns(
 )
 POLICY_WORDS = {"fp": "full precision", "8bit": "8 bit"}
 """Policies as results.csv names them -> as published.csv does."""
-POLICY_NAMES = {
-    "first_last_layer": "first and last layer",
-    "shortcut": "shortcut",
-    "pretrained": "pretrained",
-    "epochs": "epochs",
-}
 
 
 def main_table(results: list[dict], published: list[dict]) -> list[dict]:
@@ -99,8 +92,7 @@ def read_published(suite: str, path: Path = PUBLISHED) -> list[dict]:
     """The published rows for a paper suite; no other suite is comparable and gets none."""
     if not is_paper_suite(suite):
         return []
-    remedy = "correct it"
-    cells = read_cells(path, path.read_bytes(), PUBLISHED_COLUMNS, remedy)
+    cells = read_cells(path, path.read_bytes(), PUBLISHED_COLUMNS, "correct it")
     rows = [{**row, "w_bits": int(row["w_bits"]), "a_bits": int(row["a_bits"])} for row in cells]
     for key, same in grouped(rows, *PUBLISHED_KEYS).items():
         where = f"{path}: the row {', '.join(map(str, key))}"
@@ -115,25 +107,24 @@ def read_published(suite: str, path: Path = PUBLISHED) -> list[dict]:
 
 def our_policy(runs: list[dict]) -> dict[str, str]:
     """The policies of one cell's runs, in the words of published.csv."""
-
-    def values(found: Iterable) -> str:
-        return "/".join(POLICY_WORDS.get(v, v) for v in sorted({str(value) for value in found}))
-
+    values = {
+        "first_last_layer": {run["first_last"] for run in runs},
+        "shortcut": {run["shortcut"] for run in runs},
+        "pretrained": {"yes" if run["pretrained"] else "no" for run in runs},
+        "epochs": {run["epochs"] for run in runs},
+    }
     return {
-        "first_last_layer": values(run["first_last"] for run in runs),
-        "shortcut": values(run["shortcut"] for run in runs),
-        "pretrained": values("yes" if run["pretrained"] else "no" for run in runs),
-        "epochs": values(run["epochs"] for run in runs),
+        name: "/".join(POLICY_WORDS.get(value, value) for value in sorted(map(str, found)))
+        for name, found in values.items()
     }
 
 
 def policy_differences(ours: dict[str, str], source: dict) -> str:
     """How a published row was made otherwise than ours: `shortcut: ours quantized, theirs ...`."""
-    names = dict(POLICY_NAMES)
-    if source["method"] == "fp":
-        names = {key: names[key] for key in ("pretrained", "epochs")}
-    if not source["arch"].startswith("resnet"):
-        names.pop("shortcut", None)
+    keys = ["pretrained", "epochs"] if source["method"] == "fp" else list(ours)
+    if "shortcut" in keys and not source["arch"].startswith("resnet"):
+        keys.remove("shortcut")
+    names = {key: key.replace("first_last", "first and last").replace("_", " ") for key in keys}
     differences = [
         f"{name}: ours {ours[key]}, theirs {source[key]}"
         for key, name in names.items()
@@ -287,13 +278,13 @@ def latex(rows: list[dict], suite: str) -> str:
             lines.append({"label": tex(method_label(name)), "name": name, "cells": shown})
         drawn.append({"title": tex(block["title"]), "columns": block["bits"], "rows": lines})
     environment = jinja2.Environment(
+        *("<%", "%>", "<<", ">>", "<#", "#>"),  # braces belong to LaTeX
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        block_start_string="<%", block_end_string="%>",
-        variable_start_string="<<", variable_end_string=">>",
-        comment_start_string="<#", comment_end_string="#>",
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined, autoescape=False,
-    )  # fmt: skip
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     return environment.get_template("table_main.tex.j2").render(
         caption=tex(caption(suite)), suite=suite, blocks=drawn, sources=[tex(s) for s in sources]
     )
