@@ -14,16 +14,6 @@ from workflow.results.record import Record, mean_of
 from workflow.suite.jobs import ROLES
 
 SETTING = ("dataset", "arch", "w_bits", "a_bits")
-COPIED = {
-    "config": ("dataset", "arch", "method", "w_bits", "a_bits", "seed", "pretrained",
-               "code_version", "run_id"),
-    "final": ("status", "diverged_layer", "size_bytes", "bitops", "hardware", "loader", "compile",
-              "threads"),
-    "recipe": ("schedule", "batch_size", "augmentation", "train_images", "val_images", "precision"),
-    "policy": ("first_last", "shortcut"),
-    "versions": ("torch", "torchvision", "ffcv", "python"),
-}  # fmt: skip
-"""Columns of results.csv that stand under the same name in this part of a run's record."""
 TIMINGS = {"seconds": sum, "images_per_s": median, "data_wait_share": median, "peak_memory_mb": max}
 """Columns of timings.csv -> what is made of the values of the epochs."""
 MEANS = {"top1": "top1_mean", "mismatch_end": "mismatch_end", "flip_rate_end": "flip_rate_end"}
@@ -68,21 +58,22 @@ def group_setting(groups: dict[str, dict], key: str) -> str:
 def result_row(suite: str, run: dict) -> dict:
     """One row of results.csv, without what other runs determine."""
     config, final = run["config"], run["final"]
-    recipe, policy = config["recipe"], config["policy"]
-    parts = {"config": config, "final": final, "recipe": recipe, "policy": policy,
-             "versions": final["versions"]}  # fmt: skip
-    row = {key: parts[part].get(key) for part, keys in COPIED.items() for key in keys}
+    recipe, exceptions = config["recipe"], config["policy"]["exceptions"]
+    top1 = dict.fromkeys(("top1", "top5", "val_top1"))
     if final["status"] == "done":
-        row |= {key: float(final[key]) for key in ("top1", "top5", "val_top1")}
-    exceptions = policy["exceptions"]
+        top1 = {key: float(final[key]) for key in top1}
     return {
-        **row,
+        **recipe,  # what has no line below stands in one of these under its column's name
+        **config["policy"],
+        **config,
+        **final,
+        **final["versions"],
         **quantizer_facts(config["method"]),
+        **top1,
         "suite": suite,
         "role": run["role"],
         "width": config["arch_options"].get("width"),
         "restarts": len(final["diverged_before"]),
-        "top1": row.get("top1"),
         "checkpoint_top1": run["checkpoint_top1"],
         "epochs": final["epochs_done"],
         "exceptions": json.dumps(exceptions, sort_keys=True) if exceptions else "",
@@ -115,15 +106,6 @@ def results(record: Record) -> list[dict]:
         return *setting_of(row), row["method"], row["seed"], ROLES.index(row["role"]), row["run_id"]
 
     return sorted(rows, key=order)
-
-
-def epochs(record: Record) -> list[dict]:
-    """Losses, accuracies and weights' state of every run, epoch by epoch."""
-    return [
-        {**row, "epoch": int(row["epoch"])}
-        for _, rows in sorted(record.epochs.items())
-        for row in rows
-    ]
 
 
 def timings(record: Record) -> list[dict]:
@@ -175,7 +157,7 @@ def diagnostics(record: Record, runs: list[dict]) -> list[dict]:
 def channel_errors(record: Record, runs: list[dict]) -> list[dict]:
     """One row per run, layer and channel of the finished runs that measured their channels."""
     return [
-        {**run, **channel, "channel": int(channel["channel"])}
+        {**run, **channel}
         for run in runs
         if run["status"] == "done"
         for channel in record.channels.get(run["run_id"], [])

@@ -9,26 +9,9 @@ from typing import NamedTuple
 
 from lowbit_core.quantizers.bits import bits_label
 from workflow.comparisons import load_comparisons
+from workflow.results import compare, labels
 from workflow.results.columns import grouped
-from workflow.results.compare import (
-    DIGITS,
-    FEWEST,
-    MARGIN,
-    Difference,
-    Pairs,
-    difference,
-    judge,
-    pair_runs,
-    verdict,
-)
-from workflow.results.labels import (
-    arch_name,
-    dataset_name,
-    is_paper_suite,
-    method_label,
-    method_order,
-    network_name,
-)
+from workflow.results.compare import FEWEST, MARGIN, Difference, Pairs, difference
 from workflow.results.main_table import markdown_table
 from workflow.results.record import mean_of
 
@@ -49,14 +32,14 @@ def claim_rows(results: list[dict]) -> list[dict]:
     rows = []
     runs = [run for run in results if run["role"] != "checkpoint"]
     for dataset, mine in sorted(grouped(runs, "dataset").items()):
-        methods = sorted({run["method"] for run in mine}, key=lambda m: (method_order(m), m))
+        methods = sorted({run["method"] for run in mine}, key=lambda m: (labels.method_order(m), m))
         for claim in load_comparisons().claims:
             found = []
             for method, other in load_comparisons().pairs(claim, methods):
                 names = {"claim": claim.name, "method": method, "other": other}
                 names |= {"suite": mine[0]["suite"], "dataset": dataset}
                 found += [names | row for row in _rows(settings_of(mine, method, other))]
-            judge([row for row in found if not row["primary"]])
+            compare.judge([row for row in found if not row["primary"]])
             rows += found
     return rows
 
@@ -66,7 +49,7 @@ def settings_of(runs: list[dict], method: str, other: str) -> list[Setting]:
     found = []
     for (arch, *bits), mine in sorted(grouped(runs, "arch", "w_bits", "a_bits").items()):
         one, two = ([run for run in mine if run["method"] == name] for name in (method, other))
-        pairs = pair_runs(one, two)
+        pairs = compare.pair_runs(one, two)
         if pairs.runs or pairs.diverged or pairs.other_diverged:
             found.append(Setting(arch, bits_label(*bits), pairs))
     return found
@@ -82,7 +65,7 @@ def _rows(settings: list[Setting]) -> list[dict]:
     if len(settings) > 1:
         rows.append(_over_all(settings))
     for row in rows[-1:]:
-        row["primary"], row["verdict"] = "yes", verdict(row["found"])
+        row["primary"], row["verdict"] = "yes", compare.verdict(row["found"])
     return rows
 
 
@@ -101,14 +84,14 @@ def _over_all(settings: list[Setting]) -> dict:
     used = [setting for setting in settings if setting.arch not in left_out]
     found = difference(
         [
-            [round(mean(values), DIGITS) for _, values in sorted(checkpoints.items())]
+            [round(mean(values), compare.DIGITS) for _, values in sorted(checkpoints.items())]
             for arch, checkpoints in sorted(networks.items())
             if arch not in left_out
         ],
         sum(setting.pairs.diverged for setting in used),
         sum(setting.pairs.other_diverged for setting in used),
     )
-    names = ", ".join(map(arch_name, left_out))
+    names = ", ".join(map(labels.arch_name, left_out))
     note = f"left out, n below {FEWEST}: {names}" if left_out else ""
     return _row(ALL, ALL, used, found, note)
 
@@ -148,8 +131,8 @@ def difference_text(row: dict) -> str:
 def place_text(row: dict) -> str:
     """The setting of a row: `CIFAR-100, ResNet-20, W2A2`, or `CIFAR-100, all settings`."""
     if row["arch"] == ALL:
-        return f"{dataset_name(row['dataset'])}, all settings"
-    return f"{network_name(row)}, {row['bits']}"
+        return f"{labels.dataset_name(row['dataset'])}, all settings"
+    return f"{labels.network_name(row)}, {row['bits']}"
 
 
 def diverged_text(row: dict) -> str:
@@ -158,7 +141,9 @@ def diverged_text(row: dict) -> str:
 
 
 def caption(suite: str) -> str:
-    text = (
+    is_small = not labels.is_paper_suite(suite)
+    small = "small networks and short training; nothing follows for full-length training"
+    return (f"Suite {suite}: {small}. " if is_small else "") + (
         "Differences in test top-1, in points, paired by checkpoint and seed; in brackets the 95 % "
         "interval of the mean over n checkpoints (Student's t). Verdicts: leads and trails where "
         f"the interval excludes 0, equal where it lies within ±{MARGIN:g} points, else undecided; "
@@ -167,12 +152,6 @@ def caption(suite: str) -> str:
         "adjusted for their number (Holm) before they get a verdict, so one whose interval leaves "
         "out 0 can still be undecided. Diverged: runs of the method / of the other that enter no "
         "difference; a method with one leads nothing."
-    )
-    if is_paper_suite(suite):
-        return text
-    return (
-        f"Suite {suite}: small networks and short training; nothing follows for full-length "
-        f"training. {text}"
     )
 
 
@@ -193,8 +172,8 @@ def _line(row: dict) -> list[str]:
     return [
         row["suite"],
         f"**{setting}**" if row["primary"] else setting,
-        method_label(row["method"]),
-        method_label(row["other"]),
+        labels.method_label(row["method"]),
+        labels.method_label(row["other"]),
         str(row["n"]),
         *("–" if value is None else f"{value:.2f}" for value in tops),
         difference_text(row),

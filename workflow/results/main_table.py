@@ -8,16 +8,10 @@ from tabulate import tabulate
 from baselines import METHODS
 from lowbit_core.quantizers.bits import FLOAT_BITS, bits_label
 from lowbit_core.runtime.errors import InputError
+from workflow.results import labels
 from workflow.results.analysis import SETTING, mean_and_spread, setting_of
 from workflow.results.columns import columns, grouped, read_cells
 from workflow.results.compare import adjusted_verdicts, difference, pair_runs
-from workflow.results.labels import (
-    is_paper_suite,
-    method_label,
-    method_order,
-    network_name,
-    setting_name,
-)
 from workflow.results.record import mean_of
 from workflow.suite.suite import ROOT
 
@@ -53,7 +47,7 @@ def main_table(results: list[dict], published: list[dict]) -> list[dict]:
             row = {
                 **{key: cells[0][key] for key in ("suite", *SETTING)},
                 "method": name,
-                "label": method_label(name),
+                "label": labels.method_label(name),
                 **mean_and_spread(runs, "top1"),
                 "delta_mean": mean_of(run["delta"] for run in runs),
                 "best": "yes" if name == best else "",
@@ -65,7 +59,7 @@ def main_table(results: list[dict], published: list[dict]) -> list[dict]:
 def _order(row: dict) -> tuple:
     bits = row["w_bits"], row["a_bits"]
     network = row["dataset"], row["arch"]
-    return *network, row["w_bits"] != FLOAT_BITS, *bits, method_order(row["method"])
+    return *network, row["w_bits"] != FLOAT_BITS, *bits, labels.method_order(row["method"])
 
 
 def leader(methods: dict[str, list[dict]]) -> str | None:
@@ -90,7 +84,7 @@ def leader(methods: dict[str, list[dict]]) -> str | None:
 
 def read_published(suite: str, path: Path = PUBLISHED) -> list[dict]:
     """The published rows for a paper suite; no other suite is comparable and gets none."""
-    if not is_paper_suite(suite):
+    if not labels.is_paper_suite(suite):
         return []
     cells = read_cells(path, path.read_bytes(), PUBLISHED_COLUMNS, "correct it")
     rows = [{**row, "w_bits": int(row["w_bits"]), "a_bits": int(row["a_bits"])} for row in cells]
@@ -176,13 +170,13 @@ def blocks(rows: list[dict]) -> list[dict]:
     for mine in grouped(rows, "dataset", "arch").values():
         cells = {(r["method"], r["w_bits"], r["a_bits"]): r for r in mine}
         bits = sorted({key[1:] for key in cells if key[0] != "fp"})
-        names = sorted({r["method"] for r in mine} - {"fp"}, key=method_order)
+        names = sorted({r["method"] for r in mine} - {"fp"}, key=labels.method_order)
         methods = [(name, [cells.get((name, *pair)) for pair in bits]) for name in names]
         for row in mine:
             if row["method"] == "fp":
                 methods.insert(0, ("fp", [row] * len(bits)))
-        labels = [bits_label(*pair) for pair in bits]
-        found.append({"title": network_name(mine[0]), "bits": labels, "methods": methods})
+        names = [bits_label(*pair) for pair in bits]
+        found.append({"title": labels.network_name(mine[0]), "bits": names, "methods": methods})
     return found
 
 
@@ -192,12 +186,10 @@ def caption(suite: str) -> str:
         "(number of seeds). Bold: leads every other method of its column (paired by checkpoint and "
         "seed, Student's t, p below 0.05 after Holm's adjustment for the number of rivals)."
     )
-    if is_paper_suite(suite):
+    if labels.is_paper_suite(suite):
         return text + " In brackets: the published value and its source."
-    return (
-        f"Suite {suite}: small networks and short training, not comparable with published "
-        f"numbers. {text}"
-    )
+    small = "small networks and short training, not comparable with published numbers"
+    return f"Suite {suite}: {small}. {text}"
 
 
 def markdown_table(header: list[str], rows: list[list[str]], align: str) -> str:
@@ -220,7 +212,10 @@ def markdown(rows: list[dict], suite: str) -> str:
 
     parts = [f"# Main table (suite: {suite})", caption(suite)]
     for block in blocks(rows):
-        lines = [[suite, method_label(name), *map(cell, cells)] for name, cells in block["methods"]]
+        lines = [
+            [suite, labels.method_label(name), *map(cell, cells)]
+            for name, cells in block["methods"]
+        ]
         header = ["suite", "method", *block["bits"]]
         align = "ll" + "r" * len(block["bits"])
         parts += [f"## {block['title']}", markdown_table(header, lines, align)]
@@ -234,7 +229,7 @@ def markdown(rows: list[dict], suite: str) -> str:
 def _beside_published(row: dict) -> list[str]:
     gap = row["published_difference"]
     return [
-        setting_name(row),
+        labels.setting_name(row),
         row["label"],
         measured_text(row),
         f"[{row['published_top1']}]({row['published_source']})",
@@ -275,7 +270,7 @@ def latex(rows: list[dict], suite: str) -> str:
             shown = list(map(cell, cells))
             if name == "fp" and shown:  # one cell for all bits
                 shown = [rf"\multicolumn{{{len(shown)}}}{{c}}{{{shown[0]}}}"]
-            lines.append({"label": tex(method_label(name)), "name": name, "cells": shown})
+            lines.append({"label": tex(labels.method_label(name)), "name": name, "cells": shown})
         drawn.append({"title": tex(block["title"]), "columns": block["bits"], "rows": lines})
     environment = jinja2.Environment(
         *("<%", "%>", "<<", ">>", "<#", "#>"),  # braces belong to LaTeX

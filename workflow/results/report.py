@@ -24,14 +24,6 @@ from workflow.comparisons import load_comparisons
 from workflow.results import claims, labels
 from workflow.results.analysis import SETTING
 from workflow.results.columns import grouped, read_table
-from workflow.results.labels import (
-    arch_name,
-    dataset_name,
-    method_label,
-    method_order,
-    network_name,
-    setting_name,
-)
 from workflow.results.main_table import TEMPLATES, blocks, mean_text
 from workflow.results.plot_style import GRID, INK, MUTED, si
 from workflow.results.plots import PLOTS
@@ -92,7 +84,7 @@ def swatch(row: dict) -> Markup:
     """A dot in the method's colour, and its label."""
     color = labels.method_color(row["method"])
     dot = '<span class="dot" style="--c: {}" aria-hidden="true"></span>{}'
-    return Markup(dot).format(THEME.get(color, color), method_label(row["method"]))
+    return Markup(dot).format(THEME.get(color, color), labels.method_label(row["method"]))
 
 
 def chip(row: dict) -> Markup:
@@ -102,7 +94,7 @@ def chip(row: dict) -> Markup:
 
 def pair(row: dict) -> Markup:
     """The two methods of a row of claims.csv, in bold if the row answers the claim."""
-    text = f"{method_label(row['method'])} against {method_label(row['other'])}"
+    text = f"{labels.method_label(row['method'])} against {labels.method_label(row['other'])}"
     return Markup("<b>{}</b>" if row["primary"] else "{}").format(text)
 
 
@@ -113,11 +105,11 @@ def published(row: dict) -> Markup:
 
 def setting(row: dict, column: str = "method") -> str:
     """`CIFAR-100, ResNet-20, W2A2 · PACT`."""
-    return f"{setting_name(row)} · {method_label(row[column])}"
+    return f"{labels.setting_name(row)} · {labels.method_label(row[column])}"
 
 
 def setting_order(row: dict) -> tuple:
-    return *(row.get(name) for name in SETTING), method_order(row["method"])
+    return *(row.get(name) for name in SETTING), labels.method_order(row["method"])
 
 
 def duration(seconds: float) -> str:
@@ -151,7 +143,7 @@ CHANNEL_ERROR: Columns = {
     "Weighting": ("variant", lambda row: row["variant"].replace("_", " ")),
     "Channels improved (%)": ("share_of_channels_improved", ".1f"),
     "Median error": ("median_error_variant", ".3g"),
-    "Trained with it": ("trained_with", lambda row: method_label(row["trained_with"])),
+    "Trained with it": ("trained_with", lambda row: labels.method_label(row["trained_with"])),
     "Top-1": ("top1_mean", accuracy),
 }
 DIRECT_WEIGHTS: Columns = {
@@ -171,8 +163,8 @@ DIAGNOSTICS: Columns = {
 }  # fmt: skip
 RUNS: Columns = {
     "Method": ("method", swatch),
-    "Data": ("dataset", lambda row: dataset_name(row["dataset"])),
-    "Network": ("arch", lambda row: arch_name(row["arch"])),
+    "Data": ("dataset", lambda row: labels.dataset_name(row["dataset"])),
+    "Network": ("arch", lambda row: labels.arch_name(row["arch"])),
     "Bits": ("run_id", lambda row: bits_label(row["w_bits"], row["a_bits"])),
     "Seed": ("seed", "d"), "Role": ("role", ""), "Status": ("status", ""),
     "Top-1": ("top1", ".2f"), "Δ FP": ("delta", "+.2f"), "Top-5": ("top5", ".2f"),
@@ -195,7 +187,9 @@ def tiles(results: list[dict], table: list[dict], timings: list[dict]) -> list[t
     full_precision = [row for row in done if row["method"] == "fp"]
     if full_precision:
         best = max(full_precision, key=lambda row: row["top1_mean"])
-        found.append((f"{best['top1_mean']:.2f} %", f"best full precision: {network_name(best)}"))
+        found.append(
+            (f"{best['top1_mean']:.2f} %", f"best full precision: {labels.network_name(best)}")
+        )
     counts = sorted({row["n"] for row in done}) or [0]
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     found.append((seeds, "finished seeds for each method and setting"))
@@ -283,7 +277,7 @@ def render(folder: Path, plots: Path) -> str:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.globals |= {f.__name__: f for f in (accuracy, chip, distinct, pair, swatch)}
-    environment.filters |= {"arch_name": arch_name, "dataset_name": dataset_name}
+    environment.filters |= {"arch_name": labels.arch_name, "dataset_name": labels.dataset_name}
     return environment.get_template("report.html.j2").render(
         suite=record.suite,
         paper=labels.is_paper_suite(record.suite),

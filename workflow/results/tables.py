@@ -27,7 +27,8 @@ def write_tables(folder: Path, record: Record) -> None:
     results = analysis.results(record)
     write_table(folder / "results.csv", results)
     write_table(folder / "timings.csv", analysis.timings(record))
-    write_table(folder / "epochs.csv", analysis.epochs(record))
+    epochs = [row for _, rows in sorted(record.epochs.items()) for row in rows]
+    write_table(folder / "epochs.csv", epochs)
     write_table(folder / "diagnostics.csv", analysis.diagnostics(record, results))
     results = read_table(folder / "results.csv")  # so that every table shows the same digits
     rows = main_table.main_table(results, main_table.read_published(record.suite))

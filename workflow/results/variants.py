@@ -4,6 +4,8 @@ A variant is a recipe (suite: `recipes`) or a method that is a setting of anothe
 from the same checkpoints. Test data are not looked at: what is chosen here must not know them.
 """
 
+import pandas as pd
+
 from lowbit_core.quantizers.bits import bits_label
 from workflow.results.analysis import SETTING, mean_and_spread
 from workflow.results.claims import difference_text
@@ -13,24 +15,13 @@ from workflow.results.labels import method_label, method_order, network_name
 from workflow.results.main_table import markdown_table, mean_text
 
 
-def flat(recipe: dict, prefix: str = "") -> dict[str, object]:
-    """Nested settings joined by dots, without the recipe's name."""
-    found: dict[str, object] = {}
-    for key, value in recipe.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        elif prefix or key != "name":
-            found[prefix + key] = value
-    return found
-
-
 def change(recipe: dict, base: dict) -> str:
     """How `recipe` differs from `base`: `levels.lr_scale=0.3`; empty for the base itself."""
-    one, two = flat(recipe), flat(base)
+    one, two = (pd.json_normalize(r).to_dict("records")[0] for r in (recipe, base))
     return "; ".join(
         f"{key.removeprefix('quantizer_groups.')}={one.get(key)}"
         for key in sorted(one.keys() | two.keys())
-        if one.get(key) != two.get(key)
+        if key != "name" and one.get(key) != two.get(key)
     )
 
 
