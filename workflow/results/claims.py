@@ -5,7 +5,6 @@ its interval and a verdict (workflow/results/compare.py). How to read them: docs
 """
 
 from statistics import mean
-from typing import NamedTuple
 
 from lowbit_core.quantizers.bits import bits_label
 from workflow.comparisons import load_comparisons
@@ -17,14 +16,8 @@ from workflow.results.record import mean_of
 
 ALL = "all"
 """The network and the bits of the row over all settings of a data set."""
-
-
-class Setting(NamedTuple):
-    """The pairs of two methods at one setting of a data set."""
-
-    arch: str
-    bits: str
-    pairs: Pairs
+Setting = tuple[str, str, Pairs]
+"""A network, its bits, and the pairs of two methods there."""
 
 
 def claim_rows(results: list[dict]) -> list[dict]:
@@ -51,17 +44,16 @@ def settings_of(runs: list[dict], method: str, other: str) -> list[Setting]:
         one, two = ([run for run in mine if run["method"] == name] for name in (method, other))
         pairs = compare.pair_runs(one, two)
         if pairs.runs or pairs.diverged or pairs.other_diverged:
-            found.append(Setting(arch, bits_label(*bits), pairs))
+            found.append((arch, bits_label(*bits), pairs))
     return found
 
 
 def _rows(settings: list[Setting]) -> list[dict]:
     """A row for each setting, and the row over all of them that is the primary answer."""
     rows = []
-    for setting in settings:
-        pairs = setting.pairs
+    for arch, bits, pairs in settings:
         found = difference([pairs.differences], pairs.diverged, pairs.other_diverged)
-        rows.append(_row(setting.arch, setting.bits, [setting], found))
+        rows.append(_row(arch, bits, [pairs], found))
     if len(settings) > 1:
         rows.append(_over_all(settings))
     for row in rows[-1:]:
@@ -75,29 +67,29 @@ def _over_all(settings: list[Setting]) -> dict:
     Networks with too few checkpoints for an interval are left out, unless all are.
     """
     networks: dict[str, dict[tuple, list[float]]] = {}
-    for setting in settings:
-        checkpoints = networks.setdefault(setting.arch, {})
-        for key, value in zip(setting.pairs.keys, setting.pairs.differences, strict=True):
+    for arch, _, pairs in settings:
+        checkpoints = networks.setdefault(arch, {})
+        for key, value in zip(pairs.keys, pairs.differences, strict=True):
             checkpoints.setdefault(key, []).append(value)
     enough = {arch for arch, checkpoints in networks.items() if len(checkpoints) >= FEWEST}
     left_out = sorted(networks.keys() - enough) if enough else []
-    used = [setting for setting in settings if setting.arch not in left_out]
+    used = [pairs for arch, _, pairs in settings if arch not in left_out]
     found = difference(
         [
             [round(mean(values), compare.DIGITS) for _, values in sorted(checkpoints.items())]
             for arch, checkpoints in sorted(networks.items())
             if arch not in left_out
         ],
-        sum(setting.pairs.diverged for setting in used),
-        sum(setting.pairs.other_diverged for setting in used),
+        sum(pairs.diverged for pairs in used),
+        sum(pairs.other_diverged for pairs in used),
     )
     names = ", ".join(map(labels.arch_name, left_out))
     note = f"left out, n below {FEWEST}: {names}" if left_out else ""
     return _row(ALL, ALL, used, found, note)
 
 
-def _row(arch: str, bits: str, settings: list[Setting], found: Difference, note: str = "") -> dict:
-    pairs = [pair for setting in settings for pair in setting.pairs.runs]
+def _row(arch: str, bits: str, used: list[Pairs], found: Difference, note: str = "") -> dict:
+    pairs = [pair for one in used for pair in one.runs]
     return {
         "arch": arch,
         "bits": bits,

@@ -171,10 +171,8 @@ def blocks(rows: list[dict]) -> list[dict]:
         cells = {(r["method"], r["w_bits"], r["a_bits"]): r for r in mine}
         bits = sorted({key[1:] for key in cells if key[0] != "fp"})
         names = sorted({r["method"] for r in mine} - {"fp"}, key=labels.method_order)
-        methods = [(name, [cells.get((name, *pair)) for pair in bits]) for name in names]
-        for row in mine:
-            if row["method"] == "fp":
-                methods.insert(0, ("fp", [row] * len(bits)))
+        methods = [("fp", [row] * len(bits)) for row in mine if row["method"] == "fp"]
+        methods += [(name, [cells.get((name, *pair)) for pair in bits]) for name in names]
         names = [bits_label(*pair) for pair in bits]
         found.append({"title": labels.network_name(mine[0]), "bits": names, "methods": methods})
     return found

@@ -120,7 +120,7 @@ def accuracy_vs_bits(data: Data) -> Drawn:
     for axis, cells, _ in panels:
         for method in drawing_order(cells):
             mine = cells[cells["method"] == method].sort_values(["w_bits", "a_bits"])
-            x = [columns.index(bits) for bits in mine["bits"]]
+            x = list(map(columns.index, mine["bits"]))
             look.draw_mean(axis, method, x, mine["top1_mean"], mine["top1_std"], size=7)
         axis.set_title(f"{axis.get_title(loc='left')}  (n = {cells['n'].max()})")
         axis.set_xticks(range(len(columns)), columns)
@@ -260,8 +260,8 @@ def training_curves(data: Data) -> Drawn:
     for axis, (column, title) in zip(axes, titles, strict=True):
         draw_curves(axis, table, column)
         axis.set(title=title, xlabel="epoch")
-    setting = f"{labels.network_name(run)}, {run['bits']}, n = {chosen['seed'].nunique()}"
-    return figure, f"{setting}, band ± one std"
+    seeds = chosen["seed"].nunique()
+    return figure, f"{labels.setting_name(run)}, n = {seeds}, band ± one std"
 
 
 WEIGHT_CURVES = {

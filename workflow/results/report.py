@@ -187,9 +187,8 @@ def tiles(results: list[dict], table: list[dict], timings: list[dict]) -> list[t
     full_precision = [row for row in done if row["method"] == "fp"]
     if full_precision:
         best = max(full_precision, key=lambda row: row["top1_mean"])
-        found.append(
-            (f"{best['top1_mean']:.2f} %", f"best full precision: {labels.network_name(best)}")
-        )
+        where = f"best full precision: {labels.network_name(best)}"
+        found.append((f"{best['top1_mean']:.2f} %", where))
     counts = sorted({row["n"] for row in done}) or [0]
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     found.append((seeds, "finished seeds for each method and setting"))
@@ -229,11 +228,10 @@ def main_tables(table: list[dict]) -> dict[str, Table]:
     """A table for each data set and network, by its caption."""
     found = {}
     for block in blocks(table):
-        lines = block["methods"]
-        seeds = max((row["n"] for _, rows in lines for row in rows if row), default=0)
+        seeds = max((r["n"] for _, cells in block["methods"] for r in cells if r), default=0)
         rows = [
-            [swatch({"method": name}), *(main_cell(row, seeds) for row in line)]
-            for name, line in lines
+            [swatch({"method": name}), *(main_cell(row, seeds) for row in cells)]
+            for name, cells in block["methods"]
         ]
         found[f"{block['title']} · n = {seeds}"] = ["Method", *block["bits"]], rows
     return found
