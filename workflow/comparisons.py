@@ -49,36 +49,20 @@ class Comparisons:
         return [pair for pair in pairs if set(pair) <= set(methods)]
 
 
-@cache
-def load_comparisons(path: Path = PATH) -> Comparisons:
-    """Read and check the file; InputError names the first thing that is wrong in it."""
-    file = _File(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    file.mapping("the file", data, KEYS)
-    file.methods("method", [data["method"]])
-    for measured, trained in file.mapping("channel_error", data["channel_error"]).items():
-        where = f"channel_error.{measured}"
-        for weighting in file.mapping(where, trained):
-            file.check(weighting in WEIGHTINGS, where, weighting, f"one of {', '.join(WEIGHTINGS)}")
-        file.methods(where, [measured, *trained.values()])
-    claims = file.mapping("claims", data["claims"]).items()
-    return Comparisons(
-        data["method"],
-        file.methods("variants", data["variants"]),
-        tuple(file.claim(str(name), entry) for name, entry in claims),
-        data["channel_error"],
-        file.methods("direct_weights", data["direct_weights"]),
-    )
-
-
 @dataclass(frozen=True)
-class _File:
-    """Checks of the parts of the file, with errors that name it."""
+class ConfigFile:
+    """A YAML file, with checks whose InputErrors name the file and the place in it."""
 
     path: Path
+
+    def read(self, keys: tuple[str, ...]) -> dict:
+        """The mapping that the file holds; it must have these keys."""
+        try:
+            data = yaml.safe_load(self.path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            text = " ".join(str(error).split())
+            raise InputError(f"{self.path} is not valid YAML: {text}") from error
+        return self.mapping("the file", data, keys)
 
     def check(self, is_right: bool, where: str, value: object, legal: str) -> None:
         if not is_right:
@@ -96,13 +80,33 @@ class _File:
             self.check(name in METHODS, where, name, f"one of {', '.join(METHODS)}")
         return tuple(names)
 
-    def claim(self, name: str, entry: object) -> Claim:
-        self.mapping(f"claims.{name}", entry, ("question", "pairs"))
-        question, listed, where = str(entry["question"]), entry["pairs"], f"claims.{name}.pairs"
-        if listed == BASELINES:
-            return Claim(name, question, None)
-        legal = f"a list of [method, other], or {BASELINES}"
-        self.check(isinstance(listed, list), where, listed, legal)
-        pairs = tuple(self.methods(where, pair) for pair in listed)
-        self.check(all(len(pair) == 2 for pair in pairs), where, listed, legal)
-        return Claim(name, question, pairs)
+
+@cache
+def load_comparisons(path: Path = PATH) -> Comparisons:
+    """Read and check the file; InputError names the first thing that is wrong in it."""
+    file = ConfigFile(path)
+    data = file.read(KEYS)
+    file.methods("method", [data["method"]])
+    for measured, trained in file.mapping("channel_error", data["channel_error"]).items():
+        where = f"channel_error.{measured}"
+        for weighting in file.mapping(where, trained):
+            file.check(weighting in WEIGHTINGS, where, weighting, f"one of {', '.join(WEIGHTINGS)}")
+        file.methods(where, [measured, *trained.values()])
+    claims = file.mapping("claims", data["claims"]).items()
+    return Comparisons(
+        data["method"],
+        file.methods("variants", data["variants"]),
+        tuple(_claim(file, str(name), entry) for name, entry in claims),
+        data["channel_error"],
+        file.methods("direct_weights", data["direct_weights"]),
+    )
+
+
+def _claim(file: ConfigFile, name: str, entry: object) -> Claim:
+    file.mapping(f"claims.{name}", entry, ("question", "pairs"))
+    question, listed, where = str(entry["question"]), entry["pairs"], f"claims.{name}.pairs"
+    if listed == BASELINES:
+        return Claim(name, question, None)
+    is_right = isinstance(listed, list) and all(type(p) is list and len(p) == 2 for p in listed)
+    file.check(is_right, where, listed, f"a list of [method, other], or {BASELINES}")
+    return Claim(name, question, tuple(file.methods(where, pair) for pair in listed))

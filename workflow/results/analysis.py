@@ -1,7 +1,6 @@
 """From a record to its tidy tables: results, timings, epochs, diagnostics and the two ablations."""
 
 import json
-from collections.abc import Iterable
 from functools import partial
 from statistics import mean, median, stdev
 
@@ -9,28 +8,29 @@ from baselines import method as find_method
 from lowbit_core.quantizers.basis_activation import WEIGHTINGS
 from lowbit_core.quantizers.bits import FLOAT_BITS
 from workflow.comparisons import load_comparisons
+from workflow.results.columns import grouped
 from workflow.results.compare import difference, pair_runs
 from workflow.results.record import Record, mean_of
 from workflow.suite.jobs import ROLES
 
 SETTING = ("dataset", "arch", "w_bits", "a_bits")
-COPIED = {
-    "config": ("dataset", "arch", "method", "w_bits", "a_bits", "seed", "pretrained",
-               "code_version", "run_id"),
-    "final": ("status", "diverged_layer", "size_bytes", "bitops", "hardware", "loader", "compile",
-              "threads"),
-    "recipe": ("schedule", "batch_size", "augmentation", "train_images", "val_images", "precision"),
-    "policy": ("first_last", "shortcut"),
-    "versions": ("torch", "torchvision", "ffcv", "python"),
-}  # fmt: skip
-"""Columns of results.csv that stand under the same name in this part of a run's record."""
 TIMINGS = {"seconds": sum, "images_per_s": median, "data_wait_share": median, "peak_memory_mb": max}
 """Columns of timings.csv -> what is made of the values of the epochs."""
+MEANS = {"top1": "top1_mean", "mismatch_end": "mismatch_end", "flip_rate_end": "flip_rate_end"}
+"""Columns whose means ablation_direct_weights_summary.csv has for a method and another."""
 
 
 def spread(values: list[float]) -> float | None:
     """Sample standard deviation (ddof 1); None for fewer than two values."""
     return stdev(values) if len(values) > 1 else None
+
+
+def mean_and_spread(runs: list[dict], column: str) -> dict:
+    """n, diverged, mean and std of a column, which is None for the runs that diverged."""
+    known = [run[column] for run in runs if run[column] is not None]
+    middle = mean(known) if known else None
+    found = {f"{column}_mean": middle, f"{column}_std": spread(known)}
+    return {"n": len(known), "diverged": len(runs) - len(known), **found}
 
 
 def setting_of(row: dict) -> tuple:
@@ -45,12 +45,9 @@ def quantizer_facts(name: str) -> dict[str, str]:
     """Granularity and initialisation of a method's quantizers; empty for full precision."""
     found = find_method(name)
     kinds = [f.func if isinstance(f, partial) else f for f in (found.weight, found.activation)]
-    weight, activation = kinds
-    return {
-        "weight_granularity": weight.GRANULARITY if weight else "",
-        "activation_granularity": activation.GRANULARITY if activation else "",
-        "init": "; ".join(dict.fromkeys(kind.INIT for kind in kinds if kind)),
-    }
+    weight, activation = (kind.GRANULARITY if kind else "" for kind in kinds)
+    init = "; ".join(dict.fromkeys(kind.INIT for kind in kinds if kind))
+    return {"weight_granularity": weight, "activation_granularity": activation, "init": init}
 
 
 def group_setting(groups: dict[str, dict], key: str) -> str:
@@ -61,21 +58,22 @@ def group_setting(groups: dict[str, dict], key: str) -> str:
 def result_row(suite: str, run: dict) -> dict:
     """One row of results.csv, without what other runs determine."""
     config, final = run["config"], run["final"]
-    recipe, policy = config["recipe"], config["policy"]
-    parts = {"config": config, "final": final, "recipe": recipe, "policy": policy,
-             "versions": final["versions"]}  # fmt: skip
-    row = {key: parts[part].get(key) for part, keys in COPIED.items() for key in keys}
+    recipe, exceptions = config["recipe"], config["policy"]["exceptions"]
+    top1 = dict.fromkeys(("top1", "top5", "val_top1"))
     if final["status"] == "done":
-        row |= {key: float(final[key]) for key in ("top1", "top5", "val_top1")}
-    exceptions = policy["exceptions"]
+        top1 = {key: float(final[key]) for key in top1}
     return {
-        **row,
+        **recipe,  # what has no line below stands in one of these under its column's name
+        **config["policy"],
+        **config,
+        **final,
+        **final["versions"],
         **quantizer_facts(config["method"]),
+        **top1,
         "suite": suite,
         "role": run["role"],
         "width": config["arch_options"].get("width"),
         "restarts": len(final["diverged_before"]),
-        "top1": row.get("top1"),
         "checkpoint_top1": run["checkpoint_top1"],
         "epochs": final["epochs_done"],
         "exceptions": json.dumps(exceptions, sort_keys=True) if exceptions else "",
@@ -103,38 +101,24 @@ def results(record: Record) -> list[dict]:
         row["fp_top1"] = full_precision.get((row["dataset"], row["arch"], row["seed"]))
         if row["top1"] is not None and row["fp_top1"] is not None:
             row["delta"] = row["top1"] - row["fp_top1"]
-    return sorted(
-        rows,
-        key=lambda row: (
-            *setting_of(row), row["method"], row["seed"], ROLES.index(row["role"]), row["run_id"],
-        ),
-    )  # fmt: skip
+
+    def order(row: dict) -> tuple:
+        return *setting_of(row), row["method"], row["seed"], ROLES.index(row["role"]), row["run_id"]
+
+    return sorted(rows, key=order)
 
 
-def run_epochs(record: Record, runs: Iterable[dict]) -> list[tuple[str, list[dict]]]:
-    """(run_id, epochs) of every run, sorted."""
-    return [(name, record.epochs.get(name, [])) for name in sorted(run["run_id"] for run in runs)]
-
-
-def timings(record: Record, runs: list[dict]) -> list[dict]:
+def timings(record: Record) -> list[dict]:
     """Seconds in all, median images a second and wait share, peak MB, for every run."""
     rows = []
-    for run_id, epochs in run_epochs(record, runs):
+    for run_id in sorted(run["config"]["run_id"] for run in record.runs):
         row = {"run_id": run_id, "seconds": 0}
         for key, statistic in TIMINGS.items():
-            if values := [epoch[key] for epoch in epochs if epoch[key] is not None]:
-                row[key] = statistic(values)
+            values = [epoch[key] for epoch in record.epochs.get(run_id, [])]
+            if known := [value for value in values if value is not None]:
+                row[key] = statistic(known)
         rows.append(row)
     return rows
-
-
-def epochs(record: Record, runs: list[dict]) -> list[dict]:
-    """Losses, accuracies and weights' state of every run, epoch by epoch."""
-    return [
-        {**row, "run_id": run_id, "epoch": int(row["epoch"])}
-        for run_id, rows in run_epochs(record, runs)
-        for row in rows
-    ]
 
 
 def weight_facts(record: Record, run_id: str) -> dict[str, float | None]:
@@ -173,7 +157,7 @@ def diagnostics(record: Record, runs: list[dict]) -> list[dict]:
 def channel_errors(record: Record, runs: list[dict]) -> list[dict]:
     """One row per run, layer and channel of the finished runs that measured their channels."""
     return [
-        {**run, **channel, "channel": int(channel["channel"])}
+        {**run, **channel}
         for run in runs
         if run["status"] == "done"
         for channel in record.channels.get(run["run_id"], [])
@@ -182,38 +166,29 @@ def channel_errors(record: Record, runs: list[dict]) -> list[dict]:
 
 def summarize_channel_errors(channels: list[dict], runs: list[dict]) -> list[dict]:
     """Per setting and weighting: share of channels whose error falls, median error, top-1."""
-    measured: dict[tuple, list[dict]] = {}
-    for row in channels:
-        if row["error_equal"] is not None:
-            key = (row["dataset"], row["arch"], row["method"], row["w_bits"], row["a_bits"])
-            measured.setdefault(key, []).append(row)
+    measured = [row for row in channels if row["error_equal"] is not None]
     summary = []
-    for _, rows in sorted(measured.items()):
+    for _, rows in sorted(grouped(measured, "dataset", "arch", "method", *SETTING[2:]).items()):
         equal = [row["error_equal"] for row in rows]
+        here = [run for run in runs if setting_of(run) == setting_of(rows[0])]
         trained_with = load_comparisons().channel_error.get(rows[0]["method"], {})
         for weighting in WEIGHTINGS:
             errors = [row[f"error_{weighting}"] for row in rows]
             improved = [new < old for new, old in zip(errors, equal, strict=True)]
             trained = trained_with.get(weighting)
-            top1 = [
-                run["top1"] for run in runs
-                if run["method"] == trained and run["top1"] is not None
-                and setting_of(run) == setting_of(rows[0])
-            ]  # fmt: skip
+            top1 = mean_and_spread([run for run in here if run["method"] == trained], "top1")
+            share = 100.0 * mean(improved) if weighting != "equal" else None
             summary.append({
                 **rows[0],
+                **top1,
                 "variant": weighting,
                 "seeds": len({row["seed"] for row in rows}),
                 "channels": len(rows),
-                "share_of_channels_improved": (
-                    100.0 * mean(improved) if weighting != "equal" else None
-                ),
+                "share_of_channels_improved": share,
                 "median_error_equal": median(equal),
                 "median_error_variant": median(errors),
                 "trained_with": trained,
-                "top1_mean": mean(top1) if top1 else None,
-                "top1_std": spread(top1),
-                "top1_n": len(top1),
+                "top1_n": top1["n"],
             })  # fmt: skip
     return summary
 
@@ -223,55 +198,35 @@ def summarize_channel_errors(channels: list[dict], runs: list[dict]) -> list[dic
 
 def direct_weights(record: Record, runs: list[dict]) -> list[dict]:
     """The method and its counterparts, at the settings where a counterpart ran."""
-    method, others = load_comparisons().method, load_comparisons().direct_weights
-    family = [
-        run for run in runs
-        if run["method"] in (method, *others) and run["w_bits"] != FLOAT_BITS
-    ]  # fmt: skip
-    compared = {setting_of(run) for run in family if run["method"] != method}
+    order = (load_comparisons().method, *load_comparisons().direct_weights)
+    family = [run for run in runs if run["method"] in order and run["w_bits"] != FLOAT_BITS]
+    compared = {setting_of(run) for run in family if run["method"] != order[0]}
     rows = [
         {**run, **(weight_facts(record, run["run_id"]) if run["status"] == "done" else {})}
         for run in family
         if setting_of(run) in compared
     ]
-    order = (method, *others)
     return sorted(rows, key=lambda r: (*setting_of(r), r["seed"], order.index(r["method"])))
 
 
 def summarize_direct_weights(rows: list[dict]) -> list[dict]:
     """The method minus each counterpart, paired by checkpoint and seed: mean, std (ddof 1), n."""
-    settings: dict[tuple, list[dict]] = {}
-    for row in rows:
-        settings.setdefault(setting_of(row), []).append(row)
+    method = load_comparisons().method
     summary = []
-    for _, found in sorted(settings.items()):
+    for _, found in sorted(grouped(rows, *SETTING).items()):
+        methods = grouped(found, "method")
         for other in load_comparisons().direct_weights:
-            method = load_comparisons().method
-            pairs = pair_runs(
-                *([row for row in found if row["method"] == name] for name in (method, other))
-            )
+            pairs = pair_runs(methods.get(method, []), methods.get(other, []))
             if not pairs.runs:
                 continue
-
-            def average(index: int, column: str, pairs: list[tuple] = pairs.runs) -> float | None:
-                return mean_of(pair[index][column] for pair in pairs)
-
             accuracy = difference([pairs.differences])
             mismatch = [one["mismatch_end"] - two["mismatch_end"] for one, two in pairs.runs]
-            summary.append({
-                **{key: found[0][key] for key in ("suite", *SETTING)},
-                "method": method,
-                "other": other,
-                "n": accuracy.n,
-                "top1_mean": average(0, "top1"),
-                "other_top1_mean": average(1, "top1"),
-                "top1_difference_mean": accuracy.mean,
-                "top1_difference_std": accuracy.std,
-                "mismatch_end": average(0, "mismatch_end"),
-                "other_mismatch_end": average(1, "mismatch_end"),
-                "mismatch_end_difference_mean": mean(mismatch),
-                "mismatch_end_difference_std": spread(mismatch),
-                "flip_rate_end": average(0, "flip_rate_end"),
-                "other_flip_rate_end": average(1, "flip_rate_end"),
-            })  # fmt: skip
+            row = {key: found[0][key] for key in ("suite", *SETTING)}
+            row |= {"method": method, "other": other, "n": accuracy.n, **accuracy.columns}
+            row["mismatch_end_difference_mean"] = mean(mismatch)
+            row["mismatch_end_difference_std"] = spread(mismatch)
+            for column, name in MEANS.items():
+                row[name] = mean_of(one[column] for one, _ in pairs.runs)
+                row[f"other_{name}"] = mean_of(two[column] for _, two in pairs.runs)
+            summary.append(row)
     return summary

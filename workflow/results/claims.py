@@ -4,88 +4,60 @@ For every setting (dataset, arch, bits) and over all settings of a data set: the
 its interval and a verdict (workflow/results/compare.py). How to read them: docs/results.md.
 """
 
-from dataclasses import dataclass
 from statistics import mean
 
 from lowbit_core.quantizers.bits import bits_label
 from workflow.comparisons import load_comparisons
-from workflow.results.compare import (
-    DIGITS,
-    FEWEST,
-    MARGIN,
-    Difference,
-    Pairs,
-    adjusted_verdicts,
-    difference,
-    pair_runs,
-    verdict,
-)
-from workflow.results.labels import (
-    arch_name,
-    dataset_name,
-    is_paper_suite,
-    method_label,
-    method_order,
-)
+from workflow.results import compare, labels
+from workflow.results.columns import grouped
+from workflow.results.compare import FEWEST, MARGIN, Difference, Pairs, difference
 from workflow.results.main_table import markdown_table
+from workflow.results.record import mean_of
 
 ALL = "all"
 """The network and the bits of the row over all settings of a data set."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The pairs of two methods at one setting of a data set."""
-
-    arch: str
-    bits: str
-    pairs: Pairs
+Setting = tuple[str, str, Pairs]
+"""A network, its bits, and the pairs of two methods there."""
 
 
 def claim_rows(results: list[dict]) -> list[dict]:
     """All rows of claims.csv. The order of the rows of `results` does not matter."""
-    runs = [run for run in results if run["role"] != "checkpoint"]
     rows = []
-    for dataset in sorted({run["dataset"] for run in runs}):
-        mine = [run for run in runs if run["dataset"] == dataset]
-        methods = sorted({run["method"] for run in mine}, key=lambda m: (method_order(m), m))
+    runs = [run for run in results if run["role"] != "checkpoint"]
+    for dataset, mine in sorted(grouped(runs, "dataset").items()):
+        methods = sorted({run["method"] for run in mine}, key=lambda m: (labels.method_order(m), m))
         for claim in load_comparisons().claims:
-            found = [
-                {"suite": mine[0]["suite"], "dataset": dataset, "claim": claim.name,
-                 "method": method, "other": other, **row}
-                for method, other in load_comparisons().pairs(claim, methods)
-                for row in _rows(settings_of(mine, method, other))
-            ]  # fmt: skip
-            rows += _judged(found)
+            found = []
+            for method, other in load_comparisons().pairs(claim, methods):
+                names = {"claim": claim.name, "method": method, "other": other}
+                names |= {"suite": mine[0]["suite"], "dataset": dataset}
+                found += [names | row for row in _rows(settings_of(mine, method, other))]
+            compare.judge([row for row in found if not row["primary"]])
+            rows += found
     return rows
 
 
 def settings_of(runs: list[dict], method: str, other: str) -> list[Setting]:
     """The settings at which the two methods have a pair of runs, by network and bits."""
-    groups: dict[tuple, dict[str, list[dict]]] = {}
-    for run in runs:
-        if run["method"] in (method, other):
-            where = run["arch"], run["w_bits"], run["a_bits"]
-            groups.setdefault(where, {method: [], other: []})[run["method"]].append(run)
     found = []
-    for (arch, *bits), by_method in sorted(groups.items()):
-        pairs = pair_runs(by_method[method], by_method[other])
+    for (arch, *bits), mine in sorted(grouped(runs, "arch", "w_bits", "a_bits").items()):
+        one, two = ([run for run in mine if run["method"] == name] for name in (method, other))
+        pairs = compare.pair_runs(one, two)
         if pairs.runs or pairs.diverged or pairs.other_diverged:
-            found.append(Setting(arch, bits_label(*bits), pairs))
+            found.append((arch, bits_label(*bits), pairs))
     return found
 
 
 def _rows(settings: list[Setting]) -> list[dict]:
     """A row for each setting, and the row over all of them that is the primary answer."""
     rows = []
-    for setting in settings:
-        pairs = setting.pairs
+    for arch, bits, pairs in settings:
         found = difference([pairs.differences], pairs.diverged, pairs.other_diverged)
-        rows.append(_row(setting.arch, setting.bits, [setting], found))
+        rows.append(_row(arch, bits, [pairs], found))
     if len(settings) > 1:
         rows.append(_over_all(settings))
     for row in rows[-1:]:
-        row["primary"] = "yes"
+        row["primary"], row["verdict"] = "yes", compare.verdict(row["found"])
     return rows
 
 
@@ -95,30 +67,29 @@ def _over_all(settings: list[Setting]) -> dict:
     Networks with too few checkpoints for an interval are left out, unless all are.
     """
     networks: dict[str, dict[tuple, list[float]]] = {}
-    for setting in settings:
-        checkpoints = networks.setdefault(setting.arch, {})
-        for key, value in zip(setting.pairs.keys, setting.pairs.differences, strict=True):
+    for arch, _, pairs in settings:
+        checkpoints = networks.setdefault(arch, {})
+        for key, value in zip(pairs.keys, pairs.differences, strict=True):
             checkpoints.setdefault(key, []).append(value)
     enough = {arch for arch, checkpoints in networks.items() if len(checkpoints) >= FEWEST}
     left_out = sorted(networks.keys() - enough) if enough else []
-    used = [setting for setting in settings if setting.arch not in left_out]
+    used = [pairs for arch, _, pairs in settings if arch not in left_out]
     found = difference(
         [
-            [round(mean(values), DIGITS) for _, values in sorted(checkpoints.items())]
+            [round(mean(values), compare.DIGITS) for _, values in sorted(checkpoints.items())]
             for arch, checkpoints in sorted(networks.items())
             if arch not in left_out
         ],
-        sum(setting.pairs.diverged for setting in used),
-        sum(setting.pairs.other_diverged for setting in used),
+        sum(pairs.diverged for pairs in used),
+        sum(pairs.other_diverged for pairs in used),
     )
-    names = ", ".join(map(arch_name, left_out))
+    names = ", ".join(map(labels.arch_name, left_out))
     note = f"left out, n below {FEWEST}: {names}" if left_out else ""
     return _row(ALL, ALL, used, found, note)
 
 
-def _row(arch: str, bits: str, settings: list[Setting], found: Difference, note: str = "") -> dict:
-    pairs = [pair for setting in settings for pair in setting.pairs.runs]
-    note = note or ("" if found.p is not None else f"n below {FEWEST}: no interval")
+def _row(arch: str, bits: str, used: list[Pairs], found: Difference, note: str = "") -> dict:
+    pairs = [pair for one in used for pair in one.runs]
     return {
         "arch": arch,
         "bits": bits,
@@ -127,30 +98,13 @@ def _row(arch: str, bits: str, settings: list[Setting], found: Difference, note:
         "pairs": len(pairs),
         "diverged": found.diverged,
         "other_diverged": found.other_diverged,
-        "top1_mean": mean(one["top1"] for one, _ in pairs) if pairs else None,
-        "other_top1_mean": mean(two["top1"] for _, two in pairs) if pairs else None,
-        "top1_difference_mean": found.mean,
-        "top1_difference_std": found.std,
-        "top1_difference_low": found.low,
-        "top1_difference_high": found.high,
-        "p": found.p,
+        "top1_mean": mean_of(one["top1"] for one, _ in pairs),
+        "other_top1_mean": mean_of(two["top1"] for _, two in pairs),
+        **found.columns,
         "p_adjusted": None,
-        "note": note,
+        "note": note or ("" if found.p is not None else f"n below {FEWEST}: no interval"),
         "found": found,
     }
-
-
-def _judged(rows: list[dict]) -> list[dict]:
-    """The rows of one claim with their verdicts: those that are not primary are adjusted."""
-    others = [row for row in rows if not row["primary"]]
-    adjusted = adjusted_verdicts([row["found"] for row in others])
-    for row, (p, word) in zip(others, adjusted, strict=True):
-        row["p_adjusted"], row["verdict"] = p, word
-    for row in rows:
-        found = row.pop("found")
-        if row["primary"]:
-            row["verdict"] = verdict(found)
-    return rows
 
 
 # -- text ------------------------------------------------------------------------------------
@@ -168,24 +122,20 @@ def difference_text(row: dict) -> str:
 
 def place_text(row: dict) -> str:
     """The setting of a row: `CIFAR-100, ResNet-20, W2A2`, or `CIFAR-100, all settings`."""
-    name = dataset_name(row["dataset"])
     if row["arch"] == ALL:
-        return f"{name}, all settings"
-    return f"{name}, {arch_name(row['arch'])}, {row['bits']}"
+        return f"{labels.dataset_name(row['dataset'])}, all settings"
+    return f"{labels.network_name(row)}, {row['bits']}"
 
 
 def diverged_text(row: dict) -> str:
-    if not (row["diverged"] or row["other_diverged"]):
-        return "–"
-    return f"{row['diverged']} / {row['other_diverged']}"
-
-
-def verdict_text(row: dict) -> str:
-    return row["verdict"] + (f" ({row['note']})" if row["note"] else "")
+    counts = row["diverged"], row["other_diverged"]
+    return "{} / {}".format(*counts) if any(counts) else "–"
 
 
 def caption(suite: str) -> str:
-    text = (
+    is_small = not labels.is_paper_suite(suite)
+    small = "small networks and short training; nothing follows for full-length training"
+    return (f"Suite {suite}: {small}. " if is_small else "") + (
         "Differences in test top-1, in points, paired by checkpoint and seed; in brackets the 95 % "
         "interval of the mean over n checkpoints (Student's t). Verdicts: leads and trails where "
         f"the interval excludes 0, equal where it lies within ±{MARGIN:g} points, else undecided; "
@@ -194,12 +144,6 @@ def caption(suite: str) -> str:
         "adjusted for their number (Holm) before they get a verdict, so one whose interval leaves "
         "out 0 can still be undecided. Diverged: runs of the method / of the other that enter no "
         "difference; a method with one leads nothing."
-    )
-    if is_paper_suite(suite):
-        return text
-    return (
-        f"Suite {suite}: small networks and short training; nothing follows for full-length "
-        f"training. {text}"
     )
 
 
@@ -220,11 +164,11 @@ def _line(row: dict) -> list[str]:
     return [
         row["suite"],
         f"**{setting}**" if row["primary"] else setting,
-        method_label(row["method"]),
-        method_label(row["other"]),
+        labels.method_label(row["method"]),
+        labels.method_label(row["other"]),
         str(row["n"]),
         *("–" if value is None else f"{value:.2f}" for value in tops),
         difference_text(row),
         diverged_text(row),
-        verdict_text(row),
+        row["verdict"] + (f" ({row['note']})" if row["note"] else ""),
     ]

@@ -10,9 +10,11 @@ import hashlib
 import io
 import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import write_bytes
@@ -25,15 +27,35 @@ FORMATS = {"percent": ".3f", "p": ".3g"}
 AGAIN = "delete it and run `snakemake` again"
 
 
+NETWORK = "suite dataset arch"
+SETTING = f"{NETWORK} w_bits a_bits"
+KINDS = {
+    "name": f"{NETWORK} run_id layer source_url",
+    "text": """
+        diverged_layer first_last first_last_layer shortcut exceptions weight_granularity
+        activation_granularity init pretrained quantizer_weight_decay quantizer_lr_scale schedule
+        epoch_reported augmentation loader compile precision code_version torch torchvision ffcv
+        python hardware variant trained_with other label best published_policy published_source
+        published_note bits claim primary note recipe change""",
+    "whole": "w_bits a_bits seed restarts epoch channel seeds channels n pairs",
+    "percent": """
+        top1 top5 fp_top1 delta checkpoint_top1 val_top1 share_of_channels_improved top1_mean
+        top1_std other_top1_mean top1_difference_mean top1_difference_std top1_difference_low
+        top1_difference_high delta_mean val_top1_mean val_top1_std""",
+    "p": "p p_adjusted",
+    "method": "method",
+}
+"""Kinds of columns -> the columns; a column that is not listed holds numbers."""
+CHOICES = {"role": ROLES, "status": STATUSES, "verdict": VERDICTS}
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of a table."""
 
     name: str
-    kind: str = "text"
+    kind: str
     """name (text that is never empty), text, whole, number, percent, p, method or choice."""
-    legal: tuple[str, ...] = ()
-    """The values of a choice."""
 
     def text(self, value: object) -> str:
         """The cell of `value`: empty for None, a fixed format for floats."""
@@ -47,7 +69,7 @@ class Column:
     def fault(self, cell: str) -> str | None:
         """What the cell should be; None if it is that."""
         if self.kind in ("choice", "method"):
-            legal = method_names() if self.kind == "method" else self.legal
+            legal = method_names() if self.kind == "method" else CHOICES[self.name]
             return None if cell in legal else f"one of {', '.join(legal)}"
         if self.kind in ("text", "name"):
             is_right = cell.isprintable() and (cell or self.kind == "text")
@@ -68,90 +90,64 @@ class Column:
         return int(cell) if cell.isdecimal() else float(cell)
 
 
-def _columns(kind: str, names: str) -> tuple[Column, ...]:
-    return tuple(Column(name, kind) for name in names.split())
+def columns(names: str) -> tuple[Column, ...]:
+    """The columns of the names, which are separated by spaces."""
+    kinds = {name: kind for kind, listed in KINDS.items() for name in listed.split()}
+    kinds |= dict.fromkeys(CHOICES, "choice")
+    return tuple(Column(name, kinds.get(name, "number")) for name in names.split())
 
 
-names, texts, wholes, numbers, percents, p_values = (
-    partial(_columns, kind) for kind in ("name", "text", "whole", "number", "percent", "p")
-)
-METHOD = Column("method", "method")
-STATUS = Column("status", "choice", STATUSES)
-ROLE = Column("role", "choice", ROLES)
-VERDICT = Column("verdict", "choice", VERDICTS)
-BITS = wholes("w_bits a_bits")
-NETWORK = names("suite dataset arch")
-
-TABLES: dict[str, tuple[Column, ...]] = {
-    "results.csv": (
-        *NETWORK, *numbers("width"), METHOD, *BITS, *wholes("seed"), ROLE, STATUS,
-        *wholes("restarts"), *texts("diverged_layer"),
-        *percents("top1 top5 fp_top1 delta checkpoint_top1 val_top1"),
-        *numbers("epochs size_bytes bitops"), *texts("first_last shortcut exceptions"),
-        *numbers("signed_layers"),
-        *texts("weight_granularity activation_granularity init pretrained"),
-        *texts("quantizer_weight_decay quantizer_lr_scale schedule epoch_reported"),
-        *numbers("batch_size lr weight_decay"), *texts("augmentation"),
-        *numbers("train_images val_images"),
-        *texts("loader compile precision code_version torch torchvision ffcv python hardware"),
-        *numbers("threads"), *names("run_id"),
-    ),
-    "timings.csv": (
-        *names("run_id"), *numbers("seconds images_per_s data_wait_share peak_memory_mb"),
-    ),
-    "epochs.csv": (
-        *names("run_id"), *wholes("epoch"), *numbers("train_loss"), *numbers("train_top1 val_loss"),
-        *percents("val_top1"), *numbers("mismatch flip_rate level_span used_levels"),
-    ),
-    "diagnostics.csv": (
-        *NETWORK, METHOD, *BITS, *wholes("seed"), ROLE, STATUS, *percents("top1"),
-        *numbers("mismatch_start mismatch_end flip_rate_first flip_rate_end"),
-        *numbers("used_level_share used_level_share_lowest level_span dead_channel_share"),
-        *names("run_id"),
-    ),
-    "ablation_channel_error.csv": (
-        *NETWORK, METHOD, *BITS, *wholes("seed"), *names("run_id layer"), *wholes("channel"),
-        *numbers("variance error_equal error_inverse_variance error_median"),
-    ),
-    "ablation_channel_error_summary.csv": (
-        *NETWORK, METHOD, *BITS, *texts("variant"), *wholes("seeds channels"),
-        *percents("share_of_channels_improved"),
-        *numbers("median_error_equal median_error_variant"), *texts("trained_with"),
-        *percents("top1_mean top1_std"), *numbers("top1_n"),
-    ),
-    "ablation_direct_weights.csv": (
-        *NETWORK, *BITS, *wholes("seed"), METHOD, STATUS, *percents("top1"),
-        *numbers("mismatch_start mismatch_end flip_rate_mean flip_rate_end used_level_share"),
-        *names("run_id"),
-    ),
-    "ablation_direct_weights_summary.csv": (
-        *NETWORK, *BITS, METHOD, *texts("other"), *wholes("n"),
-        *percents("top1_mean other_top1_mean top1_difference_mean top1_difference_std"),
-        *numbers("mismatch_end other_mismatch_end"),
-        *numbers("mismatch_end_difference_mean mismatch_end_difference_std"),
-        *numbers("flip_rate_end other_flip_rate_end"),
-    ),
-    "table_main.csv": (
-        *NETWORK, *BITS, METHOD, *texts("label"), *wholes("n"), *numbers("diverged"),
-        *percents("top1_mean top1_std delta_mean"), *texts("best"),
-        *numbers("published_top1 published_difference"),
-        *texts("published_policy published_source published_note"),
-    ),
-    "claims.csv": (
-        *NETWORK, *texts("bits claim"), METHOD, *texts("other primary"), *wholes("n pairs"),
-        *numbers("diverged other_diverged"),
-        *percents("top1_mean other_top1_mean top1_difference_mean top1_difference_std"),
-        *percents("top1_difference_low top1_difference_high"), *p_values("p p_adjusted"),
-        VERDICT, *texts("note"),
-    ),
-    "variants.csv": (
-        *NETWORK, *texts("bits"), METHOD, *texts("recipe change"), *wholes("n"),
-        *numbers("diverged"), *percents("val_top1_mean val_top1_std top1_difference_mean"),
-        *percents("top1_difference_low top1_difference_high"), *p_values("p p_adjusted"),
-        VERDICT,
-    ),
-}  # fmt: skip
+NAMES = {
+    "results.csv": f"""
+        {NETWORK} width method w_bits a_bits seed role status restarts diverged_layer top1 top5
+        fp_top1 delta checkpoint_top1 val_top1 epochs size_bytes bitops first_last shortcut
+        exceptions signed_layers weight_granularity activation_granularity init pretrained
+        quantizer_weight_decay quantizer_lr_scale schedule epoch_reported batch_size lr
+        weight_decay augmentation train_images val_images loader compile precision code_version
+        torch torchvision ffcv python hardware threads run_id""",
+    "timings.csv": "run_id seconds images_per_s data_wait_share peak_memory_mb",
+    "epochs.csv": """
+        run_id epoch train_loss train_top1 val_loss val_top1 mismatch flip_rate level_span
+        used_levels""",
+    "diagnostics.csv": f"""
+        {NETWORK} method w_bits a_bits seed role status top1 mismatch_start mismatch_end
+        flip_rate_first flip_rate_end used_level_share used_level_share_lowest level_span
+        dead_channel_share run_id""",
+    "ablation_channel_error.csv": f"""
+        {NETWORK} method w_bits a_bits seed run_id layer channel variance error_equal
+        error_inverse_variance error_median""",
+    "ablation_channel_error_summary.csv": f"""
+        {NETWORK} method w_bits a_bits variant seeds channels share_of_channels_improved
+        median_error_equal median_error_variant trained_with top1_mean top1_std top1_n""",
+    "ablation_direct_weights.csv": f"""
+        {SETTING} seed method status top1 mismatch_start mismatch_end flip_rate_mean flip_rate_end
+        used_level_share run_id""",
+    "ablation_direct_weights_summary.csv": f"""
+        {SETTING} method other n top1_mean other_top1_mean top1_difference_mean
+        top1_difference_std mismatch_end other_mismatch_end mismatch_end_difference_mean
+        mismatch_end_difference_std flip_rate_end other_flip_rate_end""",
+    "table_main.csv": f"""
+        {SETTING} method label n diverged top1_mean top1_std delta_mean best published_top1
+        published_difference published_policy published_source published_note""",
+    "claims.csv": f"""
+        {NETWORK} bits claim method other primary n pairs diverged other_diverged top1_mean
+        other_top1_mean top1_difference_mean top1_difference_std top1_difference_low
+        top1_difference_high p p_adjusted verdict note""",
+    "variants.csv": f"""
+        {NETWORK} bits method recipe change n diverged val_top1_mean val_top1_std
+        top1_difference_mean top1_difference_low top1_difference_high p p_adjusted verdict""",
+}
+TABLES = {table: columns(names) for table, names in NAMES.items()}
 """The columns of every table, by its file's name."""
+
+
+def grouped(rows: Iterable[dict], *names: str) -> dict[Any, list[dict]]:
+    """The rows by their values of one column, or of several as a tuple; both keep their order."""
+    groups: dict[Any, list[dict]] = {}
+    key = itemgetter(*names)
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 # -- writing and reading ---------------------------------------------------------------------
@@ -159,11 +155,11 @@ TABLES: dict[str, tuple[Column, ...]] = {
 
 def write_table(path: str | Path, rows: list[dict]) -> None:
     """Write `rows` (absent keys are empty cells) as the table that the file's name says."""
-    columns = TABLES[Path(path).name]
+    table = TABLES[Path(path).name]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([column.name for column in columns])
-    writer.writerows([column.text(row.get(column.name)) for column in columns] for row in rows)
+    writer.writerow([column.name for column in table])
+    writer.writerows([column.text(row.get(column.name)) for column in table] for row in rows)
     write_sealed(path, text.getvalue().encode())
 
 
@@ -173,28 +169,36 @@ def read_table(path: str | Path) -> list[dict]:
     Raises InputError if the table is not what was written, or its columns or a cell are not those
     that its name says.
     """
-    path = Path(path)
-    columns = TABLES[path.name]
-    data = read_sealed(path)
+    table = TABLES[Path(path).name]
+    rows = read_cells(path, read_sealed(path), table, AGAIN)
+    return [{c.name: c.value(row[c.name]) for c in table} for row in rows]
+
+
+def read_cells(
+    path: str | Path, data: bytes, table: tuple[Column, ...], remedy: str
+) -> list[dict[str, str]]:
+    """The rows of a CSV text as they stand there; InputError, with a remedy, for a wrong cell."""
     try:
         header, *rows = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
     except (UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV table ({error or 'it is empty'}): {AGAIN}") from None
-    expected = [column.name for column in columns]
+        raise InputError(
+            f"{path} is not a CSV table ({error or 'it is empty'}): {remedy}"
+        ) from None
+    expected = [column.name for column in table]
     if header != expected:
         wrong = [name for name in expected if name not in header] or header
-        raise InputError(f"{path} lacks the columns {', '.join(wrong)[:200]!r}: {AGAIN}")
-    found = []
+        raise InputError(f"{path} lacks the columns {', '.join(wrong)[:200]!r}: {remedy}")
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
-            raise InputError(f"{path}, row {number} has {len(row)} cells of {len(header)}: {AGAIN}")
-        for column, cell in zip(columns, row, strict=True):
+            raise InputError(
+                f"{path}, row {number} has {len(row)} cells of {len(header)}: {remedy}"
+            )
+        for column, cell in zip(table, row, strict=True):
             if (legal := column.fault(cell)) is not None:
                 raise InputError(
-                    f"{path}, row {number}: {column.name} is {cell[:80]!r}, not {legal}: {AGAIN}"
+                    f"{path}, row {number}: {column.name} is {cell[:80]!r}, not {legal}: {remedy}"
                 )
-        found.append({c.name: c.value(cell) for c, cell in zip(columns, row, strict=True)})
-    return found
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def write_sealed(path: str | Path, data: bytes) -> None:

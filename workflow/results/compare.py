@@ -13,7 +13,8 @@ Where several comparisons answer one question, their p values are adjusted for t
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import mean, stdev, variance
 
 from scipy import stats
@@ -46,14 +47,10 @@ def pair_runs(runs: Iterable[dict], others: Iterable[dict], column: str = "top1"
         {key for key in both if of[key]["status"] == "done" and of[key][column] is not None}
         for of in (one, two)
     )
-    keys = [key for key in both if key in ended & other_ended]
-    return Pairs(
-        keys,
-        [(one[key], two[key]) for key in keys],
-        [round(one[key][column] - two[key][column], DIGITS) for key in keys],
-        len(both) - len(ended),
-        len(both) - len(other_ended),
-    )
+    keys = sorted(ended & other_ended)
+    pairs = [(one[key], two[key]) for key in keys]
+    differences = [round(run[column] - other[column], DIGITS) for run, other in pairs]
+    return Pairs(keys, pairs, differences, len(both) - len(ended), len(both) - len(other_ended))
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,13 @@ class Difference:
     diverged: int = 0
     other_diverged: int = 0
 
+    @property
+    def columns(self) -> dict[str, float | None]:
+        """The columns of a table."""
+        names = ("mean", "std", "low", "high")
+        found = {f"top1_difference_{name}": getattr(self, name) for name in names}
+        return {**found, "p": self.p}
+
 
 def difference(
     networks: list[list[float]], diverged: int = 0, other_diverged: int = 0
@@ -86,22 +90,20 @@ def difference(
     n = sum(map(len, networks))
     middle = mean(map(mean, networks)) if networks else None
     std = stdev(networks[0]) if len(networks) == 1 and n > 1 else None
+    known = partial(Difference, n, middle, std, diverged=diverged, other_diverged=other_diverged)
     if min(map(len, networks), default=0) < FEWEST:
-        return Difference(n, middle, std, diverged=diverged, other_diverged=other_diverged)
+        return known()
     errors = [variance(differences) / len(differences) for differences in networks]
     error = math.sqrt(sum(errors)) / len(networks)
     if error == 0:  # all differences are the same
-        p, p_equal = float(middle == 0), float(abs(middle) >= MARGIN)
-        return Difference(n, middle, std, middle, middle, p, p_equal, diverged, other_diverged)
+        return known(middle, middle, float(middle == 0), float(abs(middle) >= MARGIN))
     freedom = sum(errors) ** 2 / sum(
         e**2 / (len(differences) - 1) for e, differences in zip(errors, networks, strict=True)
     )
     half = error * float(stats.t.ppf(1 - LEVEL / 2, freedom))
     p = 2 * float(stats.t.sf(abs(middle) / error, freedom))
     p_equal = min(1.0, 2 * float(stats.t.sf((MARGIN - abs(middle)) / error, freedom)))
-    return Difference(
-        n, middle, std, middle - half, middle + half, p, p_equal, diverged, other_diverged
-    )
+    return known(middle - half, middle + half, p, p_equal)
 
 
 def holm(values: list[float]) -> list[float]:
@@ -113,32 +115,32 @@ def holm(values: list[float]) -> list[float]:
     return adjusted
 
 
-def verdict(found: Difference) -> str:
-    """The verdict of a comparison that is the only one to answer its question."""
-    return _verdict(found, found.p, found.p_equal)
-
-
 def adjusted_verdicts(found: list[Difference]) -> list[tuple[float | None, str]]:
     """(adjusted p, verdict) of comparisons that answer one question together."""
     known = [index for index, one in enumerate(found) if one.p is not None]
     result: list[tuple[float | None, str]] = [(None, "undecided")] * len(found)
-    unequal, equal = (
-        holm([getattr(found[index], name) for index in known]) for name in ("p", "p_equal")
-    )
+    unequal = holm([found[index].p for index in known])
+    equal = holm([found[index].p_equal for index in known])
     for index, p, p_equal in zip(known, unequal, equal, strict=True):
-        result[index] = p, _verdict(found[index], p, p_equal)
+        result[index] = p, verdict(replace(found[index], p=p, p_equal=p_equal))
     return result
 
 
-def _verdict(found: Difference, p: float | None, p_equal: float | None) -> str:
-    """A method of which a run diverged leads nothing, and equals nothing."""
-    if p is None:
+def judge(rows: list[dict]) -> None:
+    """Write the verdicts of rows that answer one question; `found` is the Difference of a row."""
+    adjusted = adjusted_verdicts([row["found"] for row in rows])
+    for row, (p, word) in zip(rows, adjusted, strict=True):
+        row["p_adjusted"], row["verdict"] = p, word
+
+
+def verdict(found: Difference) -> str:
+    """The verdict; a method of which a run diverged leads nothing, and equals nothing."""
+    if found.p is None:
         return "undecided"
-    if p < LEVEL:
+    if found.p < LEVEL:
         if found.mean > 0 and not found.diverged:
             return "leads"
         if found.mean < 0 and not found.other_diverged:
             return "trails"
-    if p_equal < LEVEL and not (found.diverged or found.other_diverged):
-        return "equal"
-    return "undecided"
+    is_equal = found.p_equal < LEVEL and not (found.diverged or found.other_diverged)
+    return "equal" if is_equal else "undecided"

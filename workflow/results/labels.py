@@ -1,11 +1,11 @@
 """Names, colours and markers for tables, plots and the report, from config/labels.yaml."""
 
+from collections.abc import Mapping
 from functools import cache
 
-import yaml
-
 from baselines import METHODS
-from lowbit_core.runtime.errors import InputError
+from lowbit_core.quantizers.bits import bits_label
+from workflow.comparisons import ConfigFile
 from workflow.suite.suite import ROOT
 
 PATH = ROOT / "config" / "labels.yaml"
@@ -18,30 +18,24 @@ METHOD_KEYS = {"label", "color", "marker"}
 @cache
 def load_labels() -> dict:
     """config/labels.yaml; raises InputError for what is not a label."""
-    try:
-        labels = yaml.safe_load(PATH.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{PATH} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(labels, dict) or set(labels) != set(SECTIONS):
-        raise InputError(f"{PATH}: its keys must be {', '.join(SECTIONS)}")
+    file = ConfigFile(PATH)
+    labels = file.read(tuple(SECTIONS))
     for section, kind in SECTIONS.items():
-        if not isinstance(labels[section], kind):
-            raise InputError(f"{PATH}: {section} must be a {kind.__name__}")
+        is_right = isinstance(labels[section], kind)
+        file.check(is_right, section, labels[section], f"a {kind.__name__}")
     for name, entry in labels["methods"].items():
-        if not isinstance(entry, dict) or not set(entry) <= METHOD_KEYS:
-            raise InputError(
-                f"{PATH}: methods.{name} is {entry!r}: its keys must be among "
-                + ", ".join(sorted(METHOD_KEYS))
-            )
+        is_right = isinstance(entry, dict) and set(entry) <= METHOD_KEYS
+        legal = f"a mapping with no keys but {', '.join(sorted(METHOD_KEYS))}"
+        file.check(is_right, f"methods.{name}", entry, legal)
     return labels
 
 
 @cache
 def method_names() -> tuple[str, ...]:
     """Every method that a table can name, in the order of tables and legends."""
-    listed = [name for name in load_labels()["methods"] if name in METHODS]
-    ours = [*listed, *(name for name in METHODS if name not in listed)]
-    return (*ours, *(name for name in load_labels()["methods"] if name not in METHODS))
+    listed = load_labels()["methods"]
+    ours = [name for name in listed if name in METHODS]
+    return tuple(dict.fromkeys([*ours, *METHODS, *listed]))
 
 
 def method_order(name: str) -> int:
@@ -55,11 +49,11 @@ def method_label(name: str) -> str:
 
 
 def method_color(name: str) -> str:
-    return _entry(name).get("color") or COLORS[_without_entry(name) % len(COLORS)]
+    return _look(name, "color", COLORS)
 
 
 def method_marker(name: str) -> str:
-    return _entry(name).get("marker") or MARKERS[_without_entry(name) % len(MARKERS)]
+    return _look(name, "marker", MARKERS)
 
 
 def dataset_name(name: str) -> str:
@@ -68,6 +62,16 @@ def dataset_name(name: str) -> str:
 
 def arch_name(name: str) -> str:
     return load_labels()["archs"].get(name, name)
+
+
+def network_name(row: Mapping) -> str:
+    """The data set and the network of a row: `CIFAR-100, ResNet-20`."""
+    return f"{dataset_name(row['dataset'])}, {arch_name(row['arch'])}"
+
+
+def setting_name(row: Mapping) -> str:
+    """The setting of a row: `CIFAR-100, ResNet-20, W2A2`."""
+    return f"{network_name(row)}, {bits_label(row['w_bits'], row['a_bits'])}"
 
 
 def is_paper_suite(name: str) -> bool:
@@ -79,7 +83,8 @@ def _entry(name: str) -> dict[str, str]:
     return load_labels()["methods"].get(name, {})
 
 
-def _without_entry(name: str) -> int:
-    """The number of a method among those that have no entry."""
-    others = sorted(other for other in METHODS if other not in load_labels()["methods"])
-    return others.index(name) if name in others else len(others)
+def _look(name: str, key: str, palette: tuple[str, ...]) -> str:
+    """A colour or marker; methods without an entry get those of the palette in turn."""
+    others = sorted(METHODS.keys() - load_labels()["methods"].keys())
+    number = others.index(name) if name in others else len(others)
+    return _entry(name).get(key) or palette[number % len(palette)]

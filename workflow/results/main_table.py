@@ -1,9 +1,6 @@
 """The main table: architecture x bits x method, as rows, Markdown and LaTeX."""
 
-import csv
-from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean
 
 import jinja2
 from tabulate import tabulate
@@ -11,82 +8,58 @@ from tabulate import tabulate
 from baselines import METHODS
 from lowbit_core.quantizers.bits import FLOAT_BITS, bits_label
 from lowbit_core.runtime.errors import InputError
-from workflow.results.analysis import SETTING, setting_of, spread
+from workflow.results import labels
+from workflow.results.analysis import SETTING, mean_and_spread, setting_of
+from workflow.results.columns import columns, grouped, read_cells
 from workflow.results.compare import adjusted_verdicts, difference, pair_runs
-from workflow.results.labels import (
-    arch_name,
-    dataset_name,
-    is_paper_suite,
-    method_label,
-    method_order,
-)
+from workflow.results.record import mean_of
 from workflow.suite.suite import ROOT
 
 TEMPLATES = Path(__file__).with_name("templates")
 PUBLISHED = ROOT / "config" / "published.csv"
-PUBLISHED_COLUMNS = (
-    "dataset", "arch", "method", "w_bits", "a_bits", "top1", "first_last_layer", "shortcut",
-    "pretrained", "epochs", "source_url", "note",
-)  # fmt: skip
+PUBLISHED_KEYS = ("dataset", "arch", "method", "w_bits", "a_bits", "shortcut")
+PUBLISHED_COLUMNS = columns(
+    "dataset arch method w_bits a_bits top1 first_last_layer shortcut pretrained epochs "
+    "source_url note"
+)
 POLICY_WORDS = {"fp": "full precision", "8bit": "8 bit"}
 """Policies as results.csv names them -> as published.csv does."""
-POLICY_NAMES = {
-    "first_last_layer": "first and last layer",
-    "shortcut": "shortcut",
-    "pretrained": "pretrained",
-    "epochs": "epochs",
-}
 
 
 def main_table(results: list[dict], published: list[dict]) -> list[dict]:
     """One row per dataset, arch, bits and method: mean, std (ddof 1) and n over the seeds."""
-    cells: dict[tuple, dict[str, list[dict]]] = {}  # {setting: {method: its runs}}
-    seen = set()
-    for run in results:
-        if run["role"] != "run":
-            continue
-        key = (*setting_of(run), run["method"], run["seed"])
-        if key in seen:
+    results = [run for run in results if run["role"] == "run"]
+    for runs in grouped(results, *SETTING, "method", "seed").values():
+        if len(runs) > 1:
             raise InputError(
-                f"{run['run_id']}: a second run of the same arch, method, bits and seed in suite "
-                f"{run['suite']!r}: a table takes one"
+                f"{runs[1]['run_id']}: a second run of the same arch, method, bits and seed in "
+                f"suite {runs[1]['suite']!r}: a table takes one"
             )
-        seen.add(key)
-        cells.setdefault(setting_of(run), {}).setdefault(run["method"], []).append(run)
-    for source in published:  # methods that are not trained here stand beside ours
-        if setting_of(source) in cells and source["method"] not in METHODS:
-            cells[setting_of(source)].setdefault(source["method"], [])
     rows = []
-    for setting, methods in cells.items():
+    for setting, cells in grouped(results, *SETTING).items():
+        methods = grouped(cells, "method")
         best = leader({name: runs for name, runs in methods.items() if name != "fp"})
-        context = next(runs for _, runs in sorted(methods.items()) if runs)
+        context = min(methods.items())[1]
+        for source in published:  # methods that are not trained here stand beside ours
+            if setting_of(source) == setting and source["method"] not in METHODS:
+                methods.setdefault(source["method"], [])
         for name, runs in methods.items():
-            row = _row(setting, name, runs)
-            row["suite"] = context[0]["suite"]
-            row["best"] = "yes" if name == best else ""
+            row = {
+                **{key: cells[0][key] for key in ("suite", *SETTING)},
+                "method": name,
+                "label": labels.method_label(name),
+                **mean_and_spread(runs, "top1"),
+                "delta_mean": mean_of(run["delta"] for run in runs),
+                "best": "yes" if name == best else "",
+            }
             rows.append(row | beside(row, published, our_policy(runs or context)))
     return sorted(rows, key=_order)
-
-
-def _row(setting: tuple, name: str, runs: list[dict]) -> dict:
-    top1 = [run["top1"] for run in runs if run["top1"] is not None]
-    delta = [run["delta"] for run in runs if run["delta"] is not None]
-    return {
-        **dict(zip(SETTING, setting, strict=True)),
-        "method": name,
-        "label": method_label(name),
-        "n": len(top1),
-        "diverged": len(runs) - len(top1),
-        "top1_mean": mean(top1) if top1 else None,
-        "top1_std": spread(top1),
-        "delta_mean": mean(delta) if delta else None,
-    }
 
 
 def _order(row: dict) -> tuple:
     bits = row["w_bits"], row["a_bits"]
     network = row["dataset"], row["arch"]
-    return *network, row["w_bits"] != FLOAT_BITS, *bits, method_order(row["method"])
+    return *network, row["w_bits"] != FLOAT_BITS, *bits, labels.method_order(row["method"])
 
 
 def leader(methods: dict[str, list[dict]]) -> str | None:
@@ -94,20 +67,16 @@ def leader(methods: dict[str, list[dict]]) -> str | None:
 
     The p values are adjusted for the number of rivals.
     """
-    means = {
-        name: mean(done)
-        for name, runs in methods.items()
-        if (done := [run["top1"] for run in runs if run["top1"] is not None])
-    }
+    found = {name: mean_and_spread(runs, "top1") for name, runs in methods.items()}
+    means = {name: row["top1_mean"] for name, row in found.items() if row["n"]}
     if len(means) < 2:
         return None
     best = max(means, key=means.__getitem__)
-    found = []
-    for rival in means.keys() - {best}:
-        pairs = pair_runs(methods[best], methods[rival])
-        diverged = sum(run["status"] != "done" for run in methods[best])
-        found.append(difference([pairs.differences], diverged))
-    return best if all(word == "leads" for _, word in adjusted_verdicts(found)) else None
+    rivals = [
+        difference([pair_runs(methods[best], methods[rival]).differences], found[best]["diverged"])
+        for rival in means.keys() - {best}
+    ]
+    return best if all(word == "leads" for _, word in adjusted_verdicts(rivals)) else None
 
 
 # -- published values -----------------------------------------------------------------------
@@ -115,58 +84,41 @@ def leader(methods: dict[str, list[dict]]) -> str | None:
 
 def read_published(suite: str, path: Path = PUBLISHED) -> list[dict]:
     """The published rows for a paper suite; no other suite is comparable and gets none."""
-    if not is_paper_suite(suite):
+    if not labels.is_paper_suite(suite):
         return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *cells = csv.reader(file, strict=True)
-        rows = [dict(zip(header, line, strict=True)) for line in cells]
-    except (ValueError, csv.Error) as error:  # ValueError: no header, a short row, not UTF-8
-        raise InputError(
-            f"{path} is not a CSV table with cells for all its columns: {error}"
-        ) from None
-    if missing := [name for name in PUBLISHED_COLUMNS if name not in header]:
-        raise InputError(f"{path} lacks the columns {', '.join(missing)}")
-    seen = set()
-    for row in rows:
-        key = tuple(row[name] for name in (*PUBLISHED_COLUMNS[:5], "shortcut") if row[name])
-        where = f"{path}: the row {', '.join(key)}"
-        if not row["source_url"].startswith(("http://", "https://")):
-            raise InputError(f"{where} has no source URL: add one")
-        if key in seen:
+    cells = read_cells(path, path.read_bytes(), PUBLISHED_COLUMNS, "correct it")
+    rows = [{**row, "w_bits": int(row["w_bits"]), "a_bits": int(row["a_bits"])} for row in cells]
+    for key, same in grouped(rows, *PUBLISHED_KEYS).items():
+        where = f"{path}: the row {', '.join(map(str, key))}"
+        if len(same) > 1:
             raise InputError(f"{where} stands twice: keep one")
-        seen.add(key)
-        if not (row["w_bits"].isdecimal() and row["a_bits"].isdecimal()):
-            raise InputError(f"{where}: bits must be whole numbers")
-        try:
-            float(row["top1"])
-        except ValueError:
-            raise InputError(f"{where}: top1 must be a number") from None
-        row["w_bits"], row["a_bits"] = int(row["w_bits"]), int(row["a_bits"])
+        if not same[0]["top1"]:
+            raise InputError(f"{where} has no top1: add it")
+        if not same[0]["source_url"].startswith(("http://", "https://")):
+            raise InputError(f"{where} has no source URL: add one")
     return rows
 
 
 def our_policy(runs: list[dict]) -> dict[str, str]:
     """The policies of one cell's runs, in the words of published.csv."""
-
-    def values(found: Iterable) -> str:
-        return "/".join(POLICY_WORDS.get(v, v) for v in sorted({str(value) for value in found}))
-
+    values = {
+        "first_last_layer": {run["first_last"] for run in runs},
+        "shortcut": {run["shortcut"] for run in runs},
+        "pretrained": {"yes" if run["pretrained"] else "no" for run in runs},
+        "epochs": {run["epochs"] for run in runs},
+    }
     return {
-        "first_last_layer": values(run["first_last"] for run in runs),
-        "shortcut": values(run["shortcut"] for run in runs),
-        "pretrained": values("yes" if run["pretrained"] else "no" for run in runs),
-        "epochs": values(run["epochs"] for run in runs),
+        name: "/".join(POLICY_WORDS.get(value, value) for value in sorted(map(str, found)))
+        for name, found in values.items()
     }
 
 
 def policy_differences(ours: dict[str, str], source: dict) -> str:
     """How a published row was made otherwise than ours: `shortcut: ours quantized, theirs ...`."""
-    names = dict(POLICY_NAMES)
-    if source["method"] == "fp":
-        names = {key: names[key] for key in ("pretrained", "epochs")}
-    if not source["arch"].startswith("resnet"):
-        names.pop("shortcut", None)
+    keys = ["pretrained", "epochs"] if source["method"] == "fp" else list(ours)
+    if "shortcut" in keys and not source["arch"].startswith("resnet"):
+        keys.remove("shortcut")
+    names = {key: key.replace("first_last", "first and last").replace("_", " ") for key in keys}
     differences = [
         f"{name}: ours {ours[key]}, theirs {source[key]}"
         for key, name in names.items()
@@ -179,8 +131,7 @@ def policy_differences(ours: dict[str, str], source: dict) -> str:
 
 def beside(row: dict, published: list[dict], ours: dict[str, str]) -> dict:
     """The columns of the main table about the published value of a cell; empty without one."""
-    keys = ("dataset", "arch", "w_bits", "a_bits", "method")
-    found = [one for one in published if all(one[key] == row[key] for key in keys)]
+    found = [one for one in published if all(one[k] == row[k] for k in (*SETTING, "method"))]
     if not found:
         return {}
     alike = [one for one in found if one["shortcut"] == ours["shortcut"]]
@@ -197,33 +148,33 @@ def beside(row: dict, published: list[dict], ours: dict[str, str]) -> dict:
 # -- text ------------------------------------------------------------------------------------
 
 
+def mean_text(mean: float, std: float | None, join: str = " ± ") -> str:
+    """`84.20 ± 0.31`, without ± where there is one seed."""
+    return f"{mean:.2f}" + ("" if std is None else f"{join}{std:.2f}")
+
+
 def measured_text(row: dict) -> str:
     """`84.20 ± 0.31 (3)`; `diverged` where no seed finished; `-` where nothing was run."""
     if row["n"] == 0:
         return "diverged" if row["diverged"] else "-"
-    text = f"{row['top1_mean']:.2f}"
-    if row["top1_std"] is not None:
-        text += f" ± {row['top1_std']:.2f}"
     failed = f", {row['diverged']} diverged" if row["diverged"] else ""
-    return f"{text} ({row['n']}{failed})"
+    return f"{mean_text(row['top1_mean'], row['top1_std'])} ({row['n']}{failed})"
 
 
 def blocks(rows: list[dict]) -> list[dict]:
-    """One block per dataset and arch: its bit settings, and per method its cells (or None)."""
+    """One block per dataset and arch: its title, its bits, and per method its cells (or None).
+
+    Full precision, if it was run, comes first and has the same cell for all bits.
+    """
     found = []
-    for dataset, arch in dict.fromkeys((row["dataset"], row["arch"]) for row in rows):
-        mine = [row for row in rows if (row["dataset"], row["arch"]) == (dataset, arch)]
-        bits = sorted({(r["w_bits"], r["a_bits"]) for r in mine if r["method"] != "fp"})
+    for mine in grouped(rows, "dataset", "arch").values():
         cells = {(r["method"], r["w_bits"], r["a_bits"]): r for r in mine}
-        methods = sorted({r["method"] for r in mine} - {"fp"}, key=method_order)
-        found.append({
-            "dataset": dataset,
-            "arch": arch,
-            "title": f"{dataset_name(dataset)}, {arch_name(arch)}",
-            "bits": [bits_label(*pair) for pair in bits],
-            "full_precision": next((r for r in mine if r["method"] == "fp"), None),
-            "methods": [(name, [cells.get((name, *pair)) for pair in bits]) for name in methods],
-        })  # fmt: skip
+        bits = sorted({key[1:] for key in cells if key[0] != "fp"})
+        names = sorted({r["method"] for r in mine} - {"fp"}, key=labels.method_order)
+        methods = [("fp", [row] * len(bits)) for row in mine if row["method"] == "fp"]
+        methods += [(name, [cells.get((name, *pair)) for pair in bits]) for name in names]
+        names = [bits_label(*pair) for pair in bits]
+        found.append({"title": labels.network_name(mine[0]), "bits": names, "methods": methods})
     return found
 
 
@@ -233,12 +184,10 @@ def caption(suite: str) -> str:
         "(number of seeds). Bold: leads every other method of its column (paired by checkpoint and "
         "seed, Student's t, p below 0.05 after Holm's adjustment for the number of rivals)."
     )
-    if is_paper_suite(suite):
+    if labels.is_paper_suite(suite):
         return text + " In brackets: the published value and its source."
-    return (
-        f"Suite {suite}: small networks and short training, not comparable with published "
-        f"numbers. {text}"
-    )
+    small = "small networks and short training, not comparable with published numbers"
+    return f"Suite {suite}: {small}. {text}"
 
 
 def markdown_table(header: list[str], rows: list[list[str]], align: str) -> str:
@@ -261,10 +210,10 @@ def markdown(rows: list[dict], suite: str) -> str:
 
     parts = [f"# Main table (suite: {suite})", caption(suite)]
     for block in blocks(rows):
-        lines = [[suite, method_label(name), *map(cell, cells)] for name, cells in block["methods"]]
-        if block["full_precision"]:
-            text = cell(block["full_precision"])
-            lines.insert(0, [suite, method_label("fp"), *[text] * len(block["bits"])])
+        lines = [
+            [suite, labels.method_label(name), *map(cell, cells)]
+            for name, cells in block["methods"]
+        ]
         header = ["suite", "method", *block["bits"]]
         align = "ll" + "r" * len(block["bits"])
         parts += [f"## {block['title']}", markdown_table(header, lines, align)]
@@ -277,9 +226,8 @@ def markdown(rows: list[dict], suite: str) -> str:
 
 def _beside_published(row: dict) -> list[str]:
     gap = row["published_difference"]
-    bits = bits_label(row["w_bits"], row["a_bits"])
     return [
-        f"{dataset_name(row['dataset'])}, {arch_name(row['arch'])}, {bits}",
+        labels.setting_name(row),
         row["label"],
         measured_text(row),
         f"[{row['published_top1']}]({row['published_source']})",
@@ -288,27 +236,20 @@ def _beside_published(row: dict) -> list[str]:
     ]
 
 
-TEX_SPECIAL = str.maketrans(
-    {letter: rf"\{letter}" for letter in "&%$#_{}"}
-    | {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-    }
-)
+TEX_SPECIAL = {letter: rf"\{letter}" for letter in "&%$#_{}"}
+TEX_SPECIAL |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+TEX_SPECIAL |= {"±": r"$\pm$"}
 
 
 def tex(text: str) -> str:
     """Escape text for LaTeX."""
-    return text.translate(TEX_SPECIAL)
+    return text.translate(str.maketrans(TEX_SPECIAL))
 
 
 def latex(rows: list[dict], suite: str) -> str:
     """A booktabs table with one block per dataset and arch; published sources are numbered."""
-    sources = list(
-        dict.fromkeys(row["published_source"] for row in rows if row.get("published_source"))
-    )
+    found = [row["published_source"] for row in rows if row.get("published_source")]
+    sources = list(dict.fromkeys(found))
 
     def cell(row: dict | None) -> str:
         if row is None:
@@ -323,23 +264,20 @@ def latex(rows: list[dict], suite: str) -> str:
     drawn = []
     for block in blocks(rows):
         lines = []
-        if row := block["full_precision"]:
-            span = rf"\multicolumn{{{len(block['bits'])}}}{{c}}{{{cell(row)}}}"
-            cells = [span] if block["bits"] else []
-            lines.append({"label": tex(row["label"]), "full_precision": True, "cells": cells})
-        lines += [
-            {"label": tex(method_label(name)), "full_precision": False, "cells": map(cell, cells)}
-            for name, cells in block["methods"]
-        ]
+        for name, cells in block["methods"]:
+            shown = list(map(cell, cells))
+            if name == "fp" and shown:  # one cell for all bits
+                shown = [rf"\multicolumn{{{len(shown)}}}{{c}}{{{shown[0]}}}"]
+            lines.append({"label": tex(labels.method_label(name)), "name": name, "cells": shown})
         drawn.append({"title": tex(block["title"]), "columns": block["bits"], "rows": lines})
     environment = jinja2.Environment(
+        *("<%", "%>", "<<", ">>", "<#", "#>"),  # braces belong to LaTeX
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        block_start_string="<%", block_end_string="%>",
-        variable_start_string="<<", variable_end_string=">>",
-        comment_start_string="<#", comment_end_string="#>",
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined, autoescape=False,
-    )  # fmt: skip
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     return environment.get_template("table_main.tex.j2").render(
         caption=tex(caption(suite)), suite=suite, blocks=drawn, sources=[tex(s) for s in sources]
     )

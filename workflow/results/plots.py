@@ -66,16 +66,20 @@ class Data:
             self.note += ", not comparable with published numbers"
 
 
-def network_name(row: pd.Series | dict, of: pd.DataFrame | None = None) -> str:
-    """`CIFAR-100, ResNet-20`, without the data set where all rows of `of` have the same one."""
-    if of is not None and of["dataset"].nunique() == 1:
-        return labels.arch_name(row["arch"])
-    return f"{labels.dataset_name(row['dataset'])}, {labels.arch_name(row['arch'])}"
+def panel_name(row: pd.Series, of: pd.DataFrame) -> str:
+    """The network of a row; its data set too, if the rows of `of` have several."""
+    is_one = of["dataset"].nunique() == 1
+    return labels.arch_name(row["arch"]) if is_one else labels.network_name(row)
 
 
 def run_name(run: pd.Series | dict) -> str:
     name = f"{labels.method_label(run['method'])}, {labels.arch_name(run['arch'])}"
     return f"{name}, {bits_label(run['w_bits'], run['a_bits'])}, seed {run['seed']}"
+
+
+def of_network(table: pd.DataFrame, row: pd.Series | dict) -> pd.DataFrame:
+    """The rows of `table` that have the data set and the network of `row`."""
+    return table[(table["dataset"] == row["dataset"]) & (table["arch"] == row["arch"])]
 
 
 def drawing_order(table: pd.DataFrame) -> list[str]:
@@ -92,15 +96,15 @@ def accuracy_panels(data: Data) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, 
     figure, axes = look.new_figure(groups.ngroups)
     panels = []
     for axis, (_, cells) in zip(axes, groups, strict=True):
-        same = (data.cells[NETWORK] == cells.iloc[0][NETWORK]).all(axis=1)
-        fp = next((c for _, c in data.cells[same].iterrows() if c["method"] == "fp"), None)
+        here = of_network(data.cells, cells.iloc[0])
+        fp = next((c for _, c in here.iterrows() if c["method"] == "fp"), None)
         top = cells["top1_mean"].max()
         if fp is not None:
             style = {"color": labels.method_color("fp"), "linestyle": "--", "linewidth": 1.2}
             axis.axhline(fp["top1_mean"], label=labels.method_label("fp"), **style)
             top = max(top, fp["top1_mean"])
         look.accuracy_limits(axis, cells["top1_mean"], top)
-        axis.set_title(network_name(cells.iloc[0], data.quantized))
+        axis.set_title(panel_name(cells.iloc[0], data.quantized))
         panels.append((axis, cells, fp))
     for axis in axes[::3]:
         axis.set_ylabel("test top-1 (%)")
@@ -116,7 +120,7 @@ def accuracy_vs_bits(data: Data) -> Drawn:
     for axis, cells, _ in panels:
         for method in drawing_order(cells):
             mine = cells[cells["method"] == method].sort_values(["w_bits", "a_bits"])
-            x = [columns.index(bits) for bits in mine["bits"]]
+            x = list(map(columns.index, mine["bits"]))
             look.draw_mean(axis, method, x, mine["top1_mean"], mine["top1_std"], size=7)
         axis.set_title(f"{axis.get_title(loc='left')}  (n = {cells['n'].max()})")
         axis.set_xticks(range(len(columns)), columns)
@@ -148,14 +152,12 @@ def accuracy_vs_cost(data: Data, column: str, axis_label: str, unit: str) -> Dra
             axis.plot(cell[column], cell["top1_mean"], **style, linestyle="")
         if fp is not None:
             axis.set_title(f"{axis.get_title(loc='left')}  (FP: {look.si(fp[column], unit)})")
-        axis.set_xscale("log")
         low, high = cells[column].min(), cells[column].max()
         margin = (high / low) ** 0.15 * 1.05
-        axis.set_xlim(low / margin, high * margin)
+        axis.set(xscale="log", xlim=(low / margin, high * margin), xlabel=axis_label)
         ticks = cells.groupby("bits")[column].mean()
         axis.set_xticks(ticks, [f"{bits}\n{look.si(cost, unit)}" for bits, cost in ticks.items()])
         axis.minorticks_off()
-        axis.set_xlabel(axis_label)
     return figure, "test top-1, mean over seeds"
 
 
@@ -168,9 +170,10 @@ def channel_error_heatmap(data: Data) -> Drawn:
     first = min(measured["method"].unique(), key=labels.method_order)
     runs = measured[measured["method"] == first].drop_duplicates("run_id")
     run = representative(runs.to_dict("records"))
-    mine = measured[measured["run_id"] == run["run_id"]].sort_values(["variance", "channel"])
+    mine = measured[measured["run_id"] == run["run_id"]]
+    layers = list(mine["layer"].unique())
+    mine = mine.sort_values(["variance", "channel"])
     mine = mine.assign(ratio=mine["error_inverse_variance"] / mine["error_equal"])
-    layers = list(dict.fromkeys(measured[measured["run_id"] == run["run_id"]]["layer"]))
     figure, (axis,) = look.new_figure(1, width=8.6, height=max(2.4, 0.27 * len(layers) + 1.0))
     reach = max(0.1, float((mine["ratio"] - 1).abs().quantile(0.98)))
     norm = TwoSlopeNorm(1.0, max(0.0, 1 - reach), 1 + reach)
@@ -180,8 +183,7 @@ def channel_error_heatmap(data: Data) -> Drawn:
         image = axis.imshow(ratio[None, :], aspect="auto", cmap="RdBu_r", norm=norm, **strip)
         axis.text(1.012, row, f"{100 * (ratio < 1).mean():.0f} %", va="center", fontsize=8.5)
     axis.text(1.012, -0.78, "better", va="center", fontsize=8.5, color=look.MUTED)
-    axis.set_ylim(len(layers) - 0.5, -0.5)
-    axis.set_xlim(0, 1)
+    axis.set(ylim=(len(layers) - 0.5, -0.5), xlim=(0, 1))
     axis.set_yticks(range(len(layers)), layers, fontsize=8)
     axis.set_xticks([0, 1], ["lowest variance", "highest variance"])
     for label, side in zip(axis.get_xticklabels(), ("left", "right"), strict=True):
@@ -250,17 +252,16 @@ def training_curves(data: Data) -> Drawn:
     run = representative(data.runs[data.runs["method"] != "fp"].to_dict("records"))
     if run is None:
         return NO_RUN
-    here = data.runs[(data.runs[NETWORK] == pd.Series(run)[NETWORK]).all(axis=1)]
+    here = of_network(data.runs, run)
     chosen = here[(here["bits"] == run["bits"]) | (here["method"] == "fp")]
     figure, axes = look.new_figure(2, width=4.9, height=3.2)
     table = epochs_of(data, chosen).dropna(subset="val_top1")
     titles = (("val_top1", "validation top-1 (%)"), ("train_loss", "training loss"))
     for axis, (column, title) in zip(axes, titles, strict=True):
         draw_curves(axis, table, column)
-        axis.set_title(title)
-        axis.set_xlabel("epoch")
-    setting = f"{network_name(run)}, {run['bits']}, n = {chosen['seed'].nunique()}"
-    return figure, f"{setting}, band ± one std"
+        axis.set(title=title, xlabel="epoch")
+    seeds = chosen["seed"].nunique()
+    return figure, f"{labels.setting_name(run)}, n = {seeds}, band ± one std"
 
 
 WEIGHT_CURVES = {
@@ -284,9 +285,9 @@ def two_rows(settings: list[tuple[str, pd.DataFrame]], curves: tuple[str, str]) 
                 axis.yaxis.set_major_formatter(look.PERCENT_TICKS)
             if index == 0:
                 axis.set_ylabel(WEIGHT_CURVES[curve])
-        limits = [axis.get_xlim() for axis in column]
+        lows, highs = zip(*(axis.get_xlim() for axis in column), strict=True)
         for axis in column:  # the flip rate starts an epoch later than what is beside it
-            axis.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+            axis.set_xlim(min(lows), max(highs))
         column[0].set_title(heading)
         column[1].set_xlabel("epoch")
     return figure
@@ -297,7 +298,7 @@ def mismatch(data: Data) -> Drawn:
     if data.direct.empty:
         return "no run of the direct-weights ablation"
     settings = [
-        (f"{network_name(table.iloc[0], data.direct)}, {table['bits'].iloc[0]}", table)
+        (f"{panel_name(table.iloc[0], data.direct)}, {table['bits'].iloc[0]}", table)
         for _, table in epochs_of(data, data.direct).groupby(SETTING)
     ]
     figure = two_rows(settings, ("mismatch", "flip_rate"))
@@ -310,11 +311,10 @@ def levels_and_flips(data: Data) -> Drawn:
     run = representative(quantized.to_dict("records"))
     if run is None:
         return NO_RUN
-    here = quantized[(quantized[NETWORK] == pd.Series(run)[NETWORK]).all(axis=1)]
-    groups = epochs_of(data, here).groupby(["w_bits", "a_bits"])
+    groups = epochs_of(data, of_network(quantized, run)).groupby(["w_bits", "a_bits"])
     settings = [(table["bits"].iloc[0], table) for _, table in groups]
     figure = two_rows(settings, ("flip_rate", "level_span"))
-    return figure, f"{network_name(run)}, mean over layers and seeds, band ± one std"
+    return figure, f"{labels.network_name(run)}, mean over layers and seeds, band ± one std"
 
 
 BITOPS = {"column": "bitops", "axis_label": "bit operations an image (log scale)", "unit": ""}
@@ -341,11 +341,9 @@ def main(argv: list[str] | None = None) -> None:
     data = Data(args.folder)
     for name, (title, draw) in PLOTS.items():
         drawn = draw(data)
-        if isinstance(drawn, str):
-            figure, note = look.empty_figure(drawn), data.note
-        else:
-            figure, note = drawn[0], f"{drawn[1]} · {data.note}"
-        look.add_heading_and_legend(figure, title, note)
+        is_empty = isinstance(drawn, str)
+        figure, shown = (look.empty_figure(drawn), "") if is_empty else drawn
+        look.add_heading_and_legend(figure, title, " · ".join(filter(None, (shown, data.note))))
         look.save(figure, args.out or args.folder / "plots", name)
 
 

@@ -24,7 +24,7 @@ from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunFolder
 from lowbit_core.runtime.run_status import RunStatus, run_status
 from workflow.comparisons import load_comparisons
-from workflow.results.columns import read_sealed, write_sealed
+from workflow.results.columns import grouped, read_sealed, write_sealed
 from workflow.suite.jobs import check_jobs, check_run, main_role, read_jobs
 from workflow.suite.suite import COMPILE_MODES, Suite, load_suite
 
@@ -35,6 +35,7 @@ MOST_BYTES = 1_000_000  # of a file that is committed
 WEIGHTS = ("mismatch", "flip_rate", "level_span", "used_levels", "used_levels_lowest")
 EPOCH_COLUMNS = ("run_id", *METRICS, *TIMINGS[1:], *WEIGHTS)
 CHANNEL_COLUMNS = ("run_id", *CHANNEL_ERROR)
+TEXTS = ("run_id", "layer")  # every other column holds numbers
 REFERENCE = Path("results/reference")
 
 
@@ -85,16 +86,15 @@ class Record:
             return json.loads(text)
 
     def _rows(self, name: str, columns: tuple[str, ...]) -> dict[str, list[dict]]:
-        found: dict[str, list[dict]] = {}
         with self._reading(name) as text:
             header, *rows = csv.reader(io.StringIO(text, newline=""))
             if tuple(header) != columns:
                 raise ValueError(f"its columns must be {', '.join(columns)}")
-            for run_id, *cells in rows:
-                pairs = zip(columns[1:], cells, strict=True)
-                row = {key: cell if key == "layer" else finite(cell) for key, cell in pairs}
-                found.setdefault(run_id, []).append(row)
-        return found
+            cells = [dict(zip(columns, row, strict=True)) for row in rows]
+            return grouped(
+                ({k: v if k in TEXTS else finite(v) for k, v in row.items()} for row in cells),
+                "run_id",
+            )
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[str]:
@@ -132,7 +132,7 @@ def write_record(
             check_run(runs / start)
             tops[start] = RunFolder(runs / start).read_json("final.json")["top1"]
         record["checkpoint_top1"] = tops.get(start)
-    epochs = [row for run_id in roles for row in _epochs(runs / run_id, run_id)]
+    epochs = [row for run_id in roles for row in _epochs(runs / run_id)]
     channels = [
         {"run_id": run_id, **row}
         for run_id in roles
@@ -157,19 +157,16 @@ def _run(folder: Path, role: str) -> dict:
         "role": role,
         "config": config,
         "final": {key: final[key] for key in final if key not in ("files", "checksum")},
-        "signed_layers": sum(
-            layer["status"] == "quantized" and layer["signed"] for layer in layers
-        ),
+        "signed_layers": sum(row["status"] == "quantized" and row["signed"] for row in layers),
     }
 
 
-def _epochs(folder: Path, run_id: str) -> list[dict]:
+def _epochs(folder: Path) -> list[dict]:
     """One row an epoch: metrics, timings and the means of the weights' state over the layers."""
     epochs = _weight_epochs(_read_rows(folder / "weight_state.csv"))
-    for name in ("metrics.csv", "timings.csv"):
-        for row in _read_rows(folder / name):
-            epochs.setdefault(int(row["epoch"]), {}).update(row)
-    return [{**row, "run_id": run_id, "epoch": epoch} for epoch, row in sorted(epochs.items())]
+    for row in _read_rows(folder / "metrics.csv") + _read_rows(folder / "timings.csv"):
+        epochs.setdefault(int(row["epoch"]), {}).update(row)
+    return [{**row, "run_id": folder.name, "epoch": epoch} for epoch, row in sorted(epochs.items())]
 
 
 def _weight_epochs(states: list[dict[str, str]]) -> dict[int, dict]:
@@ -177,26 +174,20 @@ def _weight_epochs(states: list[dict[str, str]]) -> dict[int, dict]:
 
     level_span is the distance of the outer levels, divided by what it was at the first epoch.
     """
-    epochs: dict[int, list[dict]] = {}
-    for row in states:
-        epochs.setdefault(int(row["epoch"]), []).append(row)
-    start = {row["layer"]: _span(row) for row in epochs[min(epochs)]} if epochs else {}
-    return {
-        epoch: {
-            "mismatch": mean_of(finite(row["mismatch"]) for row in rows),
-            "flip_rate": mean_of(finite(row["flip_rate"]) for row in rows),
-            "level_span": mean_of(
-                _span(row) / start[row["layer"]] for row in rows if start[row["layer"]]
-            ),
-            "used_levels": mean_of(finite(row["used_levels"]) for row in rows),
+    epochs, start = {}, {}
+    for epoch, rows in sorted(grouped(states, "epoch").items(), key=lambda item: int(item[0])):
+        spans = {row["layer"]: float(row["level_max"]) - float(row["level_min"]) for row in rows}
+        start = start or spans
+        means = {
+            name: mean_of(finite(row[name]) for row in rows)
+            for name in ("mismatch", "flip_rate", "used_levels")
+        }
+        epochs[int(epoch)] = {
+            **means,
+            "level_span": mean_of(spans[name] / start[name] for name in spans if start[name]),
             "used_levels_lowest": min(float(row["used_levels"]) for row in rows),
         }
-        for epoch, rows in epochs.items()
-    }
-
-
-def _span(row: dict[str, str]) -> float:
-    return float(row["level_max"]) - float(row["level_min"])
+    return epochs
 
 
 def mean_of(values: Iterable[float | None]) -> float | None:
@@ -208,15 +199,12 @@ def mean_of(values: Iterable[float | None]) -> float | None:
 def representative(rows: Iterable[dict]) -> dict | None:
     """One run to look at closely: W2A2 if there is one, the arch with most seeds, lowest seed."""
     rows = list(rows)
-    seeds: dict[tuple, set[int]] = {}
-    for row in rows:
-        seeds.setdefault((row["dataset"], row["arch"]), set()).add(row["seed"])
+    networks = grouped(rows, "dataset", "arch")
+    seeds = {network: len({row["seed"] for row in mine}) for network, mine in networks.items()}
 
     def order(row: dict) -> tuple:
-        network = row["dataset"], row["arch"]
-        other_bits = (row["w_bits"], row["a_bits"]) != (2, 2)
-        count = -len(seeds[network])
-        return other_bits, count, *network, row["w_bits"], row["a_bits"], row["seed"]
+        network, bits = (row["dataset"], row["arch"]), (row["w_bits"], row["a_bits"])
+        return bits != (2, 2), -seeds[network], *network, *bits, row["seed"]
 
     return min(rows, key=order, default=None)
 
@@ -255,16 +243,17 @@ def _json_text(value: object) -> str:
 
 def finished_runs(suite: Suite, runs: Path) -> tuple[dict[str, str], int]:
     """{run_id: role} of the suite's finished runs, and how many runs the suite has in all."""
-    every: dict[str, dict] = {}
-    for run in (run for job in suite.jobs.values() for run in job.runs):
-        role = main_role(run["role"], every.get(run["run_id"], run)["role"])
-        every[run["run_id"]] = {**run, "role": role}
+    every = [run for job in suite.jobs.values() for run in job.runs]
+    keys = {run["run_id"]: run["run_key"] for run in every}
+    roles: dict[str, str] = {}
+    for run in every:
+        roles[run["run_id"]] = main_role(run["role"], roles.get(run["run_id"]))
     done = {
-        run_id: run["role"]
-        for run_id, run in every.items()
-        if run_status(runs / run_id, run["run_key"], weights=False)[0] is RunStatus.DONE
+        run_id: role
+        for run_id, role in roles.items()
+        if run_status(runs / run_id, keys[run_id], weights=False)[0] is RunStatus.DONE
     }
-    return done, len(every)
+    return done, len(roles)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -280,8 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or REFERENCE / args.suite.replace("_", "-") / "record"
     if args.jobs:
         check_jobs(args.jobs, args.runs)
-        roles = read_jobs(args.jobs)
-        write_record(suite.config, roles, args.runs, out, suite.has_variants)
+        write_record(suite.config, read_jobs(args.jobs), args.runs, out, suite.has_variants)
         return
     roles, total = finished_runs(suite, args.runs)
     if not roles:

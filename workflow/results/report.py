@@ -22,11 +22,11 @@ from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_text
 from workflow.comparisons import load_comparisons
 from workflow.results import claims, labels
-from workflow.results.columns import read_table
-from workflow.results.labels import arch_name, dataset_name, method_label, method_order
-from workflow.results.main_table import TEMPLATES, blocks
+from workflow.results.analysis import SETTING
+from workflow.results.columns import grouped, read_table
+from workflow.results.main_table import TEMPLATES, blocks, mean_text
 from workflow.results.plot_style import GRID, INK, MUTED, si
-from workflow.results.plots import PLOTS, network_name
+from workflow.results.plots import PLOTS
 from workflow.results.record import Record
 
 THEME = {INK: "currentColor", "#000000": "currentColor", MUTED: "var(--muted)",
@@ -59,37 +59,32 @@ def cell(row: dict, column: str, shown: Shown) -> str | Number:
     value = row[column]
     if value is None:
         return Number("–")
-    if callable(shown):
-        text = shown(row)
-    else:
-        text = value if isinstance(value, str) else f"{value:{shown}}".replace("-", "−")
-    return text if isinstance(value, str) else Number(text, value)
+    text = shown(row) if callable(shown) else f"{value:{shown}}"
+    if isinstance(value, str):
+        return text
+    return Number(text if callable(shown) else text.replace("-", "−"), value)
 
 
-def summarize(rows: list[dict], key: Callable, statistic: Callable) -> list[dict]:
-    """One row for each key, in order: the statistic of the numbers that are known, and `runs`."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in sorted(rows, key=key):
-        groups.setdefault(key(row), []).append(row)
+def summarize(rows: list[dict], statistic: Callable, *names: str) -> list[dict]:
+    """One row for each group: the statistic of the numbers that are known, and `runs`."""
     summary = []
-    for group in groups.values():
+    for group in grouped(rows, *names).values():
         known = {name: [r[name] for r in group if r[name] is not None] for name in group[0]}
         numbers = {name: statistic(v) for name, v in known.items() if v and type(v[0]) is float}
         summary.append({**group[0], **numbers, "runs": len(group)})
-    return summary
+    return sorted(summary, key=setting_order)
 
 
 def accuracy(row: dict) -> str:
     """`87.19 ± 0.18`, without ± where there is one seed."""
-    std = row["top1_std"]
-    return f"{row['top1_mean']:.2f}" + ("" if std is None else f"\u00a0±\u00a0{std:.2f}")
+    return mean_text(row["top1_mean"], row["top1_std"], "\u00a0±\u00a0")
 
 
 def swatch(row: dict) -> Markup:
     """A dot in the method's colour, and its label."""
     color = labels.method_color(row["method"])
     dot = '<span class="dot" style="--c: {}" aria-hidden="true"></span>{}'
-    return Markup(dot).format(THEME.get(color, color), method_label(row["method"]))
+    return Markup(dot).format(THEME.get(color, color), labels.method_label(row["method"]))
 
 
 def chip(row: dict) -> Markup:
@@ -99,7 +94,7 @@ def chip(row: dict) -> Markup:
 
 def pair(row: dict) -> Markup:
     """The two methods of a row of claims.csv, in bold if the row answers the claim."""
-    text = f"{method_label(row['method'])} against {method_label(row['other'])}"
+    text = f"{labels.method_label(row['method'])} against {labels.method_label(row['other'])}"
     return Markup("<b>{}</b>" if row["primary"] else "{}").format(text)
 
 
@@ -110,13 +105,11 @@ def published(row: dict) -> Markup:
 
 def setting(row: dict, column: str = "method") -> str:
     """`CIFAR-100, ResNet-20, W2A2 · PACT`."""
-    bits = bits_label(row["w_bits"], row["a_bits"])
-    return f"{network_name(row)}, {bits} · {method_label(row[column])}"
+    return f"{labels.setting_name(row)} · {labels.method_label(row[column])}"
 
 
 def setting_order(row: dict) -> tuple:
-    key = (row[name] for name in ("dataset", "arch", "w_bits", "a_bits"))
-    return *key, method_order(row["method"])
+    return *(row.get(name) for name in SETTING), labels.method_order(row["method"])
 
 
 def duration(seconds: float) -> str:
@@ -150,7 +143,7 @@ CHANNEL_ERROR: Columns = {
     "Weighting": ("variant", lambda row: row["variant"].replace("_", " ")),
     "Channels improved (%)": ("share_of_channels_improved", ".1f"),
     "Median error": ("median_error_variant", ".3g"),
-    "Trained with it": ("trained_with", lambda row: method_label(row["trained_with"])),
+    "Trained with it": ("trained_with", lambda row: labels.method_label(row["trained_with"])),
     "Top-1": ("top1_mean", accuracy),
 }
 DIRECT_WEIGHTS: Columns = {
@@ -170,8 +163,8 @@ DIAGNOSTICS: Columns = {
 }  # fmt: skip
 RUNS: Columns = {
     "Method": ("method", swatch),
-    "Data": ("dataset", lambda row: dataset_name(row["dataset"])),
-    "Network": ("arch", lambda row: arch_name(row["arch"])),
+    "Data": ("dataset", lambda row: labels.dataset_name(row["dataset"])),
+    "Network": ("arch", lambda row: labels.arch_name(row["arch"])),
     "Bits": ("run_id", lambda row: bits_label(row["w_bits"], row["a_bits"])),
     "Seed": ("seed", "d"), "Role": ("role", ""), "Status": ("status", ""),
     "Top-1": ("top1", ".2f"), "Δ FP": ("delta", "+.2f"), "Top-5": ("top5", ".2f"),
@@ -190,12 +183,14 @@ def tiles(results: list[dict], table: list[dict], timings: list[dict]) -> list[t
     """(value, label) of the figures below the title."""
     failed = sum(row["status"] == "diverged" for row in results)
     found = [(str(len(results)), f"runs, {failed or 'none'} of them diverged")]
-    full_precision = [row for row in table if row["method"] == "fp" and row["n"]]
+    done = [row for row in table if row["n"]]
+    full_precision = [row for row in done if row["method"] == "fp"]
     if full_precision:
         best = max(full_precision, key=lambda row: row["top1_mean"])
-        found.append((f"{best['top1_mean']:.2f} %", f"best full precision: {network_name(best)}"))
-    counts = sorted({row["n"] for row in table if row["n"]})
-    seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1]))) if counts else "0"
+        where = f"best full precision: {labels.network_name(best)}"
+        found.append((f"{best['top1_mean']:.2f} %", where))
+    counts = sorted({row["n"] for row in done}) or [0]
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     found.append((seeds, "finished seeds for each method and setting"))
     return [*found, (duration(sum(row["seconds"] for row in timings)), "of training in all")]
 
@@ -205,7 +200,7 @@ def highest_means(table: list[dict]) -> dict[str, list[tuple[str, list[dict]]]]:
     found: dict[str, list[tuple[str, list[dict]]]] = {}
     for block in blocks(table):
         for column, bits in enumerate(block["bits"]):
-            rows = [cells[column] for _, cells in block["methods"]]
+            rows = [cells[column] for name, cells in block["methods"] if name != "fp"]
             done = [row for row in rows if row and row["n"]]
             ranked = sorted(done, key=lambda row: row["top1_mean"], reverse=True)
             found.setdefault(bits, []).append((block["title"], ranked[:2]))
@@ -233,12 +228,10 @@ def main_tables(table: list[dict]) -> dict[str, Table]:
     """A table for each data set and network, by its caption."""
     found = {}
     for block in blocks(table):
-        fp = [("fp", [block["full_precision"]] * len(block["bits"]))]
-        lines = [*(fp if block["full_precision"] else []), *block["methods"]]
-        seeds = max((row["n"] for _, rows in lines for row in rows if row), default=0)
+        seeds = max((r["n"] for _, cells in block["methods"] for r in cells if r), default=0)
         rows = [
-            [swatch({"method": name}), *(main_cell(row, seeds) for row in line)]
-            for name, line in lines
+            [swatch({"method": name}), *(main_cell(row, seeds) for row in cells)]
+            for name, cells in block["methods"]
         ]
         found[f"{block['title']} · n = {seeds}"] = ["Method", *block["bits"]], rows
     return found
@@ -270,14 +263,19 @@ def render(folder: Path, plots: Path) -> str:
     channels = read("ablation_channel_error_summary")
     direct = read("ablation_direct_weights_summary")
     record = Record(folder / "record")
-    method_of = {row["run_id"]: {"method": row["method"]} for row in results}
-    timed = [row | method_of[row["run_id"]] for row in timings]
+    method_of = {row["run_id"]: row["method"] for row in results}
+    timed = [row | {"method": method_of[row["run_id"]]} for row in timings]
+    known = [row for row in table if row["published_top1"] is not None]
+    figures = [
+        (name, title, inline_svg(plots / f"{name}.svg", title))
+        for name, (title, _) in PLOTS.items()
+    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.globals |= {f.__name__: f for f in (accuracy, chip, distinct, pair, swatch)}
-    environment.filters |= {"arch_name": arch_name, "dataset_name": dataset_name}
+    environment.filters |= {"arch_name": labels.arch_name, "dataset_name": labels.dataset_name}
     return environment.get_template("report.html.j2").render(
         suite=record.suite,
         paper=labels.is_paper_suite(record.suite),
@@ -287,11 +285,8 @@ def render(folder: Path, plots: Path) -> str:
         tiles=tiles(results, table, timings),
         highest=highest_means(table),
         main_tables=main_tables(table),
-        published=make_table(PUBLISHED, (r for r in table if r["published_top1"] is not None)),
-        plots=[
-            (name, title, inline_svg(plots / f"{name}.svg", title))
-            for name, (title, _) in PLOTS.items()
-        ],
+        published=make_table(PUBLISHED, known),
+        plots=figures,
         channel_rows=channels,
         channels=make_table(CHANNEL_ERROR, channels),
         direct_rows=direct,
@@ -305,9 +300,11 @@ def render(folder: Path, plots: Path) -> str:
         difference=claims.difference_text,
         margin=claims.MARGIN,
         place=claims.place_text,
-        diagnostics=make_table(DIAGNOSTICS, summarize(read("diagnostics"), setting_order, mean)),
+        diagnostics=make_table(
+            DIAGNOSTICS, summarize(read("diagnostics"), mean, *SETTING, "method")
+        ),
         runs=make_table(RUNS, sorted(results, key=lambda r: (*setting_order(r), r["seed"]))),
-        timings=make_table(TIMINGS, summarize(timed, lambda r: method_order(r["method"]), median)),
+        timings=make_table(TIMINGS, summarize(timed, median, "method")),
     )
 
 

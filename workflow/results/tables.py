@@ -26,8 +26,9 @@ def write_tables(folder: Path, record: Record) -> None:
         return
     results = analysis.results(record)
     write_table(folder / "results.csv", results)
-    write_table(folder / "timings.csv", analysis.timings(record, results))
-    write_table(folder / "epochs.csv", analysis.epochs(record, results))
+    write_table(folder / "timings.csv", analysis.timings(record))
+    epochs = [row for _, rows in sorted(record.epochs.items()) for row in rows]
+    write_table(folder / "epochs.csv", epochs)
     write_table(folder / "diagnostics.csv", analysis.diagnostics(record, results))
     results = read_table(folder / "results.csv")  # so that every table shows the same digits
     rows = main_table.main_table(results, main_table.read_published(record.suite))
@@ -43,13 +44,14 @@ def write_ablations(folder: Path, record: Record) -> None:
     """The tables of the two ablations with their summaries."""
     results = analysis.results(record)
     channels = analysis.channel_errors(record, results)
-    summary = analysis.summarize_channel_errors(channels, results)
-    write_table(folder / "ablation_channel_error.csv", channels)
-    write_table(folder / "ablation_channel_error_summary.csv", summary)
     direct = analysis.direct_weights(record, results)
-    write_table(folder / "ablation_direct_weights.csv", direct)
-    summary = analysis.summarize_direct_weights(direct)
-    write_table(folder / "ablation_direct_weights_summary.csv", summary)
+    for name, rows in {
+        "channel_error": channels,
+        "channel_error_summary": analysis.summarize_channel_errors(channels, results),
+        "direct_weights": direct,
+        "direct_weights_summary": analysis.summarize_direct_weights(direct),
+    }.items():
+        write_table(folder / f"ablation_{name}.csv", rows)
 
 
 def main(argv: list[str] | None = None) -> None:

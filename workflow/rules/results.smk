@@ -1,5 +1,8 @@
 # The record of the runs, and all that is made from a record: tables, plots and report, of the suite
 # (results{at} is its folder) or of a record that is committed in results/reference/.
+from os.path import dirname
+from shlex import quote
+
 
 # Tables, plots and report of every committed record, made again: no training.
 rule reference:
@@ -31,6 +34,7 @@ rule record:
         " --runs {params.runs:q} --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
+# One command makes each of the rest from a results folder; `module` is its part of workflow.results.
 rule tables:
     input:
         "results{at}/record/runs.jsonl",
@@ -45,11 +49,14 @@ rule tables:
         "../envs/lowbit.yaml"
     params:
         python=PYTHON,
+        module="tables",
+        options="",
     shell:
-        "{params.python:q} -m workflow.results.tables results{wildcards.at} 2>&1 | tee {log:q}"
+        "{params.python:q} -m workflow.results.{params.module} results{wildcards.at} {params.options}"
+        " 2>&1 | tee {log:q}"
 
 
-rule ablations:
+use rule tables as ablations with:
     input:
         ablation_record,
         "config/comparisons.yaml",
@@ -57,17 +64,11 @@ rule ablations:
         from_folder(ABLATIONS),
     log:
         "results{at}/logs/ablations.log",
-    conda:
-        "../envs/lowbit.yaml"
     params:
-        python=PYTHON,
-        record=lambda wildcards, input: Path(input[0]).parent,
-    shell:
-        "{params.python:q} -m workflow.results.tables results{wildcards.at} --ablations"
-        " --record {params.record:q} 2>&1 | tee {log:q}"
+        options=lambda wildcards, input: f"--ablations --record {quote(dirname(input[0]))}",
 
 
-rule variants:
+use rule tables as variants with:
     input:
         "results{at}/record/runs.jsonl",
         "config/labels.yaml",
@@ -75,15 +76,9 @@ rule variants:
         from_folder(VARIANTS),
     log:
         "results{at}/logs/variants.log",
-    conda:
-        "../envs/lowbit.yaml"
-    params:
-        python=PYTHON,
-    shell:
-        "{params.python:q} -m workflow.results.tables results{wildcards.at} 2>&1 | tee {log:q}"
 
 
-rule plots:
+use rule tables as plots with:
     input:
         from_folder(TABLES + ABLATIONS),
         "results{at}/record/histograms.json",
@@ -92,15 +87,11 @@ rule plots:
         report(from_folder(PLOTS), caption="../report/plots.rst", category="Plots"),
     log:
         "results{at}/logs/plots.log",
-    conda:
-        "../envs/lowbit.yaml"
     params:
-        python=PYTHON,
-    shell:
-        "{params.python:q} -m workflow.results.plots results{wildcards.at} 2>&1 | tee {log:q}"
+        module="plots",
 
 
-rule html_report:
+use rule tables as html_report with:
     input:
         from_folder(TABLES + ABLATIONS + PLOTS),
         "results{at}/record/suite.json",
@@ -109,10 +100,6 @@ rule html_report:
         report("reports{at}/index.html", caption="../report/index.rst", category="Report"),
     log:
         "results{at}/logs/html_report.log",
-    conda:
-        "../envs/lowbit.yaml"
     params:
-        python=PYTHON,
-    shell:
-        "{params.python:q} -m workflow.results.report results{wildcards.at} --out {output:q}"
-        " 2>&1 | tee {log:q}"
+        module="report",
+        options=lambda wildcards, output: f"--out {quote(output[0])}",

@@ -28,11 +28,10 @@ def job_text(runs: Iterable[dict]) -> str:
 
 def read_job(path: str | Path) -> dict[str, str]:
     """{run_id: role} of a job file; InputError names a line that is no run, or missing runs."""
-    path = Path(path)
     again = "delete the file and rerun"
     found: dict[str, str] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = Path(path).read_text().splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a job file ({error}): {again}") from None
     count = 0
@@ -41,12 +40,10 @@ def read_job(path: str | Path) -> dict[str, str]:
             entry = json.loads(line)
             run_id, role, count = check_run_id(entry["run_id"]), entry["role"], entry["runs"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            entry = None
-        if entry is None:
             raise InputError(
                 f"{path}, line {index}: {line[:80]!r} is not a job line, "
                 f'{{"run_id": ..., "role": ..., "runs": ...}}: {again}'
-            )
+            ) from None
         if role not in ROLES:
             raise InputError(
                 f"{path}, line {index}: role {role!r} must be one of {', '.join(ROLES)}: {again}"
@@ -68,14 +65,11 @@ def read_jobs(paths: Iterable[str | Path]) -> dict[str, str]:
 
 def check_run(folder: Path) -> dict:
     """config.json of a finished, undamaged run; InputError names what is missing or damaged."""
-    missing = f"{folder / 'final.json'} is missing: the run is not complete"
     config = RunFolder(folder).read_json("config.json") if folder.exists() else None
-    if config is None:
-        raise InputError(missing)
     key = config.get("run_key", "") if isinstance(config, dict) else ""
     status, damage = run_status(folder, key, weights=False)
-    if status is RunStatus.ABSENT:
-        raise InputError(missing)
+    if config is None or status is RunStatus.ABSENT:
+        raise InputError(f"{folder / 'final.json'} is missing: the run is not complete")
     if status is RunStatus.DAMAGED:
         raise InputError(damage)
     if status is RunStatus.OTHER or config["run_id"] != folder.name:
