@@ -34,7 +34,7 @@ rule record:
         " --runs {params.runs:q} --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"
 
 
-# One command makes each of the rest from a results folder; `module` is its part of workflow.results.
+# The command `module` makes each of the rest from a results folder.
 rule tables:
     input:
         "results{at}/record/runs.jsonl",
@@ -49,10 +49,10 @@ rule tables:
         "../envs/lowbit.yaml"
     params:
         python=PYTHON,
-        module="tables",
+        module="workflow.results.tables",
         options="",
     shell:
-        "{params.python:q} -m workflow.results.{params.module} results{wildcards.at} {params.options}"
+        "{params.python:q} -m {params.module} results{wildcards.at} {params.options}"
         " 2>&1 | tee {log:q}"
 
 
@@ -88,7 +88,7 @@ use rule tables as plots with:
     log:
         "results{at}/logs/plots.log",
     params:
-        module="plots",
+        module="workflow.results.plots",
 
 
 use rule tables as html_report with:
@@ -101,5 +101,5 @@ use rule tables as html_report with:
     log:
         "results{at}/logs/html_report.log",
     params:
-        module="report",
+        module="workflow.results.report",
         options=lambda wildcards, output: f"--out {quote(output[0])}",
