@@ -21,7 +21,8 @@ WEIGHTINGS = {"equal": 0, "inverse_variance": 1, "median": 2}
 
 def kernel_lanes() -> int | None:
     """The float32 values in a vector of the kernels for activations; None without kernels."""
-    return None if library() is None else library().lanes()
+    kernels = library()
+    return None if kernels is None else kernels.lanes()
 
 
 def _call(name: str, *arguments: object) -> None:
