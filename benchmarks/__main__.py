@@ -20,7 +20,11 @@ from lowbit_core.runtime.progress import say
 PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
     "quantizers": lambda given: quantizers.measure(3 if given.quick else 15),
     "steps": lambda given: steps.measure(
-        given.arch or steps.NETWORKS, 3 if given.quick else 15, given.compile, given.bits
+        given.arch or steps.NETWORKS,
+        3 if given.quick else 15,
+        given.compile,
+        given.bits,
+        given.precision or steps.PRECISIONS,
     ),
     "loaders": lambda given: loaders.measure(given.jpegs, 1 if given.quick else 3),
     "startup": lambda given: startup.measure(1 if given.quick else 3),
@@ -37,6 +41,7 @@ def _arguments() -> argparse.Namespace:
     add("--arch", choices=tuple(steps.NETWORKS), action="append", help="of steps; may be repeated")
     add("--compile", choices=steps.COMPILE, default="quantizers", help="of steps")
     add("--bits", type=int, choices=quantizers.BITS, default=2, help="of steps")
+    add("--precision", choices=steps.PRECISIONS, action="append", help="of steps; may be repeated")
     given = parser.parse_args()
     if given.jpegs and not any(given.jpegs.glob("*.JPEG")):
         raise InputError(f"--jpegs {given.jpegs}: it must be a folder that holds *.JPEG files")

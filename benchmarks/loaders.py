@@ -23,7 +23,7 @@ import lowbit_core.runtime.torchvision_ops  # noqa: F401  before torchvision
 # isort: split
 from torchvision import transforms
 
-from benchmarks.steps import training_step
+from benchmarks.steps import NETWORKS, Setting, training_step
 from lowbit_core.data import augment
 from lowbit_core.data.loader import make_loader
 from lowbit_core.datasets.beton import write_beton
@@ -142,7 +142,7 @@ def ffcv_jpegs(source: Path, epochs: int) -> dict:
 def ffcv_and_steps(source: Path, _: int) -> dict:
     """Share of the second epoch in which training ResNet-20 (W2A2, direct) waits for the loader."""
     set_compile(True)
-    step = training_step("resnet20", "direct", 2, "quantizers")
+    step = training_step("direct", Setting(NETWORKS["resnet20"]))
     loader = make_loader(source, "train", indices=np.arange(30 * BATCH), **TRAIN)
     for e in range(2):
         stepped, began = 0.0, time.perf_counter()

@@ -1,6 +1,7 @@
 """Time and memory of a whole training step: each method against full precision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -14,62 +15,111 @@ from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import QuantPolicy
 from lowbit_core.conversion.swap import convert
 from lowbit_core.kernels.fused import set_compile
+from lowbit_core.runtime.hardware import computes_bfloat16
 from lowbit_core.runtime.progress import say
 
-STEM = {"stem": "small_stride2"}
-NETWORKS: dict[str, tuple[dict, int, int, int]] = {  # name: (options, batch, channels, side)
-    "resnet20": ({"width": 16}, 128, 3, 32),
-    "alexnet": ({"width": 16} | STEM, 128, 1, 28),
-    "mobilenetv2": ({"width": 0.25, "repeats": 1, "last_channels": 128} | STEM, 128, 1, 28),
+
+@dataclass(frozen=True)
+class Network:
+    """A network with 100 classes, and the batch of square RGB images that it is trained on."""
+
+    arch: str
+    options: dict
+    batch: int = 128
+    side: int = 32
+
+
+NETWORKS = {
+    "resnet20": Network("resnet20", {"width": 16}),
+    "alexnet": Network("alexnet", {"width": 32, "stem": "small"}),
+    "mobilenetv2": Network("mobilenetv2", {"width": 0.5, "stem": "small"}),
 }
 METHODS = ("fp", "dorefa", "pact", "lq_nets", "lq_channel_aware", "direct_plain", "direct")
 COMPILE = ("off", "quantizers", "model")
+PRECISIONS = ("fp32", "bf16")
 
 
-def training_step(arch: str, method: str, bits: int, compile: str) -> Callable[[], None]:
+@dataclass(frozen=True)
+class Setting:
+    """What the steps that are compared have in common: bits of weights and activations, ..."""
+
+    network: Network
+    w_bits: int = 2
+    a_bits: int = 2
+    precision: str = "fp32"
+    compile: str = "quantizers"
+    device: torch.device = DEVICE
+
+
+def training_step(method: str, setting: Setting) -> Callable[[], None]:
     """One step on random images: forward, loss, backward, SGD with momentum."""
-    options, batch, channels, side = NETWORKS[arch]
+    network, device = setting.network, setting.device
     torch.manual_seed(0)
-    model = models.build(arch, 100, channels, **options).to(DEVICE)
-    images = torch.randn(batch, channels, side, side, device=DEVICE)
+    model = models.build(network.arch, 100, 3, **network.options).to(device)
+    images = torch.randn(network.batch, 3, network.side, network.side, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(100, (batch,), device=DEVICE)
+    labels = torch.randint(100, (network.batch,), device=device)
     if method != "fp":
-        convert(model, QuantPolicy(baselines.method(method), bits, bits), images[:1])
+        policy = QuantPolicy(baselines.method(method), setting.w_bits, setting.a_bits)
+        convert(model, policy, images[:1])
         calibrate(model, images)
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
-    network: nn.Module = torch.compile(model) if compile == "model" else model
+    called: nn.Module = model
+    if setting.compile == "model":  # as in training: "reduce-overhead" uses CUDA graphs
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
+        called = torch.compile(model, mode=mode)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda"):
-            scores = network(images)
+        with torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "bf16"):
+            scores = called(images)
         functional.cross_entropy(scores.float(), labels).backward()
         optimizer.step()
 
     return step
 
 
-def measure(archs, rounds: int, compile: str = "quantizers", bits: int = 2) -> list[dict]:
-    """Rows: arch, method, bits, compile, ms, peak MB, and their ratios to `fp`."""
+def compare(setting: Setting, methods: Iterable[str], rounds: int) -> list[dict]:
+    """Rows: arch, method, bits, precision, compile, ms, peak MB, and their ratios to `fp`."""
+    set_compile(setting.compile != "off")
+    steps = {name: training_step(name, setting) for name in methods}
+    measured = ratios(timed(steps, rounds), "fp")
+    peaks = {name: peak_bytes(step, setting.device) for name, step in steps.items()}
     rows = []
-    for arch in archs:
-        set_compile(compile != "off")
-        say(f"training steps of {arch}, compile {compile}")
-        steps = {name: training_step(arch, name, bits, compile) for name in METHODS}
-        measured = ratios(timed(steps, rounds), "fp")
-        peaks = {name: peak_bytes(step) for name, step in steps.items()}
-        for name, row in measured.items():
-            about = {"arch": arch, "method": name, "bits": 32 if name == "fp" else bits}
-            memory = {"peak_mb": peaks[name] / 2**20, "peak_ratio": peaks[name] / peaks["fp"]}
-            rows.append(about | {"compile": compile} | row | memory)
+    for name, row in measured.items():
+        bits = (32, 32) if name == "fp" else (setting.w_bits, setting.a_bits)
+        about = {"arch": setting.network.arch, "method": name}
+        about |= dict(zip(("w_bits", "a_bits"), bits, strict=True))
+        about |= {"precision": setting.precision, "compile": setting.compile}
+        memory = {"peak_mb": peaks[name] / 2**20, "peak_ratio": peaks[name] / peaks["fp"]}
+        rows.append(about | row | memory)
     return rows
 
 
-def peak_bytes(call: Callable[[], object]) -> int:
+def measure(
+    archs: Iterable[str],
+    rounds: int,
+    compile: str = "quantizers",
+    bits: int = 2,
+    precisions: Iterable[str] = PRECISIONS,
+) -> list[dict]:
+    """The rows of `compare` for each network and precision, each against `fp` in that precision."""
+    rows = []
+    if "bf16" in precisions and DEVICE.type == "cpu" and not computes_bfloat16():
+        say("this processor has no bfloat16 instructions: the rows of bf16 are left out")
+        precisions = [name for name in precisions if name != "bf16"]
+    for precision in precisions:
+        for arch in archs:
+            say(f"training steps of {arch}, {precision}, compile {compile}")
+            setting = Setting(NETWORKS[arch], bits, bits, precision, compile)
+            rows += compare(setting, METHODS, rounds)
+    return rows
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device = DEVICE) -> int:
     """The most bytes of tensors that `call` holds at once, in addition to those from before."""
-    if DEVICE.type == "cuda":
+    if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()

@@ -19,14 +19,14 @@ def timed(calls: dict[str, Callable[[], object]], rounds: int, inner: int = 1) -
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            began = _now()
+            began = now()
             for _ in range(inner):
                 call()
-            seconds[name].append((_now() - began) / inner)
+            seconds[name].append((now() - began) / inner)
     return seconds
 
 
-def _now() -> float:
+def now() -> float:
     """Seconds on a clock, once the GPU has done all that it was given."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
