@@ -71,11 +71,11 @@ def training_step(method: str, setting: Setting) -> Callable[[], None]:
         called = torch.compile(model, mode=mode)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "bf16"):
             scores = called(images)
         functional.cross_entropy(scores.float(), labels).backward()
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # at the end: then a step frees what it allocates
 
     return step
 

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say; no test depends on speed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 import baselines
-from benchmarks import quantizers, timing
+from benchmarks import agreement, quantizers, steps, timing
 from benchmarks.steps import METHODS, peak_bytes
 from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import QuantPolicy
@@ -83,6 +84,57 @@ def test_the_profiler_prints_nothing_between_the_tables():
     command = [sys.executable, "-c", f"import benchmarks; {code}"]  # as `python -m benchmarks` does
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
+
+
+@pytest.mark.parametrize("fast", (False, True))
+def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
+    fast, monkeypatch, capsys
+):
+    tiny = steps.Network("resnet20", {"width": 8}, batch=2, side=8)
+    monkeypatch.setattr(steps, "NETWORKS", {"resnet20": tiny})
+    monkeypatch.setattr(steps, "METHODS", ("fp", "dorefa"))
+    monkeypatch.setattr(steps, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(steps, "computes_bfloat16", lambda: fast)
+    rows = steps.measure(["resnet20"], rounds=1, compile="off")
+    names = ("method", "w_bits", "a_bits", "precision")
+    expected = [("fp", 32, 32), ("dorefa", 2, 2)]
+    types = ("fp32", "bf16") if fast else ("fp32",)
+    assert [tuple(map(row.get, names)) for row in rows] == [
+        (*row, precision) for precision in types for row in expected
+    ]
+    assert all(row["ratio"] == 1 for row in rows if row["method"] == "fp")
+    assert capsys.readouterr().err.count("left out") == (not fast)
+
+
+def test_values_agree_up_to_a_share_of_the_largest():
+    expected = torch.tensor([0.0, 1.0, 2.0, 4.0])
+    found = torch.tensor([0.003, 1.0, torch.nan, 4.005])
+    assert agreement.apart(found, expected, 1e-3) == 0.5
+    assert agreement.apart(expected, expected, 0) == 0
+
+
+WITHOUT = "import sys; sys.modules |= dict.fromkeys(('pandas', 'snakemake', 'mlflow', 'ffcv'))"
+
+
+def test_first_contact_with_a_gpu_on_the_processor(tmp_path):
+    """All its parts, with tiny sizes, without the packages that a GPU machine may lack."""
+    out = tmp_path / "gpu.json"
+    code = f"{WITHOUT}; import benchmarks.gpu; benchmarks.gpu.main()"
+    command = [sys.executable, "-c", code, "--device", "cpu", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    methods = sum(method.weight is not None for method in baselines.METHODS.values())
+    assert found["agreement"] == {"checked": methods * 3 * 2, "disagree": {}}
+    assert found["verdicts"]["agreement"] == {"value": 0, "bar": 0, "ok": True}
+    assert found["errors"] == {} and found["left_out"] == []
+    assert [row["method"] for row in found["steps"]] == ["fp", "direct"]
+    assert {row["precision"] for row in found["steps"]} == {"bf16"}
+    assert all(row["epoch_s"] > 0 and row["peak_mb"] > 0 for row in found["steps"])
+    assert found["processes"].keys() == {"1", "2"} and min(found["processes"].values()) > 0
+    verdict = found["verdicts"]["resnet20, quantizers, direct"]
+    assert verdict["ok"] == (verdict["value"] <= verdict["bar"])
+    assert found["device"] and found["instruction_set"] and found["versions"]["torch"]
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "fp"])
