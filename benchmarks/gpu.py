@@ -87,6 +87,7 @@ def check_agreement(contact: Contact) -> None:
                     disagree[label] = shares
     contact.found["agreement"] = {"checked": checked, "disagree": disagree}
     contact.verdict("agreement", len(disagree), 0)
+    contact.found["verdicts"]["agreement"]["ok"] &= checked > 0
     contact.save()
 
 

@@ -18,12 +18,11 @@ def draw(quantizers: pd.DataFrame, steps: pd.DataFrame, folder: Path) -> None:
     _draw_bars(left, chosen.set_index("what"), aim=1.5)
     left.set(xscale="log", xlabel="time, ratio to ReLU (log scale)")
     left.set_title("Activations, 2 bits, forward + backward")
-    chosen = steps.query("arch == 'resnet20' and method != 'fp'")
+    chosen = steps.query("arch == 'resnet20' and w_bits == 2 and a_bits == 2")
     names = chosen["method"] + chosen["precision"].map({"fp32": "", "bf16": ", bf16"})
     _draw_bars(right, chosen.set_index(names), aim=1.15)
     right.set(xlim=(0.9, None), xlabel="time, ratio to full precision")
-    bits = "W{w_bits}A{a_bits}".format(**chosen.iloc[0])
-    right.set_title(f"ResNet-20 training step, {bits}, batch 128")
+    right.set_title("ResNet-20 training step, W2A2, batch 128")
     save(figure, folder, "speed")
 
 

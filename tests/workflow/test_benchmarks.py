@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import baselines
+from baselines.dorefa import DoReFaWeight
 from benchmarks import agreement, quantizers, steps, timing
 from benchmarks.steps import METHODS, peak_bytes
 from lowbit_core.conversion.layers import calibrate
@@ -111,6 +112,16 @@ def test_values_agree_up_to_a_share_of_the_largest():
     found = torch.tensor([0.003, 1.0, torch.nan, 4.005])
     assert agreement.apart(found, expected, 1e-3) == 0.5
     assert agreement.apart(expected, expected, 0) == 0
+
+
+def test_a_device_that_computes_wrongly_disagrees(monkeypatch):
+    case = ("dorefa", 2, None, torch.float32)
+    arguments = (case, torch.device("cpu"), True, False)
+    assert set(agreement.disagreement(*arguments).values()) == {0}
+    right = DoReFaWeight.forward
+    monkeypatch.setattr(DoReFaWeight, "forward", lambda self: 1.01 * right(self))
+    shares = agreement.disagreement(*arguments)
+    assert shares["levels"] == 1 and shares["gradients"] > 0.9 and shares["state"] == 0
 
 
 WITHOUT = "import sys; sys.modules |= dict.fromkeys(('pandas', 'snakemake', 'mlflow', 'ffcv'))"
