@@ -41,7 +41,7 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Setting:
-    """What the steps that are compared have in common: bits of weights and activations, ..."""
+    """What all training steps of one comparison have in common; `fp` ignores the bits."""
 
     network: Network
     w_bits: int = 2
