@@ -62,8 +62,9 @@ def training_step(method: str, setting: Setting) -> Callable[[], None]:
     if method != "fp":
         policy = QuantPolicy(baselines.method(method), setting.w_bits, setting.a_bits)
         convert(model, policy, images[:1])
-        calibrate(model, images)
     model = model.to(memory_format=torch.channels_last)
+    if method != "fp":
+        calibrate(model, images)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
     called: nn.Module = model
     if setting.compile == "model":  # as in training: "reduce-overhead" uses CUDA graphs
@@ -71,11 +72,11 @@ def training_step(method: str, setting: Setting) -> Callable[[], None]:
         called = torch.compile(model, mode=mode)
 
     def step() -> None:
+        optimizer.zero_grad(set_to_none=True)  # first, as in training
         with torch.autocast(device.type, torch.bfloat16, enabled=setting.precision == "bf16"):
             scores = called(images)
         functional.cross_entropy(scores.float(), labels).backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)  # at the end: then a step frees what it allocates
 
     return step
 
