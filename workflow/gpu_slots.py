@@ -3,7 +3,6 @@
 Snakemake counts processes (`--resources gpu=8`) but does not say which GPU each of them gets.
 """
 
-import fcntl
 import os
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.files import try_lock
 
 WAIT_SECONDS = 1.0  # between two attempts while all slots are taken
 _taken = []  # the slot of this process, held until it ends
@@ -34,12 +34,8 @@ def take_slot(names: list[str], per_gpu: int, folder: Path) -> Slot:
     while True:
         for number in range(per_gpu):
             for index, name in enumerate(names):
-                lock = (folder / f"{name}.{number}").open("w")
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock := try_lock(folder / f"{name}.{number}"):
                     return Slot(index, lock)
-                except BlockingIOError:
-                    lock.close()
         if not waiting:
             print(f"waiting for a GPU: {per_gpu} processes use each", file=sys.stderr, flush=True)
             waiting = True

@@ -1,15 +1,15 @@
 """One sweep (a Snakemake call) at a time in a folder, and signals that reach its jobs."""
 
-import fcntl
 import os
 import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 import psutil
+
+from lowbit_core.runtime.files import try_lock
 
 LOCK = Path(".snakemake") / "sweep.lock"
 OUR_MODULES = ("workflow.", "lowbit_core.")
@@ -19,7 +19,7 @@ _lock = None  # open as long as the process lives: the kernel drops the lock whe
 def begin(folder: Path) -> None:
     """Called once before the first job; ends the process if another sweep works in `folder`."""
     global _lock
-    _lock = _try_lock(folder)
+    _lock = try_lock(folder / LOCK)
     if _lock is None:
         process = (folder / LOCK).read_text().strip()
         sys.exit(
@@ -40,21 +40,10 @@ def point_to(link: Path, folder: Path) -> None:
     if link.is_symlink() and link.readlink() == folder.resolve():
         return
     link.parent.mkdir(exist_ok=True)
-    if lock := _try_lock(Path.cwd()):
+    if lock := try_lock(Path.cwd() / LOCK):
         link.unlink(missing_ok=True)
         link.symlink_to(folder.resolve())
         lock.close()
-
-
-def _try_lock(folder: Path) -> IO[str] | None:
-    """The lock file of the sweeps in `folder`, locked until it is closed; None if it is taken."""
-    file = (folder / LOCK).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-    except BlockingIOError:
-        file.close()
-        return None
 
 
 def _pass_on_sigterm() -> None:

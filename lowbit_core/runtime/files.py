@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -50,6 +51,17 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
         yield
 
 
+def try_lock(path: Path) -> IO[str] | None:
+    """The file at `path`, locked until it is closed or the process ends; None if it is locked."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        file.close()
+        return None
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Replace the file by `data`, on the disk when this returns."""
     with replace_file(path) as temporary:
@@ -62,8 +74,13 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def json_text(value: object) -> str:
+    """JSON with sorted keys, so that equal values give equal bytes."""
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
 def write_json(path: str | Path, value: object) -> None:
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json_text(value))
 
 
 def sha256_file(path: Path) -> str:

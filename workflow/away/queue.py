@@ -48,8 +48,7 @@ def suite_queue(name: str, datasets: str = "", compile: str = "") -> Queue:
     from workflow.suite.suite import load_suite
 
     suite = load_suite(name, compile).only(datasets)
-    unique = {run["run_id"]: run for job in suite.jobs.values() for run in job.runs}
-    return Queue(suite.name, ordered(list(unique.values())), git_commit())
+    return Queue(suite.name, ordered(suite.runs), git_commit())
 
 
 def ordered(runs: list[dict]) -> list[dict]:

@@ -20,12 +20,13 @@ from pathlib import Path
 from statistics import mean
 
 from lowbit_core.runtime.errors import InputError, run_cli
+from lowbit_core.runtime.files import json_text
 from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunFolder
 from lowbit_core.runtime.run_status import RunStatus, run_status
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import grouped, read_sealed, write_sealed
-from workflow.suite.jobs import check_jobs, check_run, main_role, read_jobs
+from workflow.suite.jobs import check_jobs, check_run, read_jobs
 from workflow.suite.suite import COMPILE_MODES, Suite, load_suite
 
 RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
@@ -140,10 +141,10 @@ def write_record(
     ]
     texts = {
         RUNS: "".join(json.dumps(record, sort_keys=True) + "\n" for record in records),
-        SUITE: _json_text({"suite": settings, "variants": has_variants}),
+        SUITE: json_text({"suite": settings, "variants": has_variants}),
         EPOCHS: _csv_text(EPOCH_COLUMNS, epochs),
         CHANNELS: _csv_text(CHANNEL_COLUMNS, channels),
-        HISTOGRAMS: _json_text(_histograms(records, runs)),
+        HISTOGRAMS: json_text(_histograms(records, runs)),
     }
     for name, text in texts.items():
         write_sealed(out / name, text.encode())
@@ -237,16 +238,11 @@ def _csv_text(columns: tuple[str, ...], rows: list[dict]) -> str:
     return text.getvalue()
 
 
-def _json_text(value: object) -> str:
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"
-
-
 def finished_runs(suite: Suite, runs: Path) -> tuple[dict[str, str], int]:
     """{run_id: role} of the suite's finished runs, and how many runs the suite has in all."""
-    every = [run for job in suite.jobs.values() for run in job.runs]
-    keys = {run["run_id"]: run["run_key"] for run in every}
+    keys = {run["run_id"]: run["run_key"] for run in suite.runs}
     roles: dict[str, str] = {}
-    for run in every:
+    for run in suite.runs:
         roles[run["run_id"]] = main_role(run["role"], roles.get(run["run_id"]))
     done = {
         run_id: role

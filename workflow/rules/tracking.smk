@@ -13,7 +13,7 @@ rule suite_config:
         python=PYTHON,
         suite=SUITE.name,
         compile=unrecorded(SUITE.config["compile"]),
-        run_keys=sorted(key for job in SUITE.jobs.values() for key in job.keys),
+        run_keys=sorted(run["run_key"] for run in SUITE.runs),
     priority: 1
     shell:
         "{params.python:q} -m workflow.suite {params.suite:q} --compile {params.compile} --out {output:q}"

@@ -15,8 +15,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     suite = load_suite(arguments.suite, arguments.compile)
-    runs = [run for job in suite.jobs.values() for run in job.runs]
-    write_json(arguments.out, {"suite": suite.config, "runs": runs})
+    write_json(arguments.out, {"suite": suite.config, "runs": suite.runs})
 
 
 if __name__ == "__main__":

@@ -53,8 +53,13 @@ class Suite:
     jobs: dict[str, Job]
 
     @property
+    def runs(self) -> list[dict]:
+        """The runs of all jobs, each once."""
+        return [run for job in self.jobs.values() for run in job.runs]
+
+    @property
     def datasets(self) -> list[str]:
-        return sorted({run["dataset"] for job in self.jobs.values() for run in job.runs})
+        return sorted({run["dataset"] for run in self.runs})
 
     def only(self, names: str) -> "Suite":
         """The jobs of the data sets in `names`, separated by commas; all of them if it is empty."""
@@ -69,7 +74,7 @@ class Suite:
         """Whether it runs one method by several recipes: a comparison of variants."""
         ids, settings = set(), set()
         others = dict.fromkeys(("recipe", "run_key", "run_id", "role", "pretrained"))
-        for run in (r for job in self.jobs.values() for r in job.runs if r["pretrained"]):
+        for run in (run for run in self.runs if run["pretrained"]):
             ids.add(run["run_id"])
             settings.add(json.dumps(run | others, sort_keys=True))
         return len(settings) < len(ids)
