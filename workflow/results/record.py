@@ -26,7 +26,7 @@ from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunF
 from lowbit_core.runtime.run_status import RunStatus, run_status
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import grouped, read_sealed, write_sealed
-from workflow.suite.jobs import check_jobs, check_run, read_jobs
+from workflow.suite.jobs import check_jobs, check_run, main_role, read_jobs
 from workflow.suite.suite import COMPILE_MODES, Suite, load_suite
 
 RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
