@@ -1,9 +1,14 @@
 """The range that a quantizer starts from."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from lowbit_core.quantizers.uniform import clip_round
+
+SHARES = 40  # ranges that `best_range_of_grid` tries
 
 
 def best_range(largest: Tensor, shares: Tensor, error: Callable[[Tensor], Tensor]) -> Tensor:
@@ -16,3 +21,22 @@ def best_range(largest: Tensor, shares: Tensor, error: Callable[[Tensor], Tensor
     ranges = largest * shares.view(-1, *[1] * largest.dim())
     errors = torch.stack([error(candidate) for candidate in ranges])
     return ranges.gather(0, errors.argmin(0)[None])[0]
+
+
+def best_range_of_grid(
+    x: Tensor, bottom: Tensor, top: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    """(bottom, top), times the share at which a uniform grid between them has least squared error.
+
+    x: the values to quantize, of any shape. levels: how many the grid has.
+    """
+
+    def error(share: Tensor) -> Tensor:
+        step = share * (top - bottom).clamp_min(1e-12) / (levels - 1)
+        grid = (share * top, share * bottom, step, True, math.inf)
+        return (clip_round.eager(x, *grid) - x).square().mean()
+
+    share = best_range(
+        torch.ones_like(top), torch.linspace(0, 1, SHARES + 1)[1:].to(x.device), error
+    )
+    return share * bottom, share * top
