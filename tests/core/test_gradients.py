@@ -300,8 +300,13 @@ def test_every_parameter_has_a_group_a_gradient_and_moves(method, bits, first_la
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert (parameter.grad != 0).any(), name
     optimizer.step()
+    rates = {p: group["lr"] * group["lr_scale"] for group in groups for p in group["params"]}
+    resolution = torch.finfo(torch.float32).eps
     for parameter in quantizer_parameters:
-        assert not torch.equal(parameter, before[parameter]), names[parameter]
+        old, step = before[parameter], rates[parameter] * parameter.grad
+        # Batch norm undoes a scale of what it normalises, which has hardly any gradient then.
+        too_small = (step.abs() <= resolution * old.abs()).all()
+        assert too_small or not torch.equal(parameter, old), names[parameter]
 
 
 def test_groups_carry_the_recipe_s_settings():

@@ -511,5 +511,7 @@ def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
         found.append((loss.item(), [p.grad for p in step.parameters()]))
     (eager_loss, eager), (loss, gradients) = found
     assert loss == eager_loss
+    # The terms of a scale that batch norm undoes cancel: their sum is as exact as the terms are.
+    floor = 1e-8 * max(expected.norm() for expected in eager)
     for gradient, expected in zip(gradients, eager, strict=True):
-        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-12
+        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + floor
