@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+CANDIDATES = 40  # clips tried on a first batch
+
 
 def best_range(largest: Tensor, shares: Tensor, error: Callable[[Tensor], Tensor]) -> Tensor:
     """Of the ranges `share * largest`, the one of least quantization error, for each element.
@@ -16,3 +18,13 @@ def best_range(largest: Tensor, shares: Tensor, error: Callable[[Tensor], Tensor
     ranges = largest * shares.view(-1, *[1] * largest.dim())
     errors = torch.stack([error(candidate) for candidate in ranges])
     return ranges.gather(0, errors.argmin(0)[None])[0]
+
+
+def best_clip(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+    """The clip of least squared error on x, one number, from CANDIDATES shares of max |x|.
+
+    quantize: x, quantized with a given clip.
+    """
+    shares = torch.linspace(1 / CANDIDATES, 1, CANDIDATES, device=x.device)
+    largest = x.abs().max().clamp_min(1e-3)
+    return best_range(largest, shares, lambda clip: (quantize(clip) - x).square().mean())
