@@ -77,6 +77,8 @@ class ActivationQuantizer(nn.Module):
     included, and `forward(x, also_relu=True)` returns (relu(x), Q(x)). The network then leaves out
     that ReLU."""
 
+    nonfinite: Tensor
+
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__()
         self.bits, self.signed = bits, signed
