@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lowbit_core.quantizers.uniform import clip_round
 
-SHARES = 40  # ranges that `best_range_of_grid` tries
+CANDIDATES = 40  # ranges or clips tried on a first batch
 
 
 def best_range(largest: Tensor, shares: Tensor, error: Callable[[Tensor], Tensor]) -> Tensor:
@@ -37,6 +37,16 @@ def best_range_of_grid(
         return (clip_round.eager(x, *grid) - x).square().mean()
 
     share = best_range(
-        torch.ones_like(top), torch.linspace(0, 1, SHARES + 1)[1:].to(x.device), error
+        torch.ones_like(top), torch.linspace(0, 1, CANDIDATES + 1)[1:].to(x.device), error
     )
     return share * bottom, share * top
+
+
+def best_clip(x: Tensor, quantize: Callable[[Tensor], Tensor]) -> Tensor:
+    """The clip of least squared error on x, one number, from CANDIDATES shares of max |x|.
+
+    quantize: x, quantized with a given clip.
+    """
+    shares = torch.linspace(1 / CANDIDATES, 1, CANDIDATES, device=x.device)
+    largest = x.abs().max().clamp_min(1e-3)
+    return best_range(largest, shares, lambda clip: (quantize(clip) - x).square().mean())
