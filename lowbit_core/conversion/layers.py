@@ -14,8 +14,8 @@ class QuantLayer(nn.Module):
     """y = f(a(x), w()): an activation quantizer `a`, a weight quantizer `w`, an unquantized bias.
 
     Without a weight quantizer the float weight is a parameter; without an activation quantizer the
-    input is used as it is. A state_dict says in its metadata how the layer is quantized, and loading
-    refuses that of a layer that is quantized otherwise.
+    input is used as it is. The metadata of a state_dict say how the layer is quantized, so that it
+    is not loaded into a layer that is quantized otherwise.
     """
 
     def __init__(

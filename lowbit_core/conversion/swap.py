@@ -63,8 +63,8 @@ def convert(
                 "zero_level": None if weight is None else bool((weight.levels() == 0).any()),
             }
         )
-    for name, layer in swaps.items():
+    for name, quantized in swaps.items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+        setattr(model.get_submodule(parent), child, quantized)
     hand_over_relus({module for module, calls in seen.calls.items() if calls == 1})
     return report

@@ -43,7 +43,8 @@ def parameter_groups(
         **QUANTIZER_GROUPS,
     }
     for name, changes in (quantizer_groups or {}).items():
-        settings[one_of("quantizer group", name, QUANTIZER_GROUPS)] = {**settings[name], **changes}
+        one_of("quantizer group", name, QUANTIZER_GROUPS)
+        settings[name] = {**settings[name], **changes}
     owner = {}
     for layer in model.modules():
         if isinstance(layer, QuantLayer):
