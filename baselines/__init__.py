@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import Layers, QuantPolicy, is_shortcut
 from lowbit_core.conversion.swap import convert
+from lowbit_core.parallel import processes
 from lowbit_core.quantizers.bits import parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
@@ -68,7 +69,8 @@ def quantize(
     if not isinstance(images, Tensor) or len(images) < 2:
         raise InputError("images must be a tensor of at least 2 images: batch norm needs several")
     report = convert(model, policy, images, signed)
-    calibrate(model, images)
+    with processes.alone():  # each process has these images
+        calibrate(model, images)
     return report
 
 
