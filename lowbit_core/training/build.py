@@ -106,8 +106,8 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
         average = get_ema_multi_avg_fn(recipe["ema"])
         ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     optimizer = torch.optim.SGD(
-        parameter_groups(model, recipe),
-        lr=recipe["lr"],  # the loop sets it in every step
+        # The loop sets the learning rate in every step.
+        parameter_groups(model, recipe["lr"], recipe["weight_decay"], recipe["quantizer_groups"]),
         momentum=recipe["momentum"],
         nesterov=recipe["nesterov"] and recipe["momentum"] > 0,
         fused=True,
