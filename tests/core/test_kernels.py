@@ -512,4 +512,5 @@ def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
     (eager_loss, eager), (loss, gradients) = found
     assert loss == eager_loss
     for gradient, expected in zip(gradients, eager, strict=True):
-        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-12
+        # A sum that cancels has rounding alone: one level a layer before batch norm has no gradient.
+        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-8
