@@ -512,5 +512,5 @@ def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
     (eager_loss, eager), (loss, gradients) = found
     assert loss == eager_loss
     for gradient, expected in zip(gradients, eager, strict=True):
-        # A sum that cancels has rounding alone: one level a layer before batch norm has no gradient.
+        # Where the gradient is zero, rounding is left: one scale a layer before a batch norm.
         assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-8
