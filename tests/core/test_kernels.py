@@ -580,6 +580,7 @@ def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
         found.append((loss.item(), [p.grad for p in step.parameters()]))
     (eager_loss, eager), (loss, gradients) = found
     assert loss == eager_loss
+    # The terms of a scale that batch norm undoes cancel: their sum is as exact as the terms are.
+    floor = 1e-8 * max(expected.norm() for expected in eager)
     for gradient, expected in zip(gradients, eager, strict=True):
-        # Where the gradient is zero, rounding is left: one scale a layer before a batch norm.
-        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-8
+        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + floor
