@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lowbit_core.quantizers.basis import FEW_BITS, MOMENTUM, all_levels, fit_rows, refit_rows
 from lowbit_core.quantizers.basis_activation import BasisActivation
-from lowbit_core.quantizers.interface import Method, WeightQuantizer, update_buffer
+from lowbit_core.quantizers.interface import Method, ShadowWeight, update_buffer
 
 
 class _Refit(torch.autograd.Function):
@@ -27,7 +27,7 @@ class _Refit(torch.autograd.Function):
         return g, None
 
 
-class LQWeight(WeightQuantizer):
+class LQWeight(ShadowWeight):
     """A full-precision shadow weight, quantized with one basis (K numbers) per output channel.
 
     Every training step refits the bases by least squares and moves them by a moving average (QEM,
@@ -46,9 +46,6 @@ class LQWeight(WeightQuantizer):
         if self.training:
             update_buffer(self, "v", MOMENTUM * self.v + (1 - MOMENTUM) * fit)
         return y.view(self.shape)
-
-    def latent(self) -> Tensor:
-        return self.weight
 
     def levels(self) -> Tensor:
         return all_levels(self.v, signed=True)

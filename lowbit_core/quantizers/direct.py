@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowbit_core.kernels import bindings as kernels
 from lowbit_core.kernels.fused import fused
 from lowbit_core.quantizers.basis import all_levels, fit_rows, nearest_level, ordered
-from lowbit_core.quantizers.interface import WeightQuantizer
+from lowbit_core.quantizers.interface import ShadowWeight, WeightQuantizer
 
 MIN_STEP = 1e-4  # least d_o that gradients are divided by, in weight units
 
@@ -140,8 +140,24 @@ class DirectWeight(_BasisWeight):
     def latent(self) -> Tensor:
         return interpolate_levels(self.z, self.levels())
 
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        code = torch.zeros(self.z.shape, dtype=torch.uint8, device=self.z.device)
+        for k, bit in enumerate(code_bits(self.z, self.bits)):
+            code |= bit.to(torch.uint8) << k
+        return code
 
-class IndirectWeight(_BasisWeight):
+    @torch.no_grad()
+    def hold(self, codes: Tensor, mask: Tensor) -> None:
+        self.z.copy_(torch.where(mask, codes.to(self.z.dtype), self.z))
+
+    @torch.no_grad()
+    def add_gradient(self, g: Tensor) -> None:
+        assert self.z.grad is not None
+        self.z.grad += g / level_step(self.v)  # preconditioned, as the gradient of the loss is
+
+
+class IndirectWeight(ShadowWeight, _BasisWeight):
     """The same learnable levels applied to a full-precision shadow weight, which the paper argues
     against. Straight-through gradient to the shadow weight, exact gradient to the basis."""
 
@@ -155,9 +171,6 @@ class IndirectWeight(_BasisWeight):
         w, v = _Indirect.apply(self.weight, self.v)
         self._project(v)
         return w.view(self.shape)
-
-    def latent(self) -> Tensor:
-        return self.weight
 
 
 @fused(cpu=kernels.indirect_weight)

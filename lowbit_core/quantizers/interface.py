@@ -22,6 +22,15 @@ def update_buffer(module: nn.Module, name: str, value: Tensor) -> None:
         setattr(module, name, value)
 
 
+def codes_of(used: Tensor, levels: Tensor) -> Tensor:
+    """The number (O, N), uint8, of the level nearest to each weight of `used` (O, N).
+
+    levels (O, L) or (1, L) rise; a weight half-way between two counts to the lower.
+    """
+    middles = ((levels[:, 1:] + levels[:, :-1]) / 2).expand(used.shape[0], -1)
+    return torch.searchsorted(middles.contiguous(), used.contiguous()).to(torch.uint8)
+
+
 class WeightQuantizer(nn.Module):
     """Owns the state from which one layer's weights are made; calling it makes them.
 
@@ -59,6 +68,46 @@ class WeightQuantizer(nn.Module):
     def level_numbers(self) -> int:
         """How many numbers a deployed layer stores to decode its weights: here a basis a row."""
         return self.levels().shape[0] * self.bits
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """The number (O, N), uint8, of the level that each weight now uses."""
+        was_training = self.training
+        used = self.eval()().flatten(1)
+        self.train(was_training)
+        return codes_of(used, self.levels())
+
+    def hold(self, codes: Tensor, mask: Tensor) -> None:
+        """Set the state such that the weights of `mask` (O, N) use the levels `codes` (O, N).
+
+        For the option `oscillation`; a class that defines it defines `add_gradient` as well.
+        """
+        raise TypeError(f"{type(self).__name__} does not define hold()")
+
+    def add_gradient(self, g: Tensor) -> None:
+        """Add g (O, N), a gradient of the latent weight, to the gradient of the state."""
+        raise TypeError(f"{type(self).__name__} does not define add_gradient()")
+
+
+class ShadowWeight(WeightQuantizer):
+    """A weight quantizer with a full-precision shadow weight `self.weight` (O, N).
+
+    Its levels are in units of that weight, and each level is quantized to itself.
+    """
+
+    weight: nn.Parameter
+
+    def latent(self) -> Tensor:
+        return self.weight
+
+    @torch.no_grad()
+    def hold(self, codes: Tensor, mask: Tensor) -> None:
+        held = self.levels().expand(codes.shape[0], -1).gather(1, codes.long())
+        self.weight.copy_(torch.where(mask, held, self.weight))
+
+    def add_gradient(self, g: Tensor) -> None:
+        assert self.weight.grad is not None
+        self.weight.grad += g
 
 
 class ActivationQuantizer(nn.Module):

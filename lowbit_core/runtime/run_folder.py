@@ -24,6 +24,7 @@ SEALED = ("config.json", "layers.json", *TABLES, *MEASURED, WEIGHTS)
 METRICS = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
 TIMINGS = ("epoch", "seconds", "images_per_s", "data_wait_share", "peak_memory_mb")
 WEIGHT_STATE = ("epoch", "layer", "mismatch", "flip_rate", "level_min", "level_max", "used_levels")
+WEIGHT_STATE += ("oscillating",)
 CHANNEL_ERROR = ("layer", "channel", "variance")
 CHANNEL_ERROR += ("error_equal", "error_inverse_variance", "error_median")
 

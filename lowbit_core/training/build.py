@@ -26,6 +26,7 @@ from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_folder import WEIGHTS, ReadOnlyFolder, RunFolder, load_tensors
 from lowbit_core.training.divergence import first_layer_with_bad_state
+from lowbit_core.training.oscillation import Oscillation, check_oscillation
 from lowbit_core.training.schedule import parameter_groups
 
 CALIBRATION_IMAGES = 256
@@ -72,6 +73,7 @@ class Run:
     network: nn.Module  # what a training step calls: the model, or its compiled form
     compiled: str  # "off", "quantizers" or "model"
     progress: list[Tensor]  # of the quantizers that depend on the share of steps that are done
+    oscillation: Oscillation | None  # what the recipe's option `oscillation` keeps of each weight
     started: float = field(default_factory=time.monotonic)  # the time of day may be set back
     start_histograms: dict = field(default_factory=dict)  # of the weights before training
     codes: dict = field(default_factory=dict)  # of the weights at the end of the last epoch
@@ -101,6 +103,8 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
     recipe = config["recipe"]
     data = _load_data(config, place)
     model, report = _build_model(config, method, place)
+    if "oscillation" in recipe:
+        check_oscillation(recipe["oscillation"], method, (row["w_bits"] for row in report))
     ema = None
     if recipe["ema"]:
         average = get_ema_multi_avg_fn(recipe["ema"])
@@ -125,6 +129,7 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
         config, method, place, list(earlier),
         folder, data, model, report, ema, optimizer, network, compiled,
         [tensor for name, tensor in model.named_buffers() if name.endswith(".progress")],
+        Oscillation(recipe["oscillation"], model, steps) if "oscillation" in recipe else None,
     )  # fmt: skip
 
 

@@ -79,7 +79,11 @@ def train_step(run: Run, images: Tensor, labels: Tensor, rate: float, sums: Sums
         )
     loss.backward()
     synchronise.average_gradients(run.model.parameters())
+    if run.oscillation is not None:
+        run.oscillation.before_step()
     run.optimizer.step()
+    if run.oscillation is not None:
+        run.oscillation.after_step()
     if run.ema is not None:
         run.ema.update_parameters(run.model)
     sums.add(loss, scores, labels)

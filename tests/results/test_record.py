@@ -249,9 +249,29 @@ def test_diagnostics_of_a_run_by_hand(tmp_path):
         {
             "mismatch_start": 0.2, "mismatch_end": 0.3, "flip_rate_mean": 0.4,
             "flip_rate_first": 0.4, "flip_rate_end": 0.4, "used_level_share": 0.75,
-            "used_level_share_lowest": 0.5, "level_span": 1.25,
+            "used_level_share_lowest": 0.5, "level_span": 1.25, "oscillating": None,
         }
     )  # fmt: skip
+
+
+def test_the_share_of_oscillating_weights_reaches_the_diagnostics(tmp_path):
+    """It is the mean over the layers that were tracked; of a run that tracked none it is empty."""
+    tracked = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    other = fake_runs.write_run(tmp_path / "runs", "resnet20", "lq_nets", (2, 2), 0)
+    rows = [
+        (0, "a", 0.1, "", -1, 1, 1.0, 0), (0, "b", 0.3, "", -2, 2, 1.0, ""),
+        (0, "c", 0.3, "", -2, 2, 1.0, 0), (1, "a", 0.2, 0.5, -2, 2, 0.5, 0.25), (1, "b", 0.4, 0.3, -1, 1, 1.0, ""), (1, "c", 0.2, 0.5, -2, 2, 0.5, 0.75),
+    ]  # fmt: skip
+    header = "epoch,layer,mismatch,flip_rate,level_min,level_max,used_levels,oscillating"
+    folder = tmp_path / "runs" / tracked
+    fake_runs.write_rows(folder / "weight_state.csv", header, rows)
+    RunFolder(folder).finish(RunFolder(folder).read_json("final.json"))
+    roles = {tracked: "run", other: "run"}
+    record.write_record({"suite": "made"}, roles, tmp_path / "runs", tmp_path / "record")
+    made = Record(tmp_path / "record")
+    found = {row["run_id"]: row for row in analysis.diagnostics(made, analysis.results(made))}
+    assert found[tracked]["oscillating"] == 0.5
+    assert found[other]["oscillating"] is None
 
 
 def test_diagnostics_count_dead_channels_and_keep_diverged_runs(quick):

@@ -136,6 +136,7 @@ def weight_facts(record: Record, run_id: str) -> dict[str, float | None]:
         "used_level_share": last["used_levels"],
         "used_level_share_lowest": last["used_levels_lowest"],
         "level_span": last["level_span"],
+        "oscillating": last.get("oscillating"),
     }
 
 

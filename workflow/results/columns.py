@@ -111,8 +111,8 @@ NAMES = {
         used_levels""",
     "diagnostics.csv": f"""
         {NETWORK} method w_bits a_bits seed role status top1 mismatch_start mismatch_end
-        flip_rate_first flip_rate_end used_level_share used_level_share_lowest level_span
-        dead_channel_share run_id""",
+        flip_rate_first flip_rate_end oscillating used_level_share used_level_share_lowest
+        level_span dead_channel_share run_id""",
     "ablation_channel_error.csv": f"""
         {NETWORK} method w_bits a_bits seed run_id layer channel variance error_equal
         error_inverse_variance error_median""",

@@ -34,6 +34,7 @@ RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
 )  # fmt: skip
 MOST_BYTES = 1_000_000  # of a file that is committed
 WEIGHTS = ("mismatch", "flip_rate", "level_span", "used_levels", "used_levels_lowest")
+OSCILLATING = "oscillating"  # the last column of epochs, only where a run tracked it
 EPOCH_COLUMNS = ("run_id", *METRICS, *TIMINGS[1:], *WEIGHTS)
 CHANNEL_COLUMNS = ("run_id", *CHANNEL_ERROR)
 TEXTS = ("run_id", "layer")  # every other column holds numbers
@@ -89,9 +90,9 @@ class Record:
     def _rows(self, name: str, columns: tuple[str, ...]) -> dict[str, list[dict]]:
         with self._reading(name) as text:
             header, *rows = csv.reader(io.StringIO(text, newline=""))
-            if tuple(header) != columns:
+            if tuple(header) not in (columns, (*columns, OSCILLATING)):
                 raise ValueError(f"its columns must be {', '.join(columns)}")
-            cells = [dict(zip(columns, row, strict=True)) for row in rows]
+            cells = [dict(zip(header, row, strict=True)) for row in rows]
             return grouped(
                 ({k: v if k in TEXTS else finite(v) for k, v in row.items()} for row in cells),
                 "run_id",
@@ -139,10 +140,12 @@ def write_record(
         for run_id in roles
         for row in _read_rows(runs / run_id / "channel_error.csv")
     ]
+    tracked = any(row.get(OSCILLATING) is not None for row in epochs)
+    epoch_columns = (*EPOCH_COLUMNS, OSCILLATING) if tracked else EPOCH_COLUMNS
     texts = {
         RUNS: "".join(json.dumps(record, sort_keys=True) + "\n" for record in records),
         SUITE: json_text({"suite": settings, "variants": has_variants}),
-        EPOCHS: _csv_text(EPOCH_COLUMNS, epochs),
+        EPOCHS: _csv_text(epoch_columns, epochs),
         CHANNELS: _csv_text(CHANNEL_COLUMNS, channels),
         HISTOGRAMS: json_text(_histograms(records, runs)),
     }
@@ -180,8 +183,8 @@ def _weight_epochs(states: list[dict[str, str]]) -> dict[int, dict]:
         spans = {row["layer"]: float(row["level_max"]) - float(row["level_min"]) for row in rows}
         start = start or spans
         means = {
-            name: mean_of(finite(row[name]) for row in rows)
-            for name in ("mismatch", "flip_rate", "used_levels")
+            name: mean_of(finite(row.get(name, "")) for row in rows)
+            for name in ("mismatch", "flip_rate", "used_levels", OSCILLATING)
         }
         epochs[int(epoch)] = {
             **means,
@@ -232,7 +235,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def _csv_text(columns: tuple[str, ...], rows: list[dict]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

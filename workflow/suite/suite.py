@@ -19,6 +19,7 @@ from lowbit_core.datasets.catalog import Dataset, dataset
 from lowbit_core.quantizers.bits import FLOAT_BITS, parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.training.oscillation import check_oscillation
 from workflow.comparisons import load_comparisons
 from workflow.suite.identity import resolve
 from workflow.suite.schema import read_config
@@ -158,6 +159,10 @@ def _check_recipes(experiment: dict, recipes: dict, place: str) -> None:
         with _errors_at(f"recipes.{name}.augmentation: "):
             augment.check_augmentation(recipes[name]["augmentation"], data.stored_raw)
         _check_sizes(recipes[name], data, f"recipes.{name}")
+    name = experiment["checkpoint_recipe"]
+    fault = _option_fault(recipes[name], baselines.method("fp"), FLOAT, {"": (*FLOAT, "")})
+    if fault is not None:
+        raise InputError(f"recipes.{name}, as checkpoint_recipe: {fault}")
 
 
 def _check_sizes(recipe: dict, data: Dataset, place: str) -> None:
@@ -206,7 +211,8 @@ def _runs(config: dict) -> Iterator[dict]:
         options = json.dumps(experiment["arch_options"], sort_keys=True)
         with _errors_at(f"{place}.arch: "):
             model = _skeleton(experiment["arch"], dataset(experiment["dataset"]), options)
-        settings = list(_settings(experiment, model, place))
+        recipe = config["recipes"][experiment["recipe"]]
+        settings = list(_settings(experiment, recipe, model, place))
         # What is not quantized is shared by experiments that differ in policy.
         bare = {**experiment, "policy": NO_POLICY}
         for seed in experiment["seeds"]:
@@ -221,7 +227,7 @@ def _runs(config: dict) -> Iterator[dict]:
 
 
 def _settings(
-    experiment: dict, model: nn.Module, place: str
+    experiment: dict, recipe: dict, model: nn.Module, place: str
 ) -> Iterator[tuple[Method, tuple[int, int], str]]:
     """Method, bits (of weights, of activations) and role of each run of one seed."""
     parts = [(experiment, "run"), *((part, "ablation") for part in experiment["ablations"])]
@@ -237,8 +243,25 @@ def _settings(
                 if part["methods"] == "all" and not method.offers(bits[0]):
                     continue
                 with _errors_at(f"{place}: "):
-                    layer_bits(model, QuantPolicy(method, *bits, **experiment["policy"]))
-                yield method, bits, role
+                    layers = layer_bits(model, QuantPolicy(method, *bits, **experiment["policy"]))
+                fault = _option_fault(recipe, method, bits, layers)
+                if fault is None:
+                    yield method, bits, role
+                elif part["methods"] != "all":
+                    raise InputError(f"recipes.{experiment['recipe']}: {fault}")
+
+
+def _option_fault(
+    recipe: dict, method: Method, bits: tuple[int, int], layers: dict[str, tuple[int, int, str]]
+) -> InputError | None:
+    """Why the options of a recipe make no sense for a method with these bits; None if they do."""
+    try:
+        if "oscillation" in recipe:
+            w_bits = [w for w, _, _ in layers.values()]
+            check_oscillation(recipe["oscillation"], method, w_bits)
+    except InputError as error:
+        return error
+    return None
 
 
 def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
