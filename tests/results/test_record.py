@@ -260,7 +260,8 @@ def test_the_share_of_oscillating_weights_reaches_the_diagnostics(tmp_path):
     other = fake_runs.write_run(tmp_path / "runs", "resnet20", "lq_nets", (2, 2), 0)
     rows = [
         (0, "a", 0.1, "", -1, 1, 1.0, 0), (0, "b", 0.3, "", -2, 2, 1.0, ""),
-        (0, "c", 0.3, "", -2, 2, 1.0, 0), (1, "a", 0.2, 0.5, -2, 2, 0.5, 0.25), (1, "b", 0.4, 0.3, -1, 1, 1.0, ""), (1, "c", 0.2, 0.5, -2, 2, 0.5, 0.75),
+        (0, "c", 0.3, "", -2, 2, 1.0, 0), (1, "a", 0.2, 0.5, -2, 2, 0.5, 0.25),
+        (1, "b", 0.4, 0.3, -1, 1, 1.0, ""), (1, "c", 0.2, 0.5, -2, 2, 0.5, 0.75),
     ]  # fmt: skip
     header = "epoch,layer,mismatch,flip_rate,level_min,level_max,used_levels,oscillating"
     folder = tmp_path / "runs" / tracked
