@@ -5,7 +5,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lowbit_core.quantizers.basis import FEW_BITS, MOMENTUM, all_levels, fit_rows, refit_rows
+from lowbit_core.quantizers.basis import (
+    FEW_BITS,
+    MOMENTUM,
+    all_levels,
+    fit_rows,
+    quantize_rows,
+    refit_rows,
+)
 from lowbit_core.quantizers.basis_activation import BasisActivation
 from lowbit_core.quantizers.interface import Method, ShadowWeight, update_buffer
 
@@ -46,6 +53,10 @@ class LQWeight(ShadowWeight):
         if self.training:
             update_buffer(self, "v", MOMENTUM * self.v + (1 - MOMENTUM) * fit)
         return y.view(self.shape)
+
+    @torch.no_grad()
+    def used(self) -> Tensor:
+        return quantize_rows(self.weight, self.v)  # without the fit of a step
 
     def levels(self) -> Tensor:
         return all_levels(self.v, signed=True)

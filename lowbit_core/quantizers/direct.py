@@ -142,19 +142,23 @@ class DirectWeight(_BasisWeight):
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        code = torch.zeros(self.z.shape, dtype=torch.uint8, device=self.z.device)
-        for k, bit in enumerate(code_bits(self.z, self.bits)):
-            code |= bit.to(torch.uint8) << k
-        return code
+        return self._nearest_code().to(torch.uint8)
+
+    def _nearest_code(self) -> Tensor:
+        """q (O, N) as floats: made as the weight is, with levels -(L - 1) / 2 to (L - 1) / 2."""
+        half = torch.full_like(self.v, 0.5) * 2.0 ** torch.arange(self.bits, device=self.v.device)
+        return direct_weight(self.z, half)[0].add_((2**self.bits - 1) / 2)
 
     @torch.no_grad()
     def hold(self, codes: Tensor, mask: Tensor) -> None:
         self.z.copy_(torch.where(mask, codes.to(self.z.dtype), self.z))
 
     @torch.no_grad()
-    def add_gradient(self, g: Tensor) -> None:
+    def dampen(self, strength: float) -> None:
+        """On the axis of codes: w - w_q counts as d_o (z - q), preconditioned by 1 / d_o^2."""
         assert self.z.grad is not None
-        self.z.grad += g / level_step(self.v)  # preconditioned, as the gradient of the loss is
+        inside = self.z.clamp(0, 2**self.bits - 1)
+        self.z.grad.add_(inside - self._nearest_code(), alpha=2 * strength)
 
 
 class IndirectWeight(ShadowWeight, _BasisWeight):

@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+FEW_LEVELS = 16  # up to here, comparing with each is faster than a search
+
 
 def update_buffer(module: nn.Module, name: str, value: Tensor) -> None:
     """Give the buffer `name` its next value.
@@ -27,8 +29,14 @@ def codes_of(used: Tensor, levels: Tensor) -> Tensor:
 
     levels (O, L) or (1, L) rise; a weight half-way between two counts to the lower.
     """
-    middles = ((levels[:, 1:] + levels[:, :-1]) / 2).expand(used.shape[0], -1)
-    return torch.searchsorted(middles.contiguous(), used.contiguous()).to(torch.uint8)
+    middles = (levels[:, 1:] + levels[:, :-1]) / 2
+    if middles.shape[1] > FEW_LEVELS:
+        middles = middles.expand(used.shape[0], -1).contiguous()
+        return torch.searchsorted(middles, used.contiguous()).to(torch.uint8)
+    code = torch.zeros(used.shape, dtype=torch.uint8, device=used.device)
+    for middle in middles.split(1, dim=1):
+        code += used > middle
+    return code
 
 
 class WeightQuantizer(nn.Module):
@@ -72,21 +80,29 @@ class WeightQuantizer(nn.Module):
     @torch.no_grad()
     def codes(self) -> Tensor:
         """The number (O, N), uint8, of the level that each weight now uses."""
+        return codes_of(self.used(), self.levels())
+
+    @torch.no_grad()
+    def used(self) -> Tensor:
+        """The weight (O, N) that the layer would compute with, without a step of training."""
         was_training = self.training
         used = self.eval()().flatten(1)
         self.train(was_training)
-        return codes_of(used, self.levels())
+        return used
 
     def hold(self, codes: Tensor, mask: Tensor) -> None:
         """Set the state such that the weights of `mask` (O, N) use the levels `codes` (O, N).
 
-        For the option `oscillation`; a class that defines it defines `add_gradient` as well.
+        For the option `oscillation`; a class that defines it defines `dampen` as well.
         """
         raise TypeError(f"{type(self).__name__} does not define hold()")
 
-    def add_gradient(self, g: Tensor) -> None:
-        """Add g (O, N), a gradient of the latent weight, to the gradient of the state."""
-        raise TypeError(f"{type(self).__name__} does not define add_gradient()")
+    def dampen(self, strength: float) -> None:
+        """Add the gradient of strength x (w - w_q)^2 to that of each latent weight w.
+
+        w_q, the level that is used, is a constant. Nothing is added outside the levels.
+        """
+        raise TypeError(f"{type(self).__name__} does not define dampen()")
 
 
 class ShadowWeight(WeightQuantizer):
@@ -105,9 +121,12 @@ class ShadowWeight(WeightQuantizer):
         held = self.levels().expand(codes.shape[0], -1).gather(1, codes.long())
         self.weight.copy_(torch.where(mask, held, self.weight))
 
-    def add_gradient(self, g: Tensor) -> None:
+    @torch.no_grad()
+    def dampen(self, strength: float) -> None:
         assert self.weight.grad is not None
-        self.weight.grad += g
+        levels = self.levels()
+        inside = self.weight.clamp(levels[:, :1], levels[:, -1:])  # outside: its level itself
+        self.weight.grad.add_(inside - self.used(), alpha=2 * strength)
 
 
 class ActivationQuantizer(nn.Module):

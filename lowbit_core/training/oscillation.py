@@ -63,8 +63,8 @@ class Oscillation:
         """settings: of the recipe. steps: of the whole training."""
         self.settings, self.steps, self.done = settings, steps, 0
         self.quantizers = tracked_quantizers(model)
-        self.code = self._codes()  # (all weights,), uint8, after the last step
-        self.direction = torch.zeros_like(self.code, dtype=torch.int8)  # of its last change
+        self.code = self._codes()  # (all weights,), int8, after the last step
+        self.direction = torch.zeros_like(self.code)  # of its last change: -1, 1, or 0 for none
         self.frequency = torch.zeros_like(self.code, dtype=torch.float32)
         self.mean_code: Tensor | None = None  # from the first step that may freeze
         self.frozen = torch.zeros_like(self.code, dtype=torch.bool)
@@ -103,12 +103,7 @@ class Oscillation:
             self.done / self.steps, self.settings["start"], 0, self.settings["weight"]
         )
         for quantizer in self.quantizers.values() if weight > 0 else ():
-            levels, latent = quantizer.levels(), quantizer.latent()
-            codes = quantizer.codes().long()
-            used = levels.expand(len(codes), -1).gather(1, codes)
-            inside = (latent > levels[:, :1]) & (latent < levels[:, -1:])
-            pull = 2 * weight / latent.shape[1] * (latent - used)
-            quantizer.add_gradient(torch.where(inside, pull, 0.0))
+            quantizer.dampen(weight / quantizer.shape[1:].numel())
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -132,20 +127,23 @@ class Oscillation:
     def observe(self, code: Tensor, threshold: float) -> None:
         """Take in the codes after one more step; freeze above `threshold`, unless that is 0."""
         momentum = self.settings["momentum"]
-        change = torch.sign(code.to(torch.int16) - self.code.to(torch.int16)).to(torch.int8)
+        change = (code - self.code).sign_()
         oscillated = change * self.direction < 0
-        self.frequency = (1 - momentum) * self.frequency + momentum * oscillated
+        self.frequency.mul_(1 - momentum).add_(oscillated, alpha=momentum)
         self.direction = torch.where(change == 0, self.direction, change)
         self.code = code
         if threshold > 0:
-            mean = code.float() if self.mean_code is None else self.mean_code
+            if self.mean_code is None:
+                self.mean_code = code.float()
             newly = (self.frequency > threshold) & ~self.frozen
-            self.frozen_code = torch.where(newly, mean.round().to(torch.uint8), self.frozen_code)
-            self.frozen = self.frozen | newly
-            self.mean_code = momentum * code + (1 - momentum) * mean
+            mean = self.mean_code.round().to(torch.int8)
+            self.frozen_code = torch.where(newly, mean, self.frozen_code)
+            self.frozen |= newly
+            self.mean_code.lerp_(code.float(), momentum)
 
     def _codes(self) -> Tensor:
-        return torch.cat([quantizer.codes().flatten() for quantizer in self.quantizers.values()])
+        codes = [quantizer.codes().flatten() for quantizer in self.quantizers.values()]
+        return torch.cat(codes).view(torch.int8)
 
     def _split(self, row: Tensor) -> tuple[Tensor, ...]:
         """The parts of the layers of a tensor over all weights."""
