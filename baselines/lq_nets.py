@@ -54,6 +54,12 @@ class LQWeight(ShadowWeight):
             update_buffer(self, "v", MOMENTUM * self.v + (1 - MOMENTUM) * fit)
         return y.view(self.shape)
 
+    def read(self, bits: int) -> tuple[Tensor, Tensor]:
+        """Only the full width refits the bases; here they are read."""
+        v = self.v[:, self.bits - bits :].contiguous()
+        w = quantize_rows(self.weight.detach(), v) + (self.weight - self.weight.detach())
+        return w.view(self.shape), all_levels(v, signed=True)
+
     @torch.no_grad()
     def used(self) -> Tensor:
         return quantize_rows(self.weight, self.v)  # without the fit of a step

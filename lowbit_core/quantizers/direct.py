@@ -123,6 +123,40 @@ class _BasisWeight(WeightQuantizer):
                 self.v.copy_(v)
 
 
+class UpperBasis(torch.autograd.Function):
+    """The `bits` most significant numbers (O, bits) of the ordered basis of v (O, K).
+
+    With them the levels of `bits` bits are means of those of K bits that share their upper codes.
+    """
+
+    @staticmethod
+    def forward(ctx, v, bits):
+        ctx.dropped = v.shape[1] - bits
+        return ordered(v)[:, ctx.dropped :].contiguous()
+
+    @staticmethod
+    def backward(ctx, g):
+        return torch.nn.functional.pad(g, (ctx.dropped, 0)), None
+
+
+class _UpperCode(torch.autograd.Function):
+    """z' whose code is that of z (O, N) without its `dropped` least significant bits.
+
+    2^dropped neighbouring codes become one. The gradient of z' is preconditioned by 1 / d'_o, and
+    a step of 1 on z moves z' by 2^-dropped; its factor 2^dropped lets a step of size lr move the
+    weight by lr g, as at the full width.
+    """
+
+    @staticmethod
+    def forward(ctx, z, dropped):
+        ctx.together = 2**dropped
+        return (z - (ctx.together - 1) / 2) / ctx.together
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.together, None
+
+
 class DirectWeight(_BasisWeight):
     """Direct weights: gradient descent moves the codes z and the basis v of the levels."""
 
@@ -143,6 +177,11 @@ class DirectWeight(_BasisWeight):
     @torch.no_grad()
     def codes(self) -> Tensor:
         return self._nearest_code().to(torch.uint8)
+
+    def read(self, bits: int) -> tuple[Tensor, Tensor]:
+        v = UpperBasis.apply(self.v, bits)
+        z = _UpperCode.apply(self.z, self.bits - bits)
+        return _Direct.apply(z, v)[0].view(self.shape), all_levels(v, signed=True)
 
     def _nearest_code(self) -> Tensor:
         """q (O, N) as floats: made as the weight is, with levels -(L - 1) / 2 to (L - 1) / 2."""
@@ -175,6 +214,10 @@ class IndirectWeight(ShadowWeight, _BasisWeight):
         w, v = _Indirect.apply(self.weight, self.v)
         self._project(v)
         return w.view(self.shape)
+
+    def read(self, bits: int) -> tuple[Tensor, Tensor]:
+        v = UpperBasis.apply(self.v, bits)  # the upper bits of the nearest level do not need more
+        return _Indirect.apply(self.weight, v)[0].view(self.shape), all_levels(v, signed=True)
 
 
 @fused(cpu=kernels.indirect_weight)

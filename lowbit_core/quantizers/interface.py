@@ -104,6 +104,13 @@ class WeightQuantizer(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not define dampen()")
 
+    def read(self, bits: int) -> tuple[Tensor, Tensor]:
+        """The weight and its levels, (O, 2^bits), by the `bits` most significant bits of its codes.
+
+        For the option `widths`. Called in training only after a forward pass at the full width.
+        """
+        raise TypeError(f"{type(self).__name__} does not define read()")
+
 
 class ShadowWeight(WeightQuantizer):
     """A weight quantizer with a full-precision shadow weight `self.weight` (O, N).
@@ -127,6 +134,28 @@ class ShadowWeight(WeightQuantizer):
         levels = self.levels()
         inside = self.weight.clamp(levels[:, :1], levels[:, -1:])  # outside: its level itself
         self.weight.grad.add_(inside - self.used(), alpha=2 * strength)
+
+
+class ReadWeight(WeightQuantizer):
+    """The weights of another quantizer, `whole`, read with fewer bits; it has no state of its own.
+
+    `GROUPS` is empty: all parameters belong to `whole`.
+    """
+
+    GROUPS: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, whole: WeightQuantizer, bits: int) -> None:
+        nn.Module.__init__(self)
+        self.whole, self.bits, self.shape = whole, bits, whole.shape
+
+    def forward(self) -> Tensor:
+        return self.whole.read(self.bits)[0]
+
+    def latent(self) -> Tensor:
+        return self.whole.latent()
+
+    def levels(self) -> Tensor:
+        return self.whole.read(self.bits)[1]
 
 
 class ActivationQuantizer(nn.Module):

@@ -28,6 +28,7 @@ from lowbit_core.runtime.run_folder import WEIGHTS, ReadOnlyFolder, RunFolder, l
 from lowbit_core.training.divergence import first_layer_with_bad_state
 from lowbit_core.training.oscillation import Oscillation, check_oscillation
 from lowbit_core.training.schedule import parameter_groups
+from lowbit_core.training.widths import Widths, begin_momentum, check_widths
 
 CALIBRATION_IMAGES = 256
 # On a GPU, shorter runs take less time uncompiled; compiling a whole model takes a minute or more.
@@ -74,6 +75,7 @@ class Run:
     compiled: str  # "off", "quantizers" or "model"
     progress: list[Tensor]  # of the quantizers that depend on the share of steps that are done
     oscillation: Oscillation | None  # what the recipe's option `oscillation` keeps of each weight
+    widths: Widths | None  # the lower widths of the recipe's option `widths`
     started: float = field(default_factory=time.monotonic)  # the time of day may be set back
     start_histograms: dict = field(default_factory=dict)  # of the weights before training
     codes: dict = field(default_factory=dict)  # of the weights at the end of the last epoch
@@ -86,6 +88,11 @@ class Run:
     def lr(self) -> float:
         """The recipe's peak learning rate, halved by every restart."""
         return self.recipe["lr"] / 2 ** len(self.earlier)
+
+    @property
+    def root(self) -> nn.Module:
+        """The module that holds all that is trained: the model, and the lower widths if any."""
+        return self.model if self.widths is None else nn.ModuleList([self.model, self.widths])
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass."""
@@ -105,21 +112,29 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
     model, report = _build_model(config, method, place)
     if "oscillation" in recipe:
         check_oscillation(recipe["oscillation"], method, (row["w_bits"] for row in report))
+    widths = None
+    if "widths" in recipe:
+        check_widths(recipe, method, (config["w_bits"], config["a_bits"]))
+        widths = Widths(recipe["widths"], method, model, report, config["seed"])
     ema = None
     if recipe["ema"]:
         average = get_ema_multi_avg_fn(recipe["ema"])
         ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     optimizer = torch.optim.SGD(
-        parameter_groups(model, recipe),
+        parameter_groups(model if widths is None else nn.ModuleList([model, widths]), recipe),
         lr=recipe["lr"],  # the loop sets it in every step
         momentum=recipe["momentum"],
         nesterov=recipe["nesterov"] and recipe["momentum"] > 0,
         fused=True,
     )
+    if widths is not None:
+        begin_momentum(optimizer)
     on_gpu = place.device.type == "cuda"
     quantized = any(row["status"] == "quantized" for row in report)
     steps = len(data.train) * recipe["epochs"]
     compiled = _switch_compile(config["compile"], on_gpu, quantized, steps)
+    if compiled == "model" and widths is not None:  # only the full width would be compiled
+        compiled = "quantizers"
     network = model
     if compiled == "model":  # "reduce-overhead" uses CUDA graphs
         network = torch.compile(model, mode="reduce-overhead" if on_gpu else "default")
@@ -130,6 +145,7 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
         folder, data, model, report, ema, optimizer, network, compiled,
         [tensor for name, tensor in model.named_buffers() if name.endswith(".progress")],
         Oscillation(recipe["oscillation"], model, steps) if "oscillation" in recipe else None,
+        widths,
     )  # fmt: skip
 
 

@@ -13,9 +13,12 @@ from lowbit_core.training.build import Run
 
 
 @torch.no_grad()
-def evaluate(run: Run, data: BatchLoader) -> dict[str, float]:
-    """Mean loss, top-1 and top-5 in percent, over all images of `data` in all processes."""
-    model = run.model if run.ema is None else run.ema
+def evaluate(run: Run, data: BatchLoader, network: nn.Module | None = None) -> dict[str, float]:
+    """Mean loss, top-1 and top-5 in percent, over all images of `data` in all processes.
+
+    network: what is evaluated; by default the run's model, or its moving average if it has one.
+    """
+    model = network or (run.model if run.ema is None else run.ema)
     if batches := run.recipe.get("reestimate_batch_norm"):
         reestimate_batch_norm(model, run.data.train, batches, run.autocast())
     model.eval()

@@ -17,7 +17,7 @@ from lowbit_core.runtime import hardware, signals
 from lowbit_core.runtime.errors import DeviceLost
 from lowbit_core.runtime.files import locked, remove_leftovers
 from lowbit_core.runtime.progress import say
-from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder
+from lowbit_core.runtime.run_folder import LOWER_WEIGHTS, WEIGHTS, WIDTHS, RunFolder
 from lowbit_core.runtime.run_status import RunStatus, run_status
 from lowbit_core.training import diagnostics, divergence, loop, state
 from lowbit_core.training.build import Place, Run, build_run
@@ -118,7 +118,22 @@ def _finish(run: Run, last: dict | None, cause: dict | None) -> dict:
         final["val_top1"] = last["val_top1"] if last else evaluate(run, run.data.val)["top1"]
         if processes.is_first():
             diagnostics.record_trained(run, model)
+        if run.widths is not None:
+            run.folder.write_table("widths.csv", WIDTHS, _width_rows(run))
+            run.folder.save_tensors(LOWER_WEIGHTS, run.widths.weights())
     run.folder.save_tensors(WEIGHTS, model.state_dict())
     final = run.folder.finish(final)
     run.folder.remove(state.CHECKPOINT)
     return final
+
+
+def _width_rows(run: Run) -> list[dict]:
+    """One row of widths.csv for each lower width of a run that has some."""
+    rows = []
+    for width in [] if run.widths is None else run.widths.lower:
+        test, val = (evaluate(run, data, width.network) for data in (run.data.test, run.data.val))
+        size, _, bitops = size_and_bitops(width.network, width.report)
+        row = {"w_bits": width.w_bits, "a_bits": width.a_bits, "val_top1": val["top1"]}
+        row |= {"top1": test["top1"], "top5": test["top5"], "test_loss": test["loss"]}
+        rows.append(row | {"size_bytes": size, "bitops": bitops})
+    return rows

@@ -71,6 +71,7 @@ def result_row(suite: str, run: dict) -> dict:
         **quantizer_facts(config["method"]),
         **top1,
         "suite": suite,
+        "width_of": run.get("width_of"),  # not a column
         "role": run["role"],
         "width": config["arch_options"].get("width"),
         "restarts": len(final["diverged_before"]),
@@ -111,7 +112,7 @@ def results(record: Record) -> list[dict]:
 def timings(record: Record) -> list[dict]:
     """Seconds in all, median images a second and wait share, peak MB, for every run."""
     rows = []
-    for run_id in sorted(run["config"]["run_id"] for run in record.runs):
+    for run_id in sorted(run["config"]["run_id"] for run in record.runs if "width_of" not in run):
         row = {"run_id": run_id, "seconds": 0}
         for key, statistic in TIMINGS.items():
             values = [epoch[key] for epoch in record.epochs.get(run_id, [])]
@@ -144,7 +145,7 @@ def diagnostics(record: Record, runs: list[dict]) -> list[dict]:
     """How codes and levels moved in every quantized run, and its dead channels where measured."""
     rows = []
     for run in runs:
-        if run["w_bits"] == FLOAT_BITS and run["a_bits"] == FLOAT_BITS:
+        if run["w_bits"] == FLOAT_BITS and run["a_bits"] == FLOAT_BITS or run["width_of"]:
             continue
         channels = record.channels.get(run["run_id"], [])
         dead = mean_of(float(row["error_equal"] is None) for row in channels)

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
+from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import json_text
 from lowbit_core.runtime.progress import say
@@ -64,12 +65,16 @@ class Record:
 
     @cached_property
     def runs(self) -> list[dict]:
-        """One dict a run: role, config, final, signed_layers, checkpoint_top1."""
+        """One dict a run: role, config, final, signed_layers, checkpoint_top1.
+
+        A run that was trained for several widths gives one more for each lower width, which names
+        it as `width_of`.
+        """
         with self._reading(RUNS) as text:
             runs = [json.loads(line) for line in text.splitlines()]
             for run in runs or [{}]:  # no run at all is an error, too
                 run["role"], run["config"]["run_id"], run["final"]["status"]
-        return runs
+        return [one for run in runs for one in (run, *_lower_widths(run))]
 
     @cached_property
     def epochs(self) -> dict[str, list[dict]]:
@@ -107,6 +112,16 @@ class Record:
             yield data.decode()
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise InputError(f"{path} is not part of a record ({error}): make it again") from error
+
+
+def _lower_widths(run: dict) -> Iterator[dict]:
+    """The lower widths of a run as runs of their own; their run_id ends with their bits."""
+    for row in run.get("widths", ()):
+        bits = {"w_bits": row["w_bits"], "a_bits": row["a_bits"]}
+        run_id = f"{run['config']['run_id']}.{bits_label(*bits.values()).lower()}"
+        config = {**run["config"], **bits, "run_id": run_id}
+        whole = {"width_of": run["config"]["run_id"]}
+        yield {**run, **whole, "config": config, "final": {**run["final"], **row}}
 
 
 def finite(text: str) -> float | None:
@@ -157,7 +172,13 @@ def _run(folder: Path, role: str) -> dict:
     config = check_run(folder)
     final = RunFolder(folder).read_json("final.json")
     layers = RunFolder(folder).read_json("layers.json") or []
+    rows = _read_rows(folder / "widths.csv")
+    widths = [
+        {key: (float if "top" in key or "loss" in key else int)(row[key]) for key in row}
+        for row in rows
+    ]
     return {
+        **({"widths": widths} if widths else {}),
         "role": role,
         "config": config,
         "final": {key: final[key] for key in final if key not in ("files", "checksum")},

@@ -20,6 +20,7 @@ from lowbit_core.quantizers.bits import FLOAT_BITS, parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.training.oscillation import check_oscillation
+from lowbit_core.training.widths import check_widths
 from workflow.comparisons import load_comparisons
 from workflow.suite.identity import resolve
 from workflow.suite.schema import read_config
@@ -259,6 +260,8 @@ def _option_fault(
         if "oscillation" in recipe:
             w_bits = [w for w, _, _ in layers.values()]
             check_oscillation(recipe["oscillation"], method, w_bits)
+        if "widths" in recipe:
+            check_widths(recipe, method, bits)
     except InputError as error:
         return error
     return None
