@@ -77,8 +77,11 @@ def train_step(run: Run, images: Tensor, labels: Tensor, rate: float, sums: Sums
         loss = functional.cross_entropy(
             scores.float(), labels, label_smoothing=run.recipe["label_smoothing"]
         )
+        if run.teachers is not None:
+            loss = run.teachers.loss(loss, scores, images, labels)
     loss.backward()
-    synchronise.average_gradients(run.model.parameters())
+    learned = [] if run.teachers is None else run.teachers.parameters()
+    synchronise.average_gradients([*run.model.parameters(), *learned])
     run.optimizer.step()
     if run.ema is not None:
         run.ema.update_parameters(run.model)

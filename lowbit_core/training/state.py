@@ -74,6 +74,7 @@ def save(run: Run, epoch: int, sums: Sums | None = None) -> None:
             "start": run.start_histograms,
             "compiled": run.compiled,
             "before": run.earlier,
+            "teachers": None if run.teachers is None else run.teachers.pi.detach(),
         },
     )
 
@@ -123,6 +124,8 @@ def _restore(run: Run, saved: dict) -> None:
         run.ema.load_state_dict(saved["ema"])
     run.optimizer.load_state_dict(saved["optimizer"])
     run.codes, run.start_histograms = saved["codes"], saved["start"]
+    if run.teachers is not None:
+        run.teachers.pi.data.copy_(saved["teachers"])
     run.folder.restore_tables(saved["tables"])
     torch.set_rng_state(saved["random"]["cpu"])
     if run.place.device.type == "cuda" and "cuda" in saved["random"]:

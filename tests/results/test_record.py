@@ -149,7 +149,7 @@ def test_finished_runs_of_a_suite(tmp_path: Path):
          "role": role}
         for name, role in ((done, "ablation"), (done, "run"), (torn, "run"))
     ]  # fmt: skip
-    suite = Suite("made", {}, {"a": Job("a", tuple(runs), None)})
+    suite = Suite("made", {}, {"a": Job("a", tuple(runs))})
     assert record.finished_runs(suite, tmp_path) == ({done: "run"}, 2)
 
 

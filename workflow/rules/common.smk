@@ -103,11 +103,11 @@ def budget_workers(wildcards, threads):
 
 
 def job_inputs(wildcards):
-    """The data that a job trains on, and the job file of the checkpoint that it starts from."""
+    """The data that a job trains on, and the job files of the runs that it loads."""
     if wildcards.job not in SUITE.jobs:
         sys.exit(f"error: suite {SUITE.name!r} has no job {wildcards.job!r}")
     job = SUITE.jobs[wildcards.job]
-    return [*manifests(job.runs[0]["dataset"]), *job_files([job.needs] if job.needs else [])]
+    return [*manifests(job.runs[0]["dataset"]), *job_files(job.needs)]
 
 
 def job_keys(wildcards):
