@@ -67,6 +67,19 @@ def options_of(recipe: dict) -> dict:
     return {key: recipe[key] for key in option_names() if recipe.get(key) is not None}
 
 
+def option_text(options: dict) -> str:
+    """The options of a recipe as one line: `distill(teacher=pretrained, temperature=1, ...)`."""
+
+    def text(value: object) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key}={text(value[key])}" for key in sorted(value))
+        if isinstance(value, list):
+            return " & ".join(map(text, value))
+        return str(value)
+
+    return "; ".join(f"{name}({text(options[name])})" for name in sorted(options))
+
+
 def option_pairs(runs: Iterable[dict]) -> list[tuple[dict, dict]]:
     """The pairs (run without an option, the same run with it) among resolved runs.
 
