@@ -36,7 +36,7 @@ KINDS = {
         activation_granularity init pretrained quantizer_weight_decay quantizer_lr_scale schedule
         epoch_reported augmentation loader compile precision code_version torch torchvision ffcv
         python hardware variant trained_with other label best published_policy published_source
-        published_note bits claim primary note recipe change option options value""",
+        published_note bits claim primary note recipe base change option options value""",
     "whole": "w_bits a_bits seed restarts epoch channel seeds channels n pairs",
     "percent": """
         top1 top5 fp_top1 delta checkpoint_top1 val_top1 share_of_channels_improved top1_mean
@@ -128,7 +128,7 @@ NAMES = {
         top1_difference_std mismatch_end other_mismatch_end mismatch_end_difference_mean
         mismatch_end_difference_std flip_rate_end other_flip_rate_end""",
     "ablation_options.csv": f"""
-        {SETTING} method option value n diverged off_diverged top1_off_mean top1_on_mean
+        {SETTING} method option value base n diverged off_diverged top1_off_mean top1_on_mean
         top1_difference_mean top1_difference_std top1_difference_low top1_difference_high p
         p_adjusted verdict""",
     "table_main.csv": f"""

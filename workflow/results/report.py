@@ -162,8 +162,8 @@ DIAGNOSTICS: Columns = {
     "Dead channels": ("dead_channel_share", ".1%"),
 }  # fmt: skip
 OPTIONS: Columns = {
-    "Setting · method": ("method", setting), "Option": ("value", ""), "n": ("n", "d"),
-    "Off": ("top1_off_mean", ".2f"), "On": ("top1_on_mean", ".2f"),
+    "Setting · method": ("method", setting), "Option": ("value", ""), "Both have": ("base", ""),
+    "n": ("n", "d"), "Off": ("top1_off_mean", ".2f"), "On": ("top1_on_mean", ".2f"),
     "Difference [95 %]": ("top1_difference_mean", claims.difference_text),
     "Adjusted p": ("p_adjusted", ".2g"), "Verdict": ("verdict", chip),
 }  # fmt: skip
