@@ -57,10 +57,11 @@ def quantize_in_pieces_with_codes(
     A code is the number of the piece; its highest bit (`_highest_bit`) says that the ReLU, where
     the quantizer does one, passes its gradient. uint8, or int16 with more than MAX_PIECES pieces.
     """
-    values = rectified(x.to(levels.dtype), signed, ceiling)
+    full = x.to(levels.dtype)
+    values = rectified(full, signed, ceiling)
     piece = _piece_of(values, edges)
     y = torch.where(values.isnan(), values, levels[piece]).to(x.dtype)
-    passes = torch.ones_like(x, dtype=torch.bool) if signed else (x > 0) & (x < ceiling)
+    passes = torch.ones_like(x, dtype=torch.bool) if signed else (full > 0) & (full < ceiling)
     codes = piece + passes * _highest_bit(len(levels))
     codes = codes.to(torch.uint8 if len(levels) <= MAX_PIECES else torch.int16)
     return y, values.to(x.dtype) if also_relu else None, codes, ~torch.isfinite(values.sum())
