@@ -294,7 +294,7 @@ def test_any_text_is_accepted_or_refused(text):
 # -- expansion -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ("quick", "paper", "paper_shortcut_fp", "smoke"))
+@pytest.mark.parametrize("name", ("quick", "paper", "paper_shortcut_fp", "smoke", "zoo"))
 def test_shipped_suites_are_valid_and_complete(name):
     suite = load_suite(name)
     assert suite.name == name
