@@ -24,10 +24,10 @@ from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime import hardware
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.progress import say
-from lowbit_core.runtime.run_folder import WEIGHTS, ReadOnlyFolder, RunFolder, load_tensors
-from lowbit_core.training.divergence import first_layer_with_bad_state
+from lowbit_core.runtime.run_folder import WEIGHTS, ReadOnlyFolder, RunFolder
 from lowbit_core.training.oscillation import Oscillation, check_oscillation
 from lowbit_core.training.schedule import parameter_groups
+from lowbit_core.training.trained import Teachers, load_weights, start_from, trained_network
 from lowbit_core.training.widths import Widths, begin_momentum, check_widths
 
 CALIBRATION_IMAGES = 256
@@ -76,6 +76,7 @@ class Run:
     progress: list[Tensor]  # of the quantizers that depend on the share of steps that are done
     oscillation: Oscillation | None  # what the recipe's option `oscillation` keeps of each weight
     widths: Widths | None  # the lower widths of the recipe's option `widths`
+    teachers: Teachers | None  # of a recipe with the option `distill`
     started: float = field(default_factory=time.monotonic)  # the time of day may be set back
     start_histograms: dict = field(default_factory=dict)  # of the weights before training
     codes: dict = field(default_factory=dict)  # of the weights at the end of the last epoch
@@ -120,8 +121,10 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
     if recipe["ema"]:
         average = get_ema_multi_avg_fn(recipe["ema"])
         ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    teachers = _load_teachers(config, method, place)
     optimizer = torch.optim.SGD(
-        parameter_groups(model if widths is None else nn.ModuleList([model, widths]), recipe),
+        parameter_groups(model if widths is None else nn.ModuleList([model, widths]), recipe)
+        + (teachers.groups() if teachers else []),
         lr=recipe["lr"],  # the loop sets it in every step
         momentum=recipe["momentum"],
         nesterov=recipe["nesterov"] and recipe["momentum"] > 0,
@@ -146,6 +149,7 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
         [tensor for name, tensor in model.named_buffers() if name.endswith(".progress")],
         Oscillation(recipe["oscillation"], model, steps) if "oscillation" in recipe else None,
         widths,
+        teachers,
     )  # fmt: skip
 
 
@@ -204,8 +208,10 @@ def _build_model(config: dict, method: Method, place: Place) -> tuple[nn.Module,
     """The quantized network on the device, in channels_last layout, and its report."""
     info = dataset_named(config["dataset"])
     model = models.build(config["arch"], info.classes, info.channels, **config["arch_options"])
-    if config["pretrained"]:
-        _load_pretrained(model, place.runs / config["pretrained"] / WEIGHTS, config)
+    if config.get("predecessor"):
+        start_from(model, trained_network(place.runs / config["predecessor"], method))
+    elif config["pretrained"]:
+        load_weights(model, place.runs / config["pretrained"] / WEIGHTS, config)
     policy = QuantPolicy(method, config["w_bits"], config["a_bits"], **config["policy"])
     image = torch.zeros(1, info.channels, info.side, info.side, device=place.device)
     model = model.to(place.device)
@@ -213,16 +219,11 @@ def _build_model(config: dict, method: Method, place: Place) -> tuple[nn.Module,
     return model.to(place.device, memory_format=torch.channels_last), report
 
 
-def _load_pretrained(model: nn.Module, path: Path, config: dict) -> None:
-    try:
-        model.load_state_dict(load_tensors(path))
-    except RuntimeError as error:
-        raise InputError(
-            f"checkpoint {path} does not fit arch {config['arch']!r} with options "
-            f"{config['arch_options']}"
-        ) from error
-    if first_layer_with_bad_state(model) is not None:
-        raise InputError(f"checkpoint {path} diverged: lower the lr of its recipe and rerun")
+def _load_teachers(config: dict, method: Method, place: Place) -> Teachers | None:
+    if not config.get("teachers"):
+        return None
+    networks = [trained_network(place.runs / name, method) for name in config["teachers"]]
+    return Teachers(networks, config["recipe"]["distill"], place.device)
 
 
 def _switch_compile(mode: str, on_gpu: bool, quantized: bool, steps: int) -> str:

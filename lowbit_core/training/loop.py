@@ -77,10 +77,13 @@ def train_step(run: Run, images: Tensor, labels: Tensor, rate: float, sums: Sums
         loss = functional.cross_entropy(
             scores.float(), labels, label_smoothing=run.recipe["label_smoothing"]
         )
+        if run.teachers is not None:
+            loss = run.teachers.loss(loss, scores, images, labels)
     loss.backward()
     if run.widths is not None:
         run.widths.teach(images, scores, run.autocast())
-    synchronise.average_gradients(run.root.parameters())
+    learned = [] if run.teachers is None else run.teachers.parameters()
+    synchronise.average_gradients([*run.root.parameters(), *learned])
     if run.oscillation is not None:
         run.oscillation.before_step()
     run.optimizer.step()

@@ -76,6 +76,7 @@ def save(run: Run, epoch: int, sums: Sums | None = None) -> None:
             "before": run.earlier,
             "widths": None if run.widths is None else run.widths.state(),
             "oscillation": None if run.oscillation is None else run.oscillation.state(),
+            "teachers": None if run.teachers is None else run.teachers.pi.detach(),
         },
     )
 
@@ -131,6 +132,8 @@ def _restore(run: Run, saved: dict) -> None:
         run.oscillation.restore(saved["oscillation"])
     if run.widths is not None:
         run.widths.restore(saved["widths"])
+    if run.teachers is not None:
+        run.teachers.pi.data.copy_(saved["teachers"])
     run.folder.restore_tables(saved["tables"])
     torch.set_rng_state(saved["random"]["cpu"])
     if run.place.device.type == "cuda" and "cuda" in saved["random"]:

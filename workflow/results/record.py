@@ -28,6 +28,7 @@ from lowbit_core.runtime.run_status import RunStatus, run_status
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import grouped, read_sealed, write_sealed
 from workflow.suite.jobs import check_jobs, check_run, main_role, read_jobs
+from workflow.suite.options import option_pairs
 from workflow.suite.suite import COMPILE_MODES, Suite, load_suite
 
 RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
@@ -53,7 +54,7 @@ class Record:
 
     @cached_property
     def settings(self) -> dict:
-        """{"suite": the suite's file, "variants": whether it compares variants}"""
+        """{"suite": the suite's file, "variants", "options": whether it compares them}"""
         with self._reading(SUITE) as text:
             settings = json.loads(text)
             settings["suite"]["suite"], settings["variants"]
@@ -149,6 +150,7 @@ def write_record(
             check_run(runs / start)
             tops[start] = RunFolder(runs / start).read_json("final.json")["top1"]
         record["checkpoint_top1"] = tops.get(start)
+    has_options = bool(option_pairs(record["config"] for record in records))
     epochs = [row for run_id in roles for row in _epochs(runs / run_id)]
     channels = [
         {"run_id": run_id, **row}
@@ -159,7 +161,7 @@ def write_record(
     epoch_columns = (*EPOCH_COLUMNS, OSCILLATING) if tracked else EPOCH_COLUMNS
     texts = {
         RUNS: "".join(json.dumps(record, sort_keys=True) + "\n" for record in records),
-        SUITE: json_text({"suite": settings, "variants": has_variants}),
+        SUITE: json_text({"suite": settings, "variants": has_variants, "options": has_options}),
         EPOCHS: _csv_text(epoch_columns, epochs),
         CHANNELS: _csv_text(CHANNEL_COLUMNS, channels),
         HISTOGRAMS: json_text(_histograms(records, runs)),
