@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+import baselines
 from lowbit_core.runtime.run_folder import RunFolder
 from workflow.results.record import write_record
 from workflow.suite.jobs import job_text, read_jobs
@@ -72,7 +73,9 @@ def write_run(
     draw = np.random.default_rng(zlib.crc32(name.encode()) + (pretrained is None))
     fp_top1, weights, macs = ARCHS[arch]
     if top1 is None:
-        top1 = round(fp_top1 + GAIN[method] - LOSS[w_bits] + 0.25 * float(draw.normal()), 2)
+        top1 = round(
+            fp_top1 + GAIN.get(method, -1.5) - LOSS[w_bits] + 0.25 * float(draw.normal()), 2
+        )
     quantized = method != "fp"
     config = {
         "dataset": dataset,
@@ -154,6 +157,7 @@ def write_run(
             "weight_quantizer": None,
             "activation_quantizer": None,
             "signed": False,
+            "zero_level": None,
             "weights": 72,
             "macs": 1000,
         }
@@ -169,6 +173,7 @@ def write_run(
             "weight_quantizer": method,
             "activation_quantizer": method,
             "signed": arch == "mobilenetv2",
+            "zero_level": w_bits > 1 if quantized else None,
             "weights": 72 * channels,
             "macs": 1000 * channels,
         }
@@ -262,6 +267,19 @@ def write_run(
 def write_job(path: Path, lines: list[tuple[str, str]]) -> None:
     """A job file of (run_id, role) pairs."""
     path.write_text(job_text({"run_id": run, "role": role} for run, role in lines))
+
+
+def write_every_method(results: Path) -> None:
+    """A suite of one network with every method at the widths that it offers, and its record."""
+    rows = [("fp", (32, 32))]
+    for bits in BITS:
+        for method in baselines.METHODS.values():
+            if method.name != "fp" and bits[0] in (method.w_bits or (bits[0],)):
+                rows.append((method.name, bits))
+    (results / "jobs").mkdir(parents=True)
+    runs = [write_run(results / "runs", "resnet20", *row, 0) for row in rows]
+    write_job(results / "jobs" / "all.jsonl", [(run, "run") for run in runs])
+    record_suite(results)
 
 
 def write_suite(results: Path, *, dataset: str = "fashion_mnist") -> None:

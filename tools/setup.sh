@@ -11,6 +11,12 @@ LOG=.cache/pip.log
 PACKAGES="python3-venv python3-dev gcc g++ pkg-config libopencv-dev libturbojpeg0-dev
  dataset-fashion-mnist"
 
+# Continuous integration tests the report in a browser; elsewhere that test is skipped without one.
+if [ -n "${CI:-}" ] && ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null
+then
+    PACKAGES="$PACKAGES chromium"
+fi
+
 say() { echo "set-up: $*"; }
 die() { echo "error: $*" >&2; exit 2; }
 

@@ -63,3 +63,12 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plots.main([str(results)])
     report.main([str(results), "--out", str(results / "index.html")])
     return results
+
+
+@pytest.fixture(scope="session")
+def every_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One network with every method, with tables."""
+    results = tmp_path_factory.mktemp("every")
+    fake_runs.write_every_method(results)
+    make_tables(results)
+    return results

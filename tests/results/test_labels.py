@@ -2,10 +2,14 @@
 
 import ast
 import dataclasses
+from itertools import groupby
 from pathlib import Path
+
+import pytest
 
 import baselines
 from lowbit_core.quantizers.interface import Method
+from lowbit_core.runtime.errors import InputError
 from workflow.results import labels
 
 
@@ -37,6 +41,27 @@ def test_every_method_has_a_look_of_its_own():
     assert labels.method_label("lsq") == "LSQ"
 
 
+def test_every_method_has_a_family_and_they_stay_together():
+    order = [labels.method_family(name) for name in labels.method_names()]
+    assert all(labels.method_family(name) != labels.OTHER for name in baselines.METHODS)
+    assert list(dict.fromkeys(order)) == [family for family, _ in groupby(order)]
+    assert labels.family_order(labels.OTHER) == len(labels.load_labels()["families"])
+    assert labels.method_family("not a method") == labels.OTHER
+
+
+def test_a_wrong_family_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "labels.yaml").write_text(
+        labels.PATH.read_text().replace("family: annealed}", "family: aneald}")
+    )
+    monkeypatch.setattr(labels, "PATH", tmp_path / "labels.yaml")
+    labels.load_labels.cache_clear()
+    try:
+        with pytest.raises(InputError, match="parq.family is 'aneald': it must be one of full"):
+            labels.load_labels()
+    finally:
+        labels.load_labels.cache_clear()
+
+
 def test_a_method_without_an_entry_gets_its_name_and_a_look(monkeypatch):
     for name in ("zz", "aa"):
         method = dataclasses.replace(baselines.METHODS["pact"], name=name)
@@ -45,9 +70,12 @@ def test_a_method_without_an_entry_gets_its_name_and_a_look(monkeypatch):
     labels.method_names.cache_clear()
     try:
         assert labels.method_label("zz") == "zz"
+        assert labels.method_family("zz") == labels.OTHER
+        assert labels.method_names()[-2:] == ("zz", "aa")
         look = [(labels.method_color(name), labels.method_marker(name)) for name in ("aa", "zz")]
         assert look == list(zip(labels.COLORS, labels.MARKERS, strict=False))[:2]
-        assert labels.method_order("pact") < labels.method_order("zz") < labels.method_order("lsq")
-        assert labels.method_names()[-1] == "lsq"
+        assert labels.method_order("pact") < labels.method_order("zz")
+        steps = [n for n in labels.method_names() if labels.method_family(n) == "learned steps"]
+        assert steps[-1] == "lsq"
     finally:
         labels.method_names.cache_clear()

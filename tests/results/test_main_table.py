@@ -26,7 +26,7 @@ def made(values: dict[str, list[float | None]]) -> list[dict]:
             "method": method, "seed": seed, "role": "run", "run_id": f"{method}-{seed}",
             "status": "diverged" if top1 is None else "done", "top1": top1,
             "delta": None if top1 is None else top1 - 90, "first_last": "fp", "shortcut": "fp",
-            "pretrained": "checkpoint", "epochs": 200,
+            "pretrained": "checkpoint", "epochs": 200, "zero_level": None,
         }
         for method, top1s in values.items()
         for seed, top1 in enumerate(top1s)

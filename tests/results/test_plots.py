@@ -3,14 +3,18 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from lowbit_core.runtime.errors import InputError
-from workflow.results import plots
+from workflow.comparisons import load_comparisons
+from workflow.results import plot_style, plots
 from workflow.results.columns import read_table
-from workflow.results.labels import method_label
+from workflow.results.labels import family_order, method_family, method_label
 
 ROOT = Path(__file__).parents[2]
 FILES = {f"{name}.{kind}" for name in plots.PLOTS for kind in ("svg", "png")}
@@ -40,6 +44,51 @@ def test_accuracy_is_the_main_table(quick: Path):
         for method in {row["method"] for row in rows} - {"fp"}:
             mine = sorted((r["w_bits"], r["top1_mean"]) for r in rows if r["method"] == method)
             assert lines[method_label(method)] == [top1 for _, top1 in mine]
+
+
+def labels_of(axis) -> set[str]:
+    return set(axis.get_legend_handles_labels()[1])
+
+
+def test_many_methods_have_a_panel_for_each_family(every_method: Path):
+    """Every method once, and the references in every panel; the panels can be compared."""
+    data = plots.Data(every_method)
+    methods = set(data.quantized["method"])
+    families = sorted(set(map(method_family, methods)), key=family_order)
+    assert len(methods) > plot_style.MOST_METHODS
+    references = {method_label("fp"), method_label(load_comparisons().method)}
+    for draw in (plots.accuracy_vs_bits, partial(plots.accuracy_vs_cost, **plots.SIZE)):
+        figure, _ = draw(data)
+        assert [axis.get_title(loc="left").lower() for axis in figure.axes] == families
+        assert len({axis.get_ylim() for axis in figure.axes}) == 1
+        for axis, family in zip(figure.axes, families, strict=True):
+            mine = {method_label(name) for name in methods if method_family(name) == family}
+            assert labels_of(axis) - {"Pareto front"} == mine | references
+    for draw in (plots.training_curves, plots.levels_and_flips):
+        figure, _ = draw(data)
+        assert len(figure.axes) == 2 * len(families)
+
+
+def test_the_legend_covers_no_panel(every_method: Path):
+    """Nor does a title, the heading or a name of an axis; nothing is outside the figure."""
+    plot_style.set_style()
+    data = plots.Data(every_method)
+    for title, draw in plots.PLOTS.values():
+        drawn = draw(data)
+        if isinstance(drawn, str):
+            continue
+        figure, shown = drawn
+        plot_style.add_heading_and_legend(figure, title, shown)
+        figure.canvas.draw()
+        boxes = [axis.get_tightbbox() for axis in figure.axes]
+        boxes += [text.get_window_extent() for text in figure.texts]
+        boxes += [legend.get_window_extent() for legend in figure.legends]
+        for one, two in combinations(boxes, 2):
+            assert not one.shrunk(0.98, 0.98).overlaps(two), title
+        size = figure.bbox
+        assert all(size.x0 <= box.x0 and box.x1 <= size.x1 for box in boxes), title
+        assert all(size.y0 <= box.y0 and box.y1 <= size.y1 for box in boxes), title
+        plt.close(figure)
 
 
 def test_a_suite_without_ablations_has_every_plot(bare: Path):

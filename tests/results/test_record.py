@@ -204,6 +204,32 @@ def test_channel_summary(quick: Path):
     assert (row["trained_with"], row["top1_n"]) == ("direct", 3)
 
 
+def test_whether_a_grid_holds_zero_is_in_the_tables(quick: Path):
+    """In the made suite every grid but that of one bit does."""
+    for name in ("results.csv", "table_main.csv"):
+        for row in read_table(quick / name):
+            expected = {1: "no", 32: None}.get(row["w_bits"], "yes")
+            assert row["zero_level"] == expected, (name, row["method"])
+
+
+def test_a_record_without_zero_level_has_empty_cells(quick: Path, tmp_path: Path):
+    """As those are that were committed before there was the column."""
+    shutil.copytree(quick / "record", tmp_path / "record")
+    runs = [json.loads(line) for line in (quick / "record" / "runs.jsonl").open()]
+    assert all(run.pop("zero_level", "absent") != "absent" for run in runs)
+    text = "".join(json.dumps(run) + "\n" for run in runs)
+    record.write_sealed(tmp_path / "record" / "runs.jsonl", text.encode())
+    tables.main([str(tmp_path)])
+    assert {row["zero_level"] for row in read_table(tmp_path / "results.csv")} == {None}
+
+
+def test_a_grid_holds_zero_if_every_layer_does():
+    layers = [{"zero_level": None}, {"zero_level": True}]
+    assert record._zero_level(layers) is True
+    assert record._zero_level([*layers, {"zero_level": False}]) is False
+    assert record._zero_level([{"zero_level": None}, {}]) is None
+
+
 def test_direct_ablation_is_paired_by_seed(quick: Path):
     runs = read_table(quick / "ablation_direct_weights.csv")
     top1 = {(r["method"], r["seed"]): r["top1"] for r in runs if r["w_bits"] == 2}

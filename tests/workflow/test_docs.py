@@ -52,6 +52,7 @@ assert all(len(row.unique()) <= 3 for row in quantizer().flatten(1))
 def test_the_example_method_appears_in_every_suite_and_trains(tmp_path):
     text = (ROOT / "docs" / "architecture.md").read_text()
     example = re.search(r"`(baselines/\w+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    assert len(example[2].splitlines()) <= 40
     for folder in ("lowbit_core", "baselines", "workflow", "config"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / example[1]).write_text(example[2])
