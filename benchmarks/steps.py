@@ -1,4 +1,4 @@
-"""Time and memory of a whole training step: each method against full precision."""
+"""Time and memory of a whole training step: each method and each peer against full precision."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import baselines
+from benchmarks.peers import PEERS, peers_found
 from benchmarks.timing import DEVICE, ratios, timed
 from lowbit_core import models
 from lowbit_core.conversion.layers import calibrate
@@ -60,7 +61,8 @@ def training_step(method: str, setting: Setting) -> Callable[[], None]:
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(100, (network.batch,), device=device)
     if method != "fp":
-        policy = QuantPolicy(baselines.method(method), setting.w_bits, setting.a_bits)
+        found = PEERS.get(method) or baselines.method(method)
+        policy = QuantPolicy(found, setting.w_bits, setting.a_bits)
         convert(model, policy, images[:1])
     model = model.to(memory_format=torch.channels_last)
     if method != "fp":
@@ -105,8 +107,12 @@ def measure(
     bits: int = 2,
     precisions: Iterable[str] = PRECISIONS,
 ) -> list[dict]:
-    """The rows of `compare` for each network and precision, each against `fp` in that precision."""
-    rows = []
+    """The rows of `compare` for each network and precision, each against `fp` in that precision.
+
+    The peers that can be imported are among the methods, unless whole networks are compiled.
+    """
+    rows: list[dict] = []
+    methods = [*METHODS, *([] if compile == "model" else peers_found(bits))]
     if "bf16" in precisions and DEVICE.type == "cpu" and not computes_bfloat16():
         say("this processor has no bfloat16 instructions: the rows of bf16 are left out")
         precisions = [name for name in precisions if name != "bf16"]
@@ -114,7 +120,7 @@ def measure(
         for arch in archs:
             say(f"training steps of {arch}, {precision}, compile {compile}")
             setting = Setting(NETWORKS[arch], bits, bits, precision, compile)
-            rows += compare(setting, METHODS, rounds)
+            rows += compare(setting, methods, rounds)
     return rows
 
 

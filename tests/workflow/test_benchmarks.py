@@ -11,7 +11,7 @@ from torch import nn
 
 import baselines
 from baselines.dorefa import DoReFaWeight
-from benchmarks import agreement, quantizers, steps, timing
+from benchmarks import agreement, peers, quantizers, steps, timing
 from benchmarks.steps import METHODS, peak_bytes
 from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import QuantPolicy
@@ -55,17 +55,54 @@ def test_quantizer_rows_name_every_quantizer_once(monkeypatch):
     assert all(row["ms"] > 0 and row["ratio"] > 0 for row in rows)
 
 
-def test_brevitas_is_timed_with_its_learned_scale_and_its_rows_have_values():
+def test_a_peer_that_cannot_be_imported_is_left_out_and_named_once(monkeypatch, capsys):
+    monkeypatch.setitem(peers.MODULES, "brevitas", "no_such_module")
+    peers.find_peer.cache_clear()
+    assert "brevitas" not in peers.peers_found(2) and "brevitas" not in peers.peers_found(2)
+    assert capsys.readouterr().err.count("brevitas: its rows are left out") == 1
+    peers.find_peer.cache_clear()
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_quantizes_to_at_most_as_many_values_as_its_bits_allow(name):
+    pytest.importorskip(name)
+    peer = peers.PEERS[name]
+    x = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    for bits in peers.WEIGHT_BITS:
+        for shape in ((8, 4, 3, 3), (8, 4)):
+            weight = peer.weight(torch.randn(shape), bits)
+            used = weight()
+            used.sum().backward()
+            assert used.shape == shape and torch.isfinite(used).all()
+            assert max(row.unique().numel() for row in used) <= 2**bits
+            assert all(p.grad is not None for p in weight.parameters())
+        for signed in (False, True):
+            activation = peer.activation(bits, signed).train()
+            y = activation(x)
+            assert y.shape == x.shape and y.unique().numel() <= 2**bits
+            assert signed == (y.min() < 0) and y.max() > 0
+        relu, y = peer.activation(bits, False).train()(x, also_relu=True)
+        assert torch.equal(relu, x.relu()) and y.shape == x.shape
+
+
+def test_brevitas_is_timed_with_its_learned_scale():
     pytest.importorskip("brevitas")
     peer = quantizers._peer_activations(2)["Brevitas QuantReLU"]
     x = torch.rand(2, 3, 4, 4)
     for _ in range(2):  # the warm-up of `timed`: its scale no longer follows the data afterwards
         peer(x)
     assert peer(10 * x).max() == peer(x).max() > 0
-    weight = torch.randn(8, 4, 3, 3)
-    for bits in (2, 3, 4, 8):
-        (run,) = quantizers._peer_weights(weight, bits).values()
-        assert run(weight).shape == weight.shape and torch.isfinite(run(weight)).all()
+
+
+def test_steps_of_the_peers_are_rows_beside_the_methods(monkeypatch):
+    for name in peers.PEERS:
+        pytest.importorskip(name)
+    tiny = steps.Network("resnet20", {"width": 8}, batch=2, side=8)
+    monkeypatch.setattr(steps, "NETWORKS", {"resnet20": tiny})
+    monkeypatch.setattr(steps, "METHODS", ("fp",))
+    rows = steps.measure(["resnet20"], 1, "off", precisions=["fp32"])
+    assert [row["method"] for row in rows] == ["fp", *peers.PEERS]
+    assert all(row["ratio"] > 0 and row["peak_ratio"] > 0 for row in rows)
 
 
 def test_peak_memory_is_that_of_the_tensors_held_at_once():
@@ -80,7 +117,8 @@ def test_peak_memory_is_that_of_the_tensors_held_at_once():
 
 def test_the_profiler_prints_nothing_between_the_tables():
     code = (
-        "import torch; from benchmarks.steps import peak_bytes; peak_bytes(lambda: torch.ones(9))"
+        "import torch; from benchmarks.steps import peak_bytes; held = [torch.ones(9)];"
+        "peak_bytes(held.clear)"  # frees what was there before, of which the allocator would warn
     )
     command = [sys.executable, "-c", f"import benchmarks; {code}"]  # as `python -m benchmarks` does
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -94,6 +132,7 @@ def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
     tiny = steps.Network("resnet20", {"width": 8}, batch=2, side=8)
     monkeypatch.setattr(steps, "NETWORKS", {"resnet20": tiny})
     monkeypatch.setattr(steps, "METHODS", ("fp", "dorefa"))
+    monkeypatch.setattr(steps, "peers_found", lambda bits: [])
     monkeypatch.setattr(steps, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(steps, "computes_bfloat16", lambda: fast)
     rows = steps.measure(["resnet20"], rounds=1, compile="off")
