@@ -30,7 +30,7 @@ PAGE = ROOT / "docs" / "performance.md"
 REFERENCE = ROOT / "results" / "reference"
 MEASURED = REFERENCE / "benchmarks"
 PEERS = {"brevitas": "Brevitas"}  # labels
-REGION = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(\n<!-- end of table -->)", re.S)
+REGION = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.S)
 
 
 class NotMeasured(Exception):
@@ -97,6 +97,8 @@ def machines() -> str:
         row |= {"instructions": about["instruction_set"], "kernel lanes": about["kernel_lanes"]}
         row |= {"threads": about["threads"], "torch": about["versions"]["torch"]}
         rows.append(row | {"date": about["date"], "commit": about["commit"]})
+    if not rows:
+        raise NotMeasured(f"{MEASURED.relative_to(ROOT)} holds no figures")
     return _markdown(pd.DataFrame(rows))
 
 
@@ -149,7 +151,7 @@ def page(text: str) -> str:
         if name not in TABLES:
             raise InputError(f"{PAGE}: table {name!r}: it must be one of {', '.join(TABLES)}")
         try:
-            return f"{begin}{TABLES[name]()}{end}"
+            return f"{begin}{TABLES[name]()}\n{end}"
         except NotMeasured as missing:
             say(f"table {name} stays as it is: {missing}")
             return f"{begin}{old}{end}"

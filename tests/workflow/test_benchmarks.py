@@ -5,18 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import baselines
+import benchmarks.__main__ as bench
 from baselines.dorefa import DoReFaWeight
-from benchmarks import agreement, peers, quantizers, steps, timing
+from benchmarks import agreement, document, peers, quantizers, steps, timing
 from benchmarks.steps import METHODS, peak_bytes
 from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import QuantPolicy
 from lowbit_core.conversion.swap import convert
 from lowbit_core.kernels.fused import set_compile
+from lowbit_core.runtime.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,6 +147,70 @@ def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
     ]
     assert all(row["ratio"] == 1 for row in rows if row["method"] == "fp")
     assert capsys.readouterr().err.count("left out") == (not fast)
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A folder of committed figures, with those of two networks' steps in it."""
+    rows = [
+        {"arch": arch, "method": method, "precision": "fp32", "ratio": ratio, "peak_ratio": 1.5}
+        for arch, ratios in (("resnet20", (1, 1.084, 3)), ("alexnet", (1, 1.2, 4)))
+        for method, ratio in zip(("fp", "direct", "brevitas"), ratios, strict=True)
+    ]
+    about = {"hardware": "a processor", "instruction_set": "AVX2", "kernel_lanes": 8, "threads": 2}
+    about |= {"versions": {"torch": "2.13.0"}, "date": "2026-01-02", "commit": "abc"}
+    pd.DataFrame(rows).to_csv(tmp_path / "steps.csv", index=False)
+    (tmp_path / "steps.json").write_text(json.dumps(about))
+    monkeypatch.setattr(document, "MEASURED", tmp_path)
+    monkeypatch.setattr(document, "ROOT", tmp_path)
+    return tmp_path
+
+
+def region(name, table=""):
+    return f"before\n<!-- table: {name} -->\n{table}<!-- end of table -->\nafter"
+
+
+def test_a_table_of_the_page_has_the_figures_of_the_csv_file(measured):
+    lines = document.page(region("steps")).splitlines()
+    assert lines[0] == "before" and lines[-1] == "after"
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:-2]]
+    assert cells[2] == ["Direct + channel-aware", "fp32", "1.08", "1.20", "1.50", "1.50"]
+    assert [row[0] for row in cells[3:]] == ["Brevitas"] and cells[3][2:4] == ["3.00", "4.00"]
+    machine = document.page(region("machines"))
+    assert "a processor" in machine and "2026-01-02" in machine
+    assert document.page(document.page(region("steps"))) == document.page(region("steps"))
+
+
+def test_a_table_without_figures_stays_and_the_next_one_is_made(measured, capsys):
+    text = region("loaders", "old\n") + "\n" + region("steps")
+    made = document.page(text)
+    assert region("loaders", "old\n") in made and "Brevitas" in made
+    assert "table loaders stays as it is" in capsys.readouterr().err
+
+
+def test_a_table_that_is_not_known_is_refused(measured):
+    with pytest.raises(InputError, match="'stepz'.*steps"):
+        document.page(region("stepz"))
+
+
+def test_the_page_is_what_its_committed_figures_give():
+    """`python -m benchmarks.document` changes nothing, and the page has a place for every table."""
+    text = document.PAGE.read_text()
+    assert document.page(text) == text
+    names = [match[2] for match in document.REGION.finditer(text)]
+    assert sorted(names) == sorted(document.TABLES)
+
+
+def test_a_table_is_written_with_what_it_was_measured_with(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(bench.PARTS, "startup", lambda given: [{"job": "one", "seconds": 6.5}])
+    monkeypatch.setattr(bench, "PEERS", {})
+    monkeypatch.setattr(sys, "argv", ["bench", "--only", "startup", "--out", str(tmp_path)])
+    bench.main()
+    assert (tmp_path / "startup.csv").read_text() == "job,seconds\none,6.5\n"
+    about = json.loads((tmp_path / "startup.json").read_text())
+    assert about["instruction_set"] and about["hardware"] and about["threads"] >= 1
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["date"].count("-") == 2 and "startup" in capsys.readouterr().out
 
 
 def test_values_agree_up_to_a_share_of_the_largest():
