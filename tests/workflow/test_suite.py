@@ -226,7 +226,7 @@ def test_an_unknown_recipe_is_named_even_beside_odd_names():
 
 def test_an_unknown_suite_is_refused():
     with pytest.raises(
-        InputError, match="'fast'.*cpu_short, paper, paper_shortcut_fp, quick, smoke"
+        InputError, match="'fast'.*cpu_short, paper, paper_shortcut_fp, precision, quick, smoke"
     ):
         load_suite("fast")
 
