@@ -115,10 +115,10 @@ def precision() -> str:
     rows, of_start = [], {}
     for method, mine in grouped(runs, "method").items():
         both = grouped(mine, "precision")
-        pairs = pair_runs(both["bf16"], both["fp32"])
+        pairs = pair_runs(both.get("bf16", []), both.get("fp32", []))
         found = difference([pairs.differences], pairs.diverged, pairs.other_diverged)
-        means = {name: mean_of(run["top1"] for run in both[name]) for name in ("fp32", "bf16")}
-        rows.append({"method": method, "found": found, **means})
+        bf16, fp32 = (mean_of(pair[i]["top1"] for pair in pairs.runs) for i in (0, 1))
+        rows.append({"method": method, "found": found, "fp32": fp32, "bf16": bf16})
         for key, value in zip(pairs.keys, pairs.differences, strict=True):
             of_start.setdefault(key, []).append(value)
     judge(rows)

@@ -188,6 +188,31 @@ def test_a_table_without_figures_stays_and_the_next_one_is_made(measured, capsys
     assert "table loaders stays as it is" in capsys.readouterr().err
 
 
+def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, monkeypatch):
+    def run(method, precision, seed, top1, role="run"):
+        config = {"method": method, "seed": seed, "pretrained": f"start{seed}"}
+        config["recipe"] = {"precision": precision}
+        return {"role": role, "config": config, "final": {"status": "done", "top1": top1}}
+
+    runs = [run("fp", "fp32", seed, None, "checkpoint") for seed in range(3)]
+    for seed in range(3):
+        for method, change in (("fp", 0.2 + seed), ("pact", 0.4 - seed)):
+            runs.append(run(method, "fp32", seed, 50.0))
+            runs.append(run(method, "bf16", seed, 50.0 + change))
+    runs.append(run("pact", "fp32", 3, 90.0))  # without its pair
+    (tmp_path / "precision" / "record").mkdir(parents=True)
+    monkeypatch.setattr(document, "REFERENCE", tmp_path)
+    monkeypatch.setattr(document.Record, "runs", runs)
+    lines = document.precision().splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[:4] for row in cells[:2]] == [
+        ["Full precision", "50.00", "51.20", "3"],
+        ["PACT", "50.00", "49.40", "3"],
+    ]
+    # The methods' changes of a start cancel but for 0.3: the mean has no spread.
+    assert cells[2] == ["all of them", "", "", "3", "+0.30 [+0.30, +0.30]", "leads"]
+
+
 def test_a_table_that_is_not_known_is_refused(measured):
     with pytest.raises(InputError, match="'stepz'.*steps"):
         document.page(region("stepz"))
