@@ -261,7 +261,6 @@ def small_net():
         nn.Linear(12, 4),
     )
     net.signed_inputs = frozenset({"0", "5"})
-    net.shortcut_layers = frozenset()
     return net
 
 
@@ -277,11 +276,10 @@ def test_every_parameter_has_a_group_a_gradient_and_moves(method, bits, first_la
     for quantizer in net.modules():
         if isinstance(quantizer, PACTActivation):  # at 8 bits nothing lies above the first clip
             quantizer.alpha.data.mul_(0.5)
-    recipe = {"weight_decay": 1e-4, "quantizer_groups": GROUPS}
-    groups = parameter_groups(net, recipe)
+    groups = parameter_groups(net, 0.05, 1e-4, GROUPS)
     grouped = [p for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped)) and set(grouped) == set(net.parameters())
-    optimizer = torch.optim.SGD(groups, lr=0.05)
+    optimizer = torch.optim.SGD(groups)
     names = {p: n for n, p in net.named_parameters()}
     before = {p: p.detach().clone() for p in grouped}
     labels = torch.arange(32) % 4
@@ -311,7 +309,6 @@ def test_every_parameter_has_a_group_a_gradient_and_moves(method, bits, first_la
 
 
 def test_groups_carry_the_recipe_s_settings():
-    recipe = {"weight_decay": 0.5, "quantizer_groups": GROUPS}
     expected = {  # name of a parameter -> group
         "direct": {"weight_quantizer.z": "codes", "weight_quantizer.v": "levels"},
         "pact": {"weight_quantizer.weight": "weights", "activation_quantizer.alpha": "clip"},
@@ -322,7 +319,7 @@ def test_groups_carry_the_recipe_s_settings():
     for method, parts in expected.items():
         net = small_net()
         convert(net, QuantPolicy(baselines.method(method), 2, 2), torch.zeros(1, 1, 8, 8))
-        found = {p: g for g in parameter_groups(net, recipe) for p in g["params"]}
+        found = {p: g for g in parameter_groups(net, 0.1, 0.5, GROUPS) for p in g["params"]}
         for parameter_name, parameter in net.named_parameters():
             group = found[parameter]
             layer, _, name = parameter_name.partition(".")

@@ -156,7 +156,7 @@ def test_a_quantized_step_holds_hardly_more_than_a_full_precision_one(method):
         block = (nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
         net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), *block, *map(_copy, block),
                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))  # fmt: skip
-        net.signed_inputs = net.shortcut_layers = frozenset()
+        net.signed_inputs = frozenset()
         x = torch.randn(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
         if name != "fp":
             convert(net, QuantPolicy(baselines.method(name), 2, 2), x[:1])

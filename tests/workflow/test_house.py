@@ -110,12 +110,11 @@ def test_imports_run_one_way():
 
 
 def test_no_folder_holds_more_than_twelve_files():
-    """But `baselines`, where a method is one file."""
     code = [path for path in files(*CODE) if path.name != "__init__.py"]
     counts = {
         show(folder): sum(p.parent == folder for p in code) for folder in {p.parent for p in code}
     }
-    del counts["baselines"]
+    del counts["baselines"]  # one file a method
     assert {name: count for name, count in counts.items() if count > MOST_FILES} == {}
 
 

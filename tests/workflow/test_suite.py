@@ -294,18 +294,18 @@ def test_any_text_is_accepted_or_refused(text):
 # -- expansion -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ("quick", "paper", "paper_shortcut_fp", "smoke"))
+@pytest.mark.parametrize("name", ("quick", "paper", "paper_shortcut_fp", "smoke", "zoo"))
 def test_shipped_suites_are_valid_and_complete(name):
     suite = load_suite(name)
     assert suite.name == name
     seen = {}
     for job in suite.jobs.values():
-        assert job.needs is None or job.needs in suite.jobs
+        assert set(job.needs) <= suite.jobs.keys()
         for run in job.runs:
             assert run["run_id"] not in seen
             seen[run["run_id"]] = run
             if run["role"] != "checkpoint":
-                assert run["pretrained"] in [r["run_id"] for r in suite.jobs[job.needs].runs]
+                assert run["pretrained"] in [r["run_id"] for r in suite.loaded_by(job)]
     methods = {run["method"] for run in seen.values()}
     widths = {run["w_bits"] for run in seen.values() if run["method"] == "apot"}  # of `all`
     main = [m for m in baselines.METHODS.values() if not m.ablation]
