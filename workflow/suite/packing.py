@@ -28,7 +28,9 @@ class Job:
 
 def pack(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
     """The jobs of runs, of which each comes after the runs that it loads."""
-    starts, levels, unique = {}, {}, {}
+    starts: dict[str, str] = {}
+    levels: dict[str, int] = {}
+    unique: dict[str, dict] = {}
     for run in runs:
         run_id = run["run_id"]
         levels[run_id] = 1 + max((levels[name] for name in loaded_runs(run)), default=-1)
