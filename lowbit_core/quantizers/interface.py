@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lowbit_core.quantizers.bits import FLOAT_BITS
+
 
 def update_buffer(module: nn.Module, name: str, value: Tensor) -> None:
     """Give the buffer `name` its next value.
@@ -107,3 +109,13 @@ class Method:
     def offers(self, w_bits: int) -> bool:
         """Whether the method is defined for weights of `w_bits` bits."""
         return self.w_bits is None or w_bits in self.w_bits
+
+    def kinds(self, w_bits: int, a_bits: int) -> list[type[WeightQuantizer | ActivationQuantizer]]:
+        """The classes of its quantizers of weights and of activations; none for full precision.
+
+        Where bits are 32, they are those of a first or last layer of 8 bits.
+        """
+        if self.weight is None or self.activation is None:
+            return []
+        w_bits, a_bits = (8 if bits == FLOAT_BITS else bits for bits in (w_bits, a_bits))
+        return [type(self.weight(torch.ones(1, 2), w_bits)), type(self.activation(a_bits, False))]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from offered import offered
 from torch import nn
 
 import baselines
@@ -557,8 +558,7 @@ def test_what_the_compiler_makes_for_gpus_agrees_with_eager_functions():
 
 
 @needs_kernels
-@pytest.mark.parametrize("bits", (1, 2, 4))
-@pytest.mark.parametrize("method", [name for name in baselines.METHODS if name != "fp"])
+@pytest.mark.parametrize(("method", "bits"), offered(1, 2, 4))
 def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
     """The loss to the bit; gradients but for the order of sums."""
     from lowbit_core import models
@@ -567,7 +567,7 @@ def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
     model = models.build("resnet20", 10, 3, width=8)
     images = torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (8,))
-    convert.convert(model, QuantPolicy(baselines.method(method), bits, bits), images[:1])
+    convert.convert(model, QuantPolicy(method, bits, bits), images[:1])
     model = model.to(memory_format=torch.channels_last)
     calibrate(model, images)
     found = []
@@ -580,5 +580,7 @@ def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
         found.append((loss.item(), [p.grad for p in step.parameters()]))
     (eager_loss, eager), (loss, gradients) = found
     assert loss == eager_loss
+    # The terms of a scale that batch norm undoes cancel: their sum is as exact as the terms are.
+    floor = 1e-8 * max(expected.norm() for expected in eager)
     for gradient, expected in zip(gradients, eager, strict=True):
-        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-12
+        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + floor

@@ -135,8 +135,9 @@ def test_first_contact_with_a_gpu_on_the_processor(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    methods = sum(method.weight is not None for method in baselines.METHODS.values())
-    assert found["agreement"] == {"checked": methods * 3 * 2, "disagree": {}}
+    methods = [method for method in baselines.METHODS.values() if method.weight is not None]
+    quantizers = 2 * len(methods) + sum(method.offers(2) for method in methods)
+    assert found["agreement"] == {"checked": quantizers * 2, "disagree": {}}
     assert found["verdicts"]["agreement"] == {"value": 0, "bar": 0, "ok": True}
     assert found["errors"] == {} and found["left_out"] == []
     assert [row["method"] for row in found["steps"]] == ["fp", "direct"]

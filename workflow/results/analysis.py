@@ -1,7 +1,7 @@
 """From a record to its tidy tables: results, timings, epochs, diagnostics and the ablations."""
 
 import json
-from functools import partial
+from functools import cache
 from statistics import mean, median, stdev
 
 from baselines import method as find_method
@@ -43,12 +43,12 @@ def setting_of(row: dict) -> tuple:
 # -- results.csv, timings.csv, epochs.csv, diagnostics.csv -------------------------------------
 
 
-def quantizer_facts(name: str) -> dict[str, str]:
+@cache
+def quantizer_facts(name: str, w_bits: int, a_bits: int) -> dict[str, str]:
     """Granularity and initialisation of a method's quantizers; empty for full precision."""
-    found = find_method(name)
-    kinds = [f.func if isinstance(f, partial) else f for f in (found.weight, found.activation)]
-    weight, activation = (kind.GRANULARITY if kind else "" for kind in kinds)
-    init = "; ".join(dict.fromkeys(kind.INIT for kind in kinds if kind))
+    kinds = find_method(name).kinds(w_bits, a_bits)
+    weight, activation = [kind.GRANULARITY for kind in kinds] or ("", "")
+    init = "; ".join(dict.fromkeys(kind.INIT for kind in kinds))
     return {"weight_granularity": weight, "activation_granularity": activation, "init": init}
 
 
@@ -70,7 +70,7 @@ def result_row(suite: str, run: dict) -> dict:
         **config,
         **final,
         **final["versions"],
-        **quantizer_facts(config["method"]),
+        **quantizer_facts(config["method"], config["w_bits"], config["a_bits"]),
         **top1,
         "suite": suite,
         "role": run["role"],

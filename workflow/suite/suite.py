@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from lowbit_core import models
 from lowbit_core.conversion.policy import QuantPolicy, layer_bits
 from lowbit_core.data import augment
 from lowbit_core.datasets.catalog import Dataset, dataset
-from lowbit_core.quantizers.bits import FLOAT_BITS, parse_bits
+from lowbit_core.quantizers.bits import BITS, FLOAT_BITS, parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_status import loaded_runs
@@ -153,9 +153,8 @@ def _check_method_groups(by_method: dict, place: str) -> None:
 
 def _groups(method: Method) -> set[str]:
     """Optimizer groups of a method's quantizers, besides the network's own weights."""
-    kinds = [k.func if isinstance(k, partial) else k for k in (method.weight, method.activation)]
-    groups = (set(kind.GROUPS.values()) for kind in kinds if kind)  # type: ignore[union-attr]
-    return set().union(*groups) - {"weights"}
+    kinds = {kind for bits in BITS if method.offers(bits) for kind in method.kinds(bits, bits)}
+    return {group for kind in kinds for group in kind.GROUPS.values()} - {"weights"}
 
 
 def _check_recipes(experiment: dict, recipes: dict, place: str) -> None:
