@@ -35,7 +35,8 @@ NETWORKS = {
     "alexnet": Network("alexnet", {"width": 32, "stem": "small"}),
     "mobilenetv2": Network("mobilenetv2", {"width": 0.5, "stem": "small"}),
 }
-METHODS = ("fp", "dorefa", "pact", "lq_nets", "lq_channel_aware", "direct_plain", "direct")
+CORE = ("fp", "dorefa", "pact", "lsq", "lq_nets", "lq_channel_aware", "direct_plain", "direct")
+METHODS = tuple(name for name, method in baselines.METHODS.items() if not method.ablation)
 COMPILE = ("off", "quantizers", "model")
 PRECISIONS = ("fp32", "bf16")
 
@@ -112,7 +113,8 @@ def measure(
     The peers that can be imported are among the methods, unless whole networks are compiled.
     """
     rows: list[dict] = []
-    methods = [*METHODS, *([] if compile == "model" else peers_found(bits))]
+    methods = [name for name in METHODS if baselines.method(name).offers(bits)]
+    methods += [] if compile == "model" else peers_found(bits)
     if "bf16" in precisions and DEVICE.type == "cpu" and not computes_bfloat16():
         say("this processor has no bfloat16 instructions: the rows of bf16 are left out")
         precisions = [name for name in precisions if name != "bf16"]

@@ -14,7 +14,7 @@ import baselines
 import benchmarks.__main__ as bench
 from baselines.dorefa import DoReFaWeight
 from benchmarks import agreement, document, peers, quantizers, steps, timing
-from benchmarks.steps import METHODS, peak_bytes
+from benchmarks.steps import CORE, peak_bytes
 from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import QuantPolicy
 from lowbit_core.conversion.swap import convert
@@ -280,7 +280,7 @@ def test_first_contact_with_a_gpu_on_the_processor(tmp_path):
     assert found["device"] and found["instruction_set"] and found["versions"]["torch"]
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "fp"])
+@pytest.mark.parametrize("method", [m for m in CORE if m != "fp"])
 def test_a_quantized_step_holds_hardly_more_than_a_full_precision_one(method):
     def step(name):
         torch.manual_seed(0)
