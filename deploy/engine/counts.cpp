@@ -1,0 +1,190 @@
+// A convolution on codes: packs the input, has a kernel count, and makes floats of the counts.
+//
+// y = shift + sum_g w_value[g] (sum_h a_value[h] T[g][h] + a_offset S[g]) + w_offset (the same sum
+// over the input alone), where T[g][h] is the kernel's integer and S[g] the sum of W_g over the taps
+// that lie inside the image: padding is with zero, which need not be a level.
+#include <algorithm>
+
+#include "kernel.h"
+#include "lanes.h"
+
+const Kernel* choose_kernel(const Step& step) {
+    for (const Kernel* kernel : {&POPCOUNT})
+        if (kernel->serves(step)) return kernel;
+    return nullptr;
+}
+
+void prepare_counts(Layer& layer) {
+    const Step& s = layer.step;
+    const int outputs = layer.blocks() * BLOCK;
+    layer.shift.assign(outputs, 0);
+    layer.w_value.assign(size_t(outputs) * s.w_groups, 0);
+    if (s.w_offset) layer.w_offset.assign(outputs, 0);
+    for (int o = 0; o < s.outputs; o++) {
+        layer.shift[o] = s.shift[o];
+        if (s.w_offset) layer.w_offset[o] = s.w_offset[o];
+        for (int g = 0; g < s.w_groups; g++)
+            layer.w_value[size_t(g) * outputs + o] = s.w_value[size_t(o) * s.w_groups + g];
+    }
+    layer.kernel->pack_weights(layer);
+    if (s.a_offset == 0) return;
+    // prefix[y][x][g][o]: the sum of W_g over the taps above y and left of x.
+    const int wide = s.kernel_wide + 1;
+    const size_t cell = size_t(s.w_groups) * outputs;
+    layer.prefix.assign(cell * (s.kernel_high + 1) * wide, 0);
+    const uint8_t* code = s.w_codes;
+    for (int o = 0; o < s.outputs; o++)
+        for (int y = 0; y < s.kernel_high; y++)
+            for (int x = 0; x < s.kernel_wide; x++)
+                for (int c = 0; c < s.channels; c++, code++)
+                    for (int p = 0; p < s.w_planes; p++)
+                        layer.prefix[cell * ((y + 1) * wide + x + 1) + size_t(s.w_group[p]) * outputs + o] +=
+                            s.w_multiplier[p] * (2 * s.w_bits[p * s.w_levels + *code] - 1);
+    for (int y = 1; y <= s.kernel_high; y++)
+        for (int x = 1; x <= s.kernel_wide; x++)
+            for (size_t i = 0; i < cell; i++)
+                layer.prefix[cell * (y * wide + x) + i] +=
+                    layer.prefix[cell * ((y - 1) * wide + x) + i] +
+                    layer.prefix[cell * (y * wide + x - 1) + i] -
+                    layer.prefix[cell * ((y - 1) * wide + x - 1) + i];
+}
+
+namespace {
+
+// The taps of output pixel (y, x) that lie inside the image: [top, bottom) x [left, right).
+struct Inside {
+    int top, bottom, left, right;
+    int taps() const { return (bottom - top) * (right - left); }
+};
+
+Inside inside(const Step& s, int y, int x) {
+    const int row = y * s.stride_high - s.pad_high, column = x * s.stride_wide - s.pad_wide;
+    const int top = std::max(0, -row), left = std::max(0, -column);
+    return {top, std::max(top, std::min(s.kernel_high, s.high - row)),
+            left, std::max(left, std::min(s.kernel_wide, s.wide - column))};
+}
+
+// S[g], the last of the terms of each group of weights, from the prefix sums.
+void add_offset_terms(const Layer& layer, const Tile& t, int32_t* counts) {
+    const Step& s = layer.step;
+    const int terms = layer.a_terms(), outputs = layer.blocks() * BLOCK;
+    const size_t cell = size_t(s.w_groups) * outputs;
+    for (int i = 0; i < t.n; i++) {
+        const Inside in = inside(s, t.y, t.x + i);
+        auto at = [&](int y, int x) {
+            return layer.prefix.data() + cell * (y * (s.kernel_wide + 1) + x) + t.block * BLOCK;
+        };
+        const int32_t *a = at(in.bottom, in.right), *b = at(in.top, in.right);
+        const int32_t *c = at(in.bottom, in.left), *d = at(in.top, in.left);
+        for (int g = 0; g < s.w_groups; g++)
+            for (int lane = 0; lane < BLOCK; lane++)
+                counts[((size_t(i) * s.w_groups + g) * terms + terms - 1) * BLOCK + lane] =
+                    a[size_t(g) * outputs + lane] - b[size_t(g) * outputs + lane] -
+                    c[size_t(g) * outputs + lane] + d[size_t(g) * outputs + lane];
+    }
+}
+
+// sum_h a_value[h] term[h], in this order; term(h) is a number or a vector.
+template <class F, class Term>
+inline F weighted(const Step& s, int terms, Term term) {
+    F sum = term(0) * s.a_value[0];
+    for (int h = 1; h < s.a_groups; h++) sum = sum + term(h) * s.a_value[h];
+    if (terms > s.a_groups) sum = sum + term(s.a_groups) * s.a_offset;
+    return sum;
+}
+
+// The outputs of one pixel and block; sums: of the input over the taps, (terms,).
+void finish(const Layer& layer, int block, const int32_t* counts, const int32_t* sums, const float* other,
+            float* y) {
+    const Step& s = layer.step;
+    const int terms = layer.a_terms(), outputs = layer.blocks() * BLOCK, first = block * BLOCK;
+    const int used = std::min(BLOCK, s.outputs - first);
+    float base = 0;
+    if (s.w_offset) base = weighted<float>(s, terms, [&](int h) { return float(sums[h]); });
+    float result[BLOCK];
+    for (int lane = 0; lane < used; lane += FLOATS) {
+        Floats total = read<Floats>(layer.shift.data() + first + lane);
+        for (int g = 0; g < s.w_groups; g++) {
+            const int32_t* term = counts + size_t(g) * terms * BLOCK + lane;
+            Floats sum = weighted<Floats>(s, terms, [&](int h) {
+                return __builtin_convertvector(read<Integers>(term + h * BLOCK), Floats);
+            });
+            total = total + read<Floats>(layer.w_value.data() + size_t(g) * outputs + first + lane) * sum;
+        }
+        if (s.w_offset) total = total + read<Floats>(layer.w_offset.data() + first + lane) * base;
+        std::memcpy(result + lane, &total, sizeof total);
+    }
+    for (int lane = 0; lane < used; lane++)
+        y[first + lane] = limited(s, other ? result[lane] + other[first + lane] : result[lane]);
+}
+
+// Sums of the input's integers over the taps of every output pixel of row y: (OW, terms).
+void patch_sums(const Layer& layer, const int32_t* pixels, int y, int32_t* to) {
+    const Step& s = layer.step;
+    const int terms = layer.a_terms(), wide = layer.padded_wide();
+    for (int x = 0; x < s.out_wide; x++, to += terms) {
+        std::fill(to, to + terms, 0);
+        for (int ky = 0; ky < s.kernel_high; ky++)
+            for (int kx = 0; kx < s.kernel_wide; kx++) {
+                const size_t at = size_t(y * s.stride_high + ky) * wide + x * s.stride_wide + kx;
+                for (int h = 0; h < s.a_groups; h++) to[h] += pixels[at * s.a_groups + h];
+            }
+        if (terms > s.a_groups) to[terms - 1] = inside(s, y, x).taps() * s.channels;
+    }
+}
+
+void store_counts(const Layer& layer, const Tile& t, const int32_t* counts, int32_t* to) {
+    const Step& s = layer.step;
+    const int each = s.w_groups * layer.a_terms();
+    for (int i = 0; i < t.n; i++)
+        for (int k = 0; k < each; k++)
+            for (int lane = 0; lane < std::min(BLOCK, s.outputs - t.block * BLOCK); lane++) {
+                const size_t pixel = size_t(t.y) * s.out_wide + t.x + i;
+                to[(pixel * s.outputs + t.block * BLOCK + lane) * each + k] =
+                    counts[(size_t(i) * each + k) * BLOCK + lane];
+            }
+}
+
+}  // namespace
+
+// counts: null, or (OH, OW, O, groups of weights, terms), to which the integers are copied.
+void run_counts(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch,
+                int threads, int32_t* counts) {
+    const Step& s = layer.step;
+    const Kernel& kernel = *layer.kernel;
+    const int terms = layer.a_terms(), high = layer.padded_high(), wide = layer.padded_wide();
+    uint8_t* packed = (uint8_t*)scratch.packed.data();
+    int32_t* pixels = scratch.sums.data();
+    int32_t* patches = pixels + size_t(high) * wide * s.a_groups;
+    const size_t each = size_t(s.w_groups) * terms * BLOCK;
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<int32_t> tile_counts(each * kernel.pixels);
+#pragma omp for
+        for (int row = 0; row < high; row++) {
+            kernel.pack_rows(layer, x, packed, row, row + 1);
+            if (s.kernel_high == 1 && row % s.stride_high) continue;
+            for (int column = 0; column < wide; column++)
+                kernel.pixel_sums(layer, packed, row, column, pixels + (size_t(row) * wide + column) * s.a_groups);
+        }
+#pragma omp for
+        for (int row = 0; row < s.out_high; row++)
+            patch_sums(layer, pixels, row, patches + size_t(row) * s.out_wide * terms);
+#pragma omp for collapse(2)
+        for (int block = 0; block < layer.blocks(); block++)
+            for (int row = 0; row < s.out_high; row++)
+                for (int column = 0; column < s.out_wide; column += kernel.pixels) {
+                    const Tile t{row, column, std::min(kernel.pixels, s.out_wide - column), block};
+                    const size_t pixel = size_t(row) * s.out_wide + column;
+                    const int32_t* sums = patches + pixel * terms;
+                    int32_t* made = tile_counts.data();
+                    kernel.tile(layer, packed, t, sums, made);
+                    if (terms > s.a_groups) add_offset_terms(layer, t, made);
+                    if (counts) store_counts(layer, t, made, counts);
+                    for (int i = 0; i < t.n; i++) {
+                        const size_t at = (pixel + i) * s.outputs;
+                        finish(layer, block, made + i * each, sums + i * terms, other ? other + at : nullptr, y + at);
+                    }
+                }
+    }
+}
