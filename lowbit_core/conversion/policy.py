@@ -80,4 +80,11 @@ def layer_bits(model: nn.Module, policy: QuantPolicy) -> dict[str, tuple[int, in
             )
         for name in matched if policy.method.weight is not None else ():
             bits[name] = (exception["w_bits"], exception["a_bits"], f"exception {pattern}")
+    for name, (w_bits, _, reason) in bits.items():
+        if w_bits < FLOAT_BITS and not policy.method.offers(w_bits):
+            offered = ", ".join(map(str, policy.method.w_bits or ()))
+            raise InputError(
+                f"policy: method {policy.method.name!r} has no weights of {w_bits} bits, which "
+                f"layer {name!r} ({reason}) would have: it offers {offered}"
+            )
     return bits

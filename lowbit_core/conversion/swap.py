@@ -7,7 +7,6 @@ from lowbit_core.conversion.layers import QuantLayer
 from lowbit_core.conversion.policy import QuantPolicy, layer_bits, quantizable
 from lowbit_core.conversion.relu import hand_over_relus
 from lowbit_core.quantizers.bits import FLOAT_BITS
-from lowbit_core.quantizers.interface import WeightQuantizer
 
 
 def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
@@ -45,13 +44,9 @@ def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
                 "signed": signed,
                 "weights": layer.weight.numel(),
                 "macs": macs[name],
-                "level_numbers": 0 if weight is None else _level_numbers(weight),
+                "level_numbers": 0 if weight is None else weight.level_numbers(),
+                "zero_level": None if weight is None else bool((weight.levels() == 0).any()),
             }
         )
     hand_over_relus(model)
     return report
-
-
-def _level_numbers(weight: WeightQuantizer) -> int:
-    """Floats that a deployed layer stores to decode its weights: K for each row of levels."""
-    return weight.levels().shape[0] * weight.bits

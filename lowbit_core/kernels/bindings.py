@@ -93,6 +93,37 @@ def apply_ste_mask_and_sum(g, g_relu, mask):
     return to, sums[0], sums[1]
 
 
+def quantize_in_pieces(x, edges, levels, signed, ceiling):
+    x = _dense(x)
+    y = torch.empty_like(x)
+    table = (edges.contiguous(), levels.contiguous(), len(levels))
+    _call("quantize_in_pieces", *_typed(x), x.numel(), *table, signed, ceiling, y, *[None] * 3)
+    return y
+
+
+def quantize_in_pieces_with_codes(x, edges, levels, signed, ceiling, also_relu):
+    y, codes = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
+    relu, not_finite = torch.empty_like(x) if also_relu else None, torch.empty((), dtype=torch.bool)
+    table = (edges.contiguous(), levels.contiguous(), len(levels))
+    results = (y, relu, codes, not_finite)
+    _call("quantize_in_pieces", *_typed(x), x.numel(), *table, signed, ceiling, *results)
+    return results
+
+
+def pieces_gradient(g, g_relu, codes, x, slope, bend, signed, ceiling):
+    to, count = torch.empty_like(g), len(slope)
+    sums = torch.empty(1 if x is None else 2, count)
+    # The columns of a piece: slope and bend, each as a + b x.
+    table = torch.zeros(4, count)
+    table[: 2 if slope.dim() == 2 else 1] = slope.T if slope.dim() == 2 else slope
+    if bend is not None:
+        table[2:] = bend.T
+    tilted = (slope.dim() == 2) + 2 * (bend is not None)
+    inputs = (*_typed(g), g_relu, codes, x, g.numel(), table, count, tilted)
+    _call("pieces_gradient", *inputs, signed, ceiling, to, sums)
+    return to, sums[0], None if x is None else sums[1]
+
+
 # -- weights ---------------------------------------------------------------------------------
 
 
@@ -144,17 +175,22 @@ def dorefa_gradient(g, w):
     return to
 
 
-_ON_ACTIVATIONS = (quantize_and_sum, quantize, clip_round, clip_round_with_mask)
-_ON_GRADIENTS = (apply_ste_mask, apply_ste_mask_and_sum)
+# The first arguments of these kernels, so many, may be bfloat16, all of them alike.
+_ON_ACTIVATIONS: dict[Callable, int] = {
+    **dict.fromkeys((quantize_and_sum, quantize, clip_round, clip_round_with_mask), 1),
+    **dict.fromkeys((quantize_in_pieces, quantize_in_pieces_with_codes), 1),
+    **dict.fromkeys((apply_ste_mask, apply_ste_mask_and_sum), 3),
+    pieces_gradient: 4,
+}
 
 
 def usable(kernel: Callable, *arguments: object) -> bool:
     """True where `kernel` can be called: the library exists, and the tensors' types are its own."""
-    tensors = [x for x in arguments if isinstance(x, Tensor) and x.dtype is not torch.uint8]
-    first, *others = (x.dtype for x in tensors)
-    if first is torch.bfloat16:
-        legal = torch.bfloat16 if kernel in _ON_GRADIENTS else torch.float32
-        fits = kernel in (*_ON_ACTIVATIONS, *_ON_GRADIENTS) and all(t is legal for t in others)
-    else:
-        fits = all(t is torch.float32 for t in (first, *others))
-    return fits and all(x.device.type == "cpu" for x in tensors) and library() is not None
+    count = _ON_ACTIVATIONS.get(kernel, 0)
+    values, others = (
+        {x.dtype for x in part if isinstance(x, Tensor) and x.dtype is not torch.uint8}
+        for part in (arguments[:count], arguments[count:])
+    )
+    fits = others <= {torch.float32} and values in (set(), {torch.float32}, {torch.bfloat16})
+    on_cpu = all(x.device.type == "cpu" for x in arguments if isinstance(x, Tensor))
+    return fits and on_cpu and library() is not None

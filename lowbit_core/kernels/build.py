@@ -89,6 +89,8 @@ _ARGUMENTS = {  # the types of each kernel's arguments
     "quantize": "pilpiifp",
     "clip_round": "pilpppifpppp",
     "apply_ste_mask": "pipplpp",
+    "quantize_in_pieces": "pilppiifpppp",
+    "pieces_gradient": "pippplpiiifpp",
     "update_basis": "pllllpiiipp",
     "quantize_rows": "pllpipp",
     "order_rows": "pli",

@@ -26,7 +26,9 @@ class WeightQuantizer(nn.Module):
     """Owns the state from which one layer's weights are made; calling it makes them.
 
     A subclass is built from a full-precision weight (any shape, output channels first) and a
-    bit-width. It keeps its state as rows (O, N): O output channels of N weights.
+    bit-width. It keeps its state as rows (O, N): O output channels of N weights. A quantizer that
+    changes in the course of training registers a buffer `progress` (0-dim, not persistent), which
+    training fills before each step with the share of its steps that are done, 0 to 1.
     Symbols: docs/glossary.md.
     """
 
@@ -53,6 +55,10 @@ class WeightQuantizer(nn.Module):
     def levels(self) -> Tensor:
         """All representable weights in rising order, (O, L) or (1, L)."""
         raise TypeError(f"{type(self).__name__} does not define levels()")
+
+    def level_numbers(self) -> int:
+        """How many numbers a deployed layer stores to decode its weights: here a basis a row."""
+        return self.levels().shape[0] * self.bits
 
 
 class ActivationQuantizer(nn.Module):
@@ -95,3 +101,9 @@ class Method:
     """True for a variant that belongs to an ablation, not to the main table."""
     measures_channels: bool = False
     """True where a finished run measures the quantization error of each activation channel."""
+    w_bits: tuple[int, ...] | None = None
+    """The bit-widths of weights that the method is defined for; None for all of them."""
+
+    def offers(self, w_bits: int) -> bool:
+        """Whether the method is defined for weights of `w_bits` bits."""
+        return self.w_bits is None or w_bits in self.w_bits

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lowbit_core import models
@@ -71,6 +71,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     network: nn.Module  # what a training step calls: the model, or its compiled form
     compiled: str  # "off", "quantizers" or "model"
+    progress: list[Tensor]  # of the quantizers that depend on the share of steps that are done
     started: float = field(default_factory=time.monotonic)  # the time of day may be set back
     start_histograms: dict = field(default_factory=dict)  # of the weights before training
     codes: dict = field(default_factory=dict)  # of the weights at the end of the last epoch
@@ -123,6 +124,7 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
     return Run(
         config, method, place, list(earlier),
         folder, data, model, report, ema, optimizer, network, compiled,
+        [tensor for name, tensor in model.named_buffers() if name.endswith(".progress")],
     )  # fmt: skip
 
 

@@ -53,7 +53,10 @@ def train_epoch(run: Run, epoch: int, sums: Sums, progress: Progress) -> tuple[d
     asked = time.perf_counter()
     for images, labels in batches:
         sums.waited += time.perf_counter() - asked
-        rate = learning_rate((epoch - 1) * steps + sums.steps, total, warmup, run.lr)
+        step = (epoch - 1) * steps + sums.steps
+        rate = learning_rate(step, total, warmup, run.lr)
+        for progress_of_quantizer in run.progress:
+            progress_of_quantizer.fill_(step / total)
         train_step(run, images, labels, rate, sums)
         progress.step(epoch, sums.images)
         if _stop_requested() and sums.steps < steps:

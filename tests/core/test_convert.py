@@ -35,6 +35,7 @@ REPORT = {
     "weights",
     "macs",
     "level_numbers",
+    "zero_level",
 }
 METHODS = list(baselines.METHODS.values())
 QUANTIZED = [m for m in METHODS if m.weight is not None]

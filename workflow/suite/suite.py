@@ -234,6 +234,8 @@ def _settings(
             methods = [baselines.method(name) for name in names]
         for method in methods:
             for bits in [FLOAT] if method.weight is None else bits_asked:
+                if part["methods"] == "all" and not method.offers(bits[0]):
+                    continue
                 with _errors_at(f"{place}: "):
                     layer_bits(model, QuantPolicy(method, *bits, **experiment["policy"]))
                 yield method, bits, role

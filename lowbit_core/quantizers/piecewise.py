@@ -1,0 +1,178 @@
+"""Quantizers with few levels, as pieces of the real line: one pass forward and one backward.
+
+A method describes its quantizer by a table of pieces (`Pieces`): where each begins, its level, and
+how the gradient passes through it. The backward pass needs two sums over each piece, of the
+gradient and of the gradient times the input. They give the gradient of any parameter in closed
+form, so no method needs a pass of its own.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowbit_core.kernels import bindings as kernels
+from lowbit_core.kernels.fused import IN_REGISTERS, fused
+from lowbit_core.quantizers.blocks import as_blocks, from_blocks
+from lowbit_core.quantizers.interface import ActivationQuantizer
+from lowbit_core.quantizers.ste_mask import rectified
+
+MAX_PIECES = 128  # that a code of one byte can name beside its highest bit
+FEW_PIECES = 32  # each is summed by a pass of its own, which compiles into one kernel
+
+
+class Pieces(NamedTuple):
+    """The S pieces of a quantizer Q. Piece s holds every x with exactly s edges below it."""
+
+    edges: Tensor
+    """(S - 1,), rising. An x that equals an edge belongs to the piece below it."""
+    levels: Tensor
+    """(S,): Q(x) in each piece. Neighbours may share a level. No gradient is taken through it."""
+    offset: Tensor
+    """(S,): to the gradients of parameters, Q(x) counts as offset[s] + gain[s] x."""
+    gain: Tensor | None
+    """(S,); None where no parameter's gradient depends on x."""
+    slope: Tensor
+    """dQ/dx: slope[s] for (S,); slope[s, 0] + slope[s, 1] x for (S, 2)."""
+    bend: Tensor | None = None
+    """(S, 2): the gradient of x gains |g| (bend[s, 0] + bend[s, 1] x), g that of Q(x) (EWGS)."""
+
+
+@fused(cpu=kernels.quantize_in_pieces)
+def quantize_in_pieces(
+    x: Tensor, edges: Tensor, levels: Tensor, signed: bool, ceiling: float
+) -> Tensor:
+    """Q(x), or Q(relu(x)) when unsigned, for x of any shape. A NaN stays NaN."""
+    values = rectified(x.to(levels.dtype), signed, ceiling)
+    return torch.where(values.isnan(), values, levels[_piece_of(values, edges)]).to(x.dtype)
+
+
+@fused(cpu=kernels.quantize_in_pieces_with_codes)
+def quantize_in_pieces_with_codes(
+    x: Tensor, edges: Tensor, levels: Tensor, signed: bool, ceiling: float, also_relu: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """(Q(x), relu(x) or None, the codes, whether x holds a NaN or infinity).
+
+    A code is the number of the piece; its highest bit (`_highest_bit`) says that the ReLU, where
+    the quantizer does one, passes its gradient. uint8, or int16 with more than MAX_PIECES pieces.
+    """
+    values = rectified(x.to(levels.dtype), signed, ceiling)
+    piece = _piece_of(values, edges)
+    y = torch.where(values.isnan(), values, levels[piece]).to(x.dtype)
+    passes = torch.ones_like(x, dtype=torch.bool) if signed else (x > 0) & (x < ceiling)
+    codes = piece + passes * _highest_bit(len(levels))
+    codes = codes.to(torch.uint8 if len(levels) <= MAX_PIECES else torch.int16)
+    return y, values.to(x.dtype) if also_relu else None, codes, ~torch.isfinite(values.sum())
+
+
+@fused(cpu=kernels.pieces_gradient, options=IN_REGISTERS)
+def pieces_gradient(
+    g: Tensor,
+    g_relu: Tensor | None,
+    codes: Tensor,
+    x: Tensor | None,
+    slope: Tensor,
+    bend: Tensor | None,
+    signed: bool,
+    ceiling: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(The gradient of x, the sum of g over each piece, the sum of g x over each piece).
+
+    g, g_relu: the gradients of Q(x) and of relu(x), the latter None where it was not returned. x:
+    as it was given to the quantizer, None where no gradient depends on it; then the last result is
+    None. The sums are (S,), float32.
+    """
+    wide, bit = g.to(slope.dtype), _highest_bit(len(slope))
+    passes = codes >= bit
+    piece = torch.where(passes, codes - bit, codes).long()
+    values = None if x is None else rectified(x.to(slope.dtype), signed, ceiling)
+    at = slope[piece]
+    to = wide * (at if slope.dim() == 1 else at[..., 0] + at[..., 1] * values)
+    if bend is not None:
+        to = to + wide.abs() * (bend[piece][..., 0] + bend[piece][..., 1] * values)
+    to = torch.where(passes, to, 0.0)
+    if g_relu is not None:
+        to = to + torch.where(passes, g_relu.to(to.dtype), 0.0)
+    sums = _sums_over_pieces(wide, piece, len(slope))
+    with_x = None if values is None else _sums_over_pieces(wide * values, piece, len(slope))
+    return to.to(g.dtype), sums, with_x
+
+
+def _piece_of(x: Tensor, edges: Tensor) -> Tensor:
+    """The number of edges below x; 0 for a NaN."""
+    return torch.where(x.isnan(), 0, torch.bucketize(x, edges))
+
+
+def _highest_bit(pieces: int) -> int:
+    return 128 if pieces <= MAX_PIECES else 16384
+
+
+def _sums_over_pieces(x: Tensor, piece: Tensor, count: int) -> Tensor:
+    """The sum of x over each of `count` pieces."""
+    if count <= FEW_PIECES:
+        return torch.stack([torch.where(piece == s, x, 0.0).sum() for s in range(count)])
+    sums = torch.zeros(count, dtype=torch.float64, device=x.device)
+    return sums.index_add(0, piece.flatten(), x.flatten().double()).to(x.dtype)
+
+
+class _Quantize(torch.autograd.Function):
+    """(Q(x), whether x is not finite), and relu(x) after them if `also_relu`."""
+
+    @staticmethod
+    def forward(ctx, x, edges, levels, offset, gain, slope, bend, signed, ceiling, also_relu):
+        blocks = as_blocks(x)
+        few = len(levels) <= MAX_PIECES  # as many as the kernel's codes of one byte can name
+        quantize = quantize_in_pieces_with_codes if few else quantize_in_pieces_with_codes.eager
+        y, relu, codes, not_finite = quantize(blocks, edges, levels, signed, ceiling, also_relu)
+        reads_x = gain is not None or slope.dim() == 2 or bend is not None
+        ctx.save_for_backward(codes, x if reads_x else None, slope, bend)
+        ctx.relu = signed, ceiling
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(not_finite)
+        y = from_blocks(y, x)
+        return (y, not_finite, from_blocks(relu, x)) if also_relu else (y, not_finite)
+
+    @staticmethod
+    def backward(ctx, g, _not_finite, g_relu=None):
+        codes, x, slope, bend = ctx.saved_tensors
+        relu = None if g_relu is None else as_blocks(g_relu)
+        x = None if x is None else as_blocks(x)
+        to, sums, with_x = pieces_gradient(as_blocks(g), relu, codes, x, slope, bend, *ctx.relu)
+        gain = with_x if ctx.needs_input_grad[4] else None
+        return from_blocks(to, g), None, None, sums, gain, *[None] * 5
+
+
+def quantize_pieces(
+    x: Tensor, pieces: Pieces, signed: bool, ceiling: float = math.inf, also_relu: bool = False
+) -> tuple[Tensor, ...]:
+    """(Q(x), whether x holds a NaN or infinity[, relu(x) if `also_relu`]) for x (N, C, ...).
+
+    Unsigned, Q(x) is Q(relu(x)), whose values are at most `ceiling`, with the gradient of both.
+    Gradients reach x and, through `offset` and `gain`, whatever these were computed from.
+    """
+    table = (pieces.edges.detach(), pieces.levels.detach(), pieces.offset, pieces.gain)
+    slopes = (pieces.slope.detach(), None if pieces.bend is None else pieces.bend.detach())
+    return _Quantize.apply(x, *table, *slopes, signed, ceiling, also_relu)
+
+
+class PiecewiseActivation(ActivationQuantizer):
+    """An activation quantizer that is given by its pieces."""
+
+    DOES_RELU = True
+
+    def pieces(self) -> Pieces:
+        """The present pieces; offset and gain are differentiable in the parameters."""
+        raise TypeError(f"{type(self).__name__} does not define pieces()")
+
+    def forward(self, x: Tensor, also_relu: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        if not self.training:
+            pieces = self.pieces()
+            table = pieces.edges.detach(), pieces.levels.detach()
+            y = quantize_in_pieces(x, *table, self.signed, self.ceiling)
+            return (rectified(x, self.signed, self.ceiling), y) if also_relu else y
+        y, not_finite, *relu = quantize_pieces(
+            x, self.pieces(), self.signed, self.ceiling, also_relu
+        )
+        self.nonfinite += not_finite
+        return (*relu, y) if also_relu else y
