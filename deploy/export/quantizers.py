@@ -12,7 +12,7 @@ from deploy.graph import Weight
 from lowbit_core.quantizers.interface import ActivationQuantizer, WeightQuantizer
 from lowbit_core.runtime.errors import InputError
 
-TOLERANCE = 2e-6  # of a weight from its level, relative to the largest level of the layer
+TOLERANCE = 2e-6  # of a value from its level, relative to the largest level of the layer
 MOST_LEVELS = 256
 _LARGEST = np.float32(np.finfo(np.float32).max)
 
@@ -102,7 +102,9 @@ def _check_staircase(
     x = np.concatenate([*around, random.astype(np.float32), [0.0, -0.0]]).astype(np.float32)
     x = x[np.isfinite(x)]
     made = levels[(x[:, None] >= thresholds).sum(1)]
-    if not np.array_equal(made, _call(quantizer, x).astype(np.float32)):
+    # Not exactly: where two levels differ by a rounding, the quantizer itself may step back.
+    error = np.abs(made - _call(quantizer, x)).max()
+    if not error <= TOLERANCE * np.abs(levels).max():
         raise InputError(
             f"layer {layer}: {type(quantizer).__name__} is not one rising staircase for all "
             "channels, so thresholds cannot describe it"

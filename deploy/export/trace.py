@@ -123,6 +123,8 @@ class _Builder:
         if quantizer is not None:
             numbers = activation_thresholds(name, quantizer)
             codes = self._append(lambda output: Quantize(name, x, output, *numbers))
+            if x in self.flat:
+                self.flat.add(codes)
         if layer.weight_quantizer is None:
             weight = Weight(values=_rows(layer.weight))
         else:
