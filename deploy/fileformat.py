@@ -10,7 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from deploy import container, graph
-from deploy.graph import COUNTS, FLOAT, Add, Convolution, Graph, Operation, Pool, Quantize, Relu, Weight
+from deploy.graph import (
+    COUNTS,
+    FLOAT,
+    Add,
+    Convolution,
+    Graph,
+    Operation,
+    Pool,
+    Quantize,
+    Relu,
+    Weight,
+)
 from deploy.planes import countable
 from lowbit_core.runtime.errors import InputError
 

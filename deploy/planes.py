@@ -1,9 +1,9 @@
 """Levels as sums over bit planes: what turns a convolution into counts of bits.
 
-`split` writes a table of levels as offset + sum over groups g of value_g times an integer, where the
-integer is a sum over the planes of the group of multiplier x bit. A basis has one plane a group;
-equally spaced levels are one group with multipliers 1, 2, 4; other tables become planes of
-"code > i", which always exists.
+`split` writes a table of levels as offset + sum over groups g of value_g times an integer. The
+integer is the sum of multiplier x bit over the planes of the group. A basis has one plane a group;
+equally spaced levels are one group with multipliers 1, 2, 4; other tables become planes of the bits
+"code > i", which always works.
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deploy import graph
-from deploy.graph import COUNTS, Add, Convolution, Graph, Operation, Pool, Quantize, Relu, read_by
+from deploy.graph import COUNTS, Add, Convolution, Graph, Operation, Pool, Quantize, Relu
 
 COUNT, DENSE, DEPTHWISE, DEQUANTIZE, ADD, RELU, MAX_POOL, MEAN_POOL = range(8)  # Kind in step.h
 LINE = 16  # floats: tensors begin at a multiple of it
@@ -187,8 +187,3 @@ def place_tensors(network: Graph, steps: list[Planned], output: str) -> Memory:
         for name in [name for name in used if last.get(name, -1) <= number]:
             del used[name]
     return Memory(numbers, offsets, size)
-
-
-def reads_of(operation: Operation) -> tuple[str, ...]:
-    """The tensors that an operation of the graph reads."""
-    return tuple(read_by(operation))

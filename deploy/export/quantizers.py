@@ -82,7 +82,9 @@ def activation_thresholds(
         high = np.where(above, middle, high)
         low = np.where(above, low, middle + 1)
         low = np.minimum(low, high)
-    thresholds = np.where(high > _order(_LARGEST), np.inf, _float(np.minimum(high, _order(_LARGEST))))
+    thresholds = np.where(
+        high > _order(_LARGEST), np.inf, _float(np.minimum(high, _order(_LARGEST)))
+    )
     thresholds = np.maximum.accumulate(thresholds).astype(np.float32)
     # The levels are what the module returns; `levels()` may differ in the last digit.
     reached = np.concatenate([[-_LARGEST], np.minimum(thresholds, _LARGEST)])
@@ -98,7 +100,11 @@ def _check_staircase(
     steps = thresholds[np.isfinite(thresholds)]
     scale = float(np.abs(steps).max()) if len(steps) else 1.0
     random = np.random.default_rng(0).normal(0, 2 * scale + 1e-30, 4096)
-    around = [steps, np.nextafter(steps, np.float32(np.inf)), np.nextafter(steps, -np.float32(np.inf))]
+    around = [
+        steps,
+        np.nextafter(steps, np.float32(np.inf)),
+        np.nextafter(steps, -np.float32(np.inf)),
+    ]
     x = np.concatenate([*around, random.astype(np.float32), [0.0, -0.0]]).astype(np.float32)
     x = x[np.isfinite(x)]
     made = levels[(x[:, None] >= thresholds).sum(1)]
@@ -127,4 +133,6 @@ def _order(x: np.float32) -> int:
 def _float(order: np.ndarray) -> np.ndarray:
     """The floats at these places."""
     size = np.minimum(np.abs(order), _order(_LARGEST)).astype(np.uint32)
-    return np.where(order < 0, size | np.uint32(0x80000000), size).astype(np.uint32).view(np.float32)
+    return (
+        np.where(order < 0, size | np.uint32(0x80000000), size).astype(np.uint32).view(np.float32)
+    )

@@ -16,7 +16,18 @@ from torch.nn import functional
 
 from deploy import graph, planes
 from deploy.export.quantizers import activation_thresholds, weight_codes
-from deploy.graph import COUNTS, FLOAT, Add, Convolution, Graph, Operation, Pool, Quantize, Relu, Weight
+from deploy.graph import (
+    COUNTS,
+    FLOAT,
+    Add,
+    Convolution,
+    Graph,
+    Operation,
+    Pool,
+    Quantize,
+    Relu,
+    Weight,
+)
 from lowbit_core.conversion.layers import QuantLayer
 from lowbit_core.runtime.errors import InputError
 

@@ -1,0 +1,217 @@
+"""The file: what is written is read back, and whatever is wrong with it is refused."""
+
+import json
+import re
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from small_networks import about, network
+
+from deploy import container, fileformat
+from deploy.network import Network, load
+from lowbit_core.runtime.errors import InputError
+
+MUTANTS = 500
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """A small file, and its graph."""
+    _, graph = network("mobilenetv2", "direct", 2, 2)
+    path = tmp_path_factory.mktemp("files") / "model.lowbit"
+    fileformat.save(path, graph, about())
+    return path, graph
+
+
+def parts(path):
+    """(header, arrays) of a file, with the list of the arrays' shapes."""
+    header, arrays = container.read(path)
+    return json.loads(json.dumps(header)), arrays
+
+
+def test_a_file_gives_back_its_network(example):
+    path, graph = example
+    net = load(path)
+    images = np.random.default_rng(0).normal(0, 1, (2, *graph.input_shape)).astype(np.float32)
+    np.testing.assert_array_equal(net.scores(images), Network(graph, about()).scores(images))
+    assert net.about == about()
+
+
+def test_equal_networks_give_equal_bytes(example, tmp_path):
+    path, graph = example
+    fileformat.save(tmp_path / "again.lowbit", graph, about())
+    assert (tmp_path / "again.lowbit").read_bytes() == path.read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["again.lowbit"]
+
+
+def _changed(data: bytes, offset: int) -> bytes:
+    return data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda data: b"", "not a .lowbit file"),
+        (lambda data: b"\x89PNG\r\n\x1a\n" + data[8:], "not a .lowbit file"),
+        (lambda data: data[:20], "cut short"),
+        (lambda data: data[:-1], "was written with"),
+        (lambda data: data + b"\0", "was written with"),
+        (lambda data: data[:8] + b"\2\0\0\0" + data[12:], "format version 2"),
+        (lambda data: _changed(data, len(data) - 9), "checksum differs"),
+        (lambda data: _changed(data, 12), "checksum differs"),
+        (lambda data: _changed(data, 70), "checksum differs"),
+    ],
+)
+def test_a_spoilt_file_is_refused_in_one_sentence(example, tmp_path, spoil, reason):
+    path = tmp_path / "spoilt.lowbit"
+    path.write_bytes(spoil(example[0].read_bytes()))
+    with pytest.raises(InputError, match=re.escape(reason)) as error:
+        load(path)
+    assert "\n" not in str(error.value) and str(error.value).startswith(str(path))
+
+
+def test_a_header_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    body = zlib.compress(bytes(container.MOST_HEADER_BYTES + 1), 9)
+    monkeypatch.setattr(zlib, "compress", lambda *_: body)
+    container.write(tmp_path / "bomb.lowbit", {}, [])
+    with pytest.raises(InputError, match="too long"):
+        load(tmp_path / "bomb.lowbit")
+
+
+def _operation(header, kind):
+    return next(op for op in header["operations"] if op["operation"] == kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "reason"),
+    [
+        ("convolution", {"padding": [5, 5]}, "not less than the kernel"),
+        ("convolution", {"stride": [0, 1]}, "whole numbers from 1"),
+        ("convolution", {"input": "nothing"}, "is not made before"),
+        ("convolution", {"output": "image"}, "is made twice"),
+        ("convolution", {"weight": [16, 3, 3, 5]}, "does not fit"),
+        ("convolution", {"compute": "counts"}, "cannot be computed by counts"),
+        ("convolution", {"shape": [1, 1, 1]}, "not (1, 1, 1) as written"),
+        ("quantize", {"operation": "relu", "ceiling": None}, "array"),
+        ("pool", {"size": [10**6, 1]}, "whole numbers from 1"),
+        ("pool", {"operation": "eval"}, "is none of"),
+    ],
+)
+def test_a_wrong_header_is_refused(example, tmp_path, kind, change, reason):
+    header, arrays = parts(example[0])
+    _operation(header, kind).update(change)
+    container.write(tmp_path / "wrong.lowbit", header, arrays)
+    with pytest.raises(InputError, match=re.escape(reason)):
+        load(tmp_path / "wrong.lowbit")
+
+
+def _mutate(value, rng):
+    """Another JSON value in the place of one."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return int(rng.choice([0, -1, value + 1, value * 2, 2**31, 2**63]))
+    if isinstance(value, list) and len(value) > 1:
+        return value[1:] if rng.random() < 0.5 else [*value, value[0]]
+    choices = [None, 7, "image", "t1", "t2", "counts", "basis", [], {}, 1.5, float("nan")]
+    return choices[rng.integers(len(choices))]
+
+
+def _mutant(header, arrays, rng):
+    """The header with one field changed, or the arrays with one of them changed."""
+    header, arrays = json.loads(json.dumps(header)), list(arrays)
+    if rng.random() < 0.7:
+        target = header
+        while True:
+            keys = range(len(target)) if isinstance(target, list) else sorted(target)
+            key = keys[int(rng.integers(len(keys)))]
+            child = target[key]
+            if not isinstance(child, dict | list) or not child or rng.random() < 0.1:
+                break
+            target = child
+        if rng.random() < 0.1:
+            del target[key]
+        else:
+            target[key] = _mutate(child, rng)
+        return header, arrays
+    place = int(rng.integers(len(arrays)))
+    array = arrays[place].copy()
+    kind = rng.integers(4)
+    if kind == 0:
+        del arrays[place]
+    elif kind == 1:
+        arrays[place] = array[..., :-1]
+    elif kind == 2 and array.size:
+        array.ravel()[rng.integers(array.size)] = 255 if array.dtype == np.uint8 else np.nan
+        arrays[place] = array
+    else:
+        data = bytearray(array.tobytes())
+        for at in rng.integers(len(data), size=3):
+            data[at] ^= int(rng.integers(256))
+        arrays[place] = np.frombuffer(bytes(data), array.dtype).reshape(array.shape)
+    return header, arrays
+
+
+def try_mutants(path, folder, count, **options):
+    """Load `count` mutants with a right checksum, and run those that load. (Refused, run)."""
+    rng = np.random.default_rng(5)
+    header, arrays = parts(path)
+    ran = refused = 0
+    for number in range(count):
+        if number % 5 == 0:  # of the bytes themselves
+            data = bytearray(path.read_bytes())
+            for at in rng.integers(len(data), size=int(rng.integers(1, 4))):
+                data[at] = int(rng.integers(256))
+            data = bytes(data[: rng.integers(1, len(data) + 1)] if rng.random() < 0.3 else data)
+            if number % 2 and len(data) > container.START.size:
+                start, rest = data[: container.DIGEST_AT], data[container.START.size :]
+                digest = container._digest(start + bytes(32) + rest)
+                data = start + digest + rest
+            (folder / "mutant.lowbit").write_bytes(data)
+        else:
+            changed = _mutant(header, arrays, rng)
+            container.write(folder / "mutant.lowbit", *changed)
+        try:
+            net = Network(*fileformat.load(folder / "mutant.lowbit"), **options)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        images = rng.normal(0, 1, (1, *net.graph.input_shape)).astype(np.float32)
+        assert net.scores(images).shape == (1, net.classes)
+        ran += 1
+    return refused, ran
+
+
+def test_mutants_of_a_file_are_refused_or_run(example, tmp_path):
+    refused, ran = try_mutants(example[0], tmp_path, MUTANTS)
+    assert refused + ran == MUTANTS
+    assert refused > MUTANTS / 2 and ran > 20  # both happen, or the test tests little
+
+
+ASAN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_format import MUTANTS, try_mutants
+flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
+print(try_mutants(Path(sys.argv[2]), Path(sys.argv[3]), MUTANTS, flags=flags))
+"""
+
+
+@pytest.mark.slow
+def test_mutants_read_no_memory_that_is_not_theirs(example, tmp_path):
+    """The same mutants, with an engine in which each access to memory is checked."""
+    found = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    done = subprocess.run(
+        [sys.executable, "-c", ASAN, str(__file__).rpartition("/")[0], example[0], tmp_path],
+        env={"LD_PRELOAD": found, "ASAN_OPTIONS": "detect_leaks=0", "PATH": "/usr/bin:/bin",
+             "PYTHONPATH": ".:tests", "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
