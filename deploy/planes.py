@@ -13,6 +13,7 @@ import numpy as np
 TOLERANCE = 2.0**-22  # of a level, relative to the largest: the rounding of the levels themselves
 MOST_PLANES = {"weights": 15, "inputs": 8}  # that the engine counts
 EXACT = 2**24  # integers up to here are exact in float32
+SMALLEST = 1e-30  # range of levels that is divided by
 MOST_INTEGER = 31  # the largest integer tried for levels that are multiples of one number
 
 
@@ -69,7 +70,7 @@ def _integers(levels: np.ndarray) -> Planes | None:
     above = levels - levels[:, :1]
     top = above[:, -1]
     row = int(top.argmax())
-    if not top[row] > 0:
+    if not top[row] > SMALLEST:
         return None
     for largest in range(levels.shape[1] - 1, MOST_INTEGER + 1):
         numbers = np.rint(above[row] * (largest / top[row])).astype(np.int64)

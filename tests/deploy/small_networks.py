@@ -10,8 +10,8 @@ from torch import nn
 
 import baselines
 from deploy.export.trace import trace
-from deploy.fileformat import About
-from deploy.graph import Convolution, Graph, Quantize, Weight
+from deploy.fileformat import About, basis_levels
+from deploy.graph import Add, Convolution, Graph, Pool, Quantize, Relu, Weight
 from deploy.network import Network
 from lowbit_core import models
 from lowbit_core.conversion.layers import calibrate
@@ -91,6 +91,54 @@ def one_layer(
         "layer", "q", "y", (stride,) * 2, (padding,) * 2, False, "counts", weight, scale, shift
     )
     return Graph("image", (channels, side, side), "y", (quantize, convolution))
+
+
+def every_operation() -> Graph:
+    """A graph of 8x8 images with each kind of operation and of weight, and signed activations."""
+    rng = np.random.default_rng(0)
+
+    def layer(source, output, weight, compute="float", depthwise=False, padding=1):
+        outputs, side = weight.shape[:2]
+        scale, shift = rng.normal(0, 1, (2, outputs)).astype(np.float32)
+        return Convolution(
+            output, source, output, (1, 1), (padding if side > 1 else 0,) * 2, depthwise, compute,
+            weight, scale if weight.codes is not None else None, shift,
+        )  # fmt: skip
+
+    def quantize(source, output, levels):
+        count = len(levels) - 1
+        thresholds = np.sort(rng.normal(0, 1, count)).astype(np.float32)
+        return Quantize(output, source, output, thresholds, np.array(levels, np.float32))
+
+    def codes(shape, levels):
+        return rng.integers(0, levels, shape, np.uint8)
+
+    basis = rng.uniform(0.1, 1, (8, 2)).astype(np.float32)
+    table = np.array([[-1, 0, 1]], np.float32)
+    return Graph(
+        "image",
+        (CHANNELS, 8, 8),
+        "scores",
+        (
+            layer("image", "a", Weight(values=rng.normal(0, 1, (8, 3, 3, 3)).astype(np.float32))),
+            Pool("a", "b", False, (2, 2), (2, 2), (0, 0)),
+            quantize("b", "c", [0, 0.5, 1, 1.5]),
+            layer(
+                "c",
+                "d",
+                Weight(codes=codes((8, 3, 3, 8), 4), levels=basis_levels(basis), basis=basis),
+                "counts",
+            ),
+            Relu("b", "e", 6.0),
+            Add("d", "e", "f"),
+            quantize("f", "g", [-1.5, -0.5, 0.5, 1.5]),
+            layer("g", "h", Weight(codes=codes((8, 3, 3, 1), 3), levels=table), depthwise=True),
+            quantize("h", "i", [-1.5, -0.5, 0.5, 1.5]),
+            layer("i", "j", Weight(codes=codes((5, 3, 3, 8), 3), levels=table), "counts"),
+            Pool("j", "k", True, size=(1, 1)),
+            layer("k", "scores", Weight(values=rng.normal(0, 1, (4, 1, 1, 5)).astype(np.float32))),
+        ),
+    )
 
 
 def targets() -> list[str]:
