@@ -18,7 +18,8 @@ def _export(arguments: argparse.Namespace) -> None:
     from deploy.export.run import export_onnx, export_run
 
     if arguments.format == "onnx":
-        print(export_onnx(arguments.run, arguments.out, arguments.data))
+        size = export_onnx(arguments.run, arguments.out, arguments.data)
+        print(f"{arguments.out}: {size:,} bytes")
         return
     size = export_run(arguments.run, arguments.out, arguments.data)
     over = 100 * (size["file"] / size["information"] - 1)

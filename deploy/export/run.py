@@ -1,7 +1,8 @@
 """Reads the network of a finished run and writes it to a file."""
 
+import json
 import lzma
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from lowbit_core.data.torch_reader import CENTER_RATIO
 from lowbit_core.datasets.catalog import Dataset, dataset
 from lowbit_core.datasets.manifest import read_manifest
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.files import write_bytes
 from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder, load_tensors
 
 
@@ -68,6 +70,26 @@ def export_run(folder: Path, out: Path, data_folder: Path) -> dict:
     network = trace(run.model, (run.data.channels, run.data.side, run.data.side))
     fileformat.save(out, network, about(run, data_folder))
     return sizes(out, network)
+
+
+def export_onnx(folder: Path, out: Path, data_folder: Path) -> int:
+    """Write the run's network to `out` as ONNX; returns the size in bytes.
+
+    The file's metadata say how images are normalised, and name the classes.
+    """
+    try:
+        import onnx  # noqa: F401
+    except ImportError:
+        raise InputError("the package onnx is not installed: `pip install onnx`") from None
+    from deploy.export.onnx import onnx_model
+
+    run = read_run(folder)
+    model = onnx_model(trace(run.model, (run.data.channels, run.data.side, run.data.side)))
+    for key, value in asdict(about(run, data_folder)).items():
+        model.metadata_props.add(key=key, value=json.dumps(value))
+    data = model.SerializeToString(deterministic=True)
+    write_bytes(out, data)
+    return len(data)
 
 
 def about(run: TrainedRun, data_folder: Path) -> About:

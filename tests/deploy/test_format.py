@@ -1,13 +1,16 @@
 """The file: what is written is read back, and whatever is wrong with it is refused."""
 
-import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from mutants import parts, try_mutants
 from small_networks import about, every_operation
 
 from deploy import container, fileformat
@@ -24,12 +27,6 @@ def example(tmp_path_factory):
     path = tmp_path_factory.mktemp("files") / "model.lowbit"
     fileformat.save(path, graph, about(4))
     return path, graph
-
-
-def parts(path):
-    """(header, arrays) of a file, with the list of the arrays' shapes."""
-    header, arrays = container.read(path)
-    return json.loads(json.dumps(header)), arrays
 
 
 def test_a_file_gives_back_its_network(example):
@@ -108,110 +105,42 @@ def test_a_wrong_header_is_refused(example, tmp_path, kind, change, reason):
         load(tmp_path / "wrong.lowbit")
 
 
-def _mutate(value, rng):
-    """Another JSON value in the place of one."""
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return int(rng.choice([0, -1, value + 1, value * 2, 2**31, 2**63]))
-    if isinstance(value, list) and len(value) > 1:
-        return value[1:] if rng.random() < 0.5 else [*value, value[0]]
-    choices = [None, 7, "image", "t1", "t2", "counts", "basis", [], {}, 1.5, float("nan")]
-    return choices[rng.integers(len(choices))]
-
-
-def _mutant(header, arrays, rng):
-    """The header with one field changed, or the arrays with one of them changed."""
-    header, arrays = json.loads(json.dumps(header)), list(arrays)
-    if rng.random() < 0.7:
-        target = header
-        while True:
-            keys = range(len(target)) if isinstance(target, list) else sorted(target)
-            key = keys[int(rng.integers(len(keys)))]
-            child = target[key]
-            if not isinstance(child, dict | list) or not child or rng.random() < 0.1:
-                break
-            target = child
-        if rng.random() < 0.1:
-            del target[key]
-        else:
-            target[key] = _mutate(child, rng)
-        return header, arrays
-    place = int(rng.integers(len(arrays)))
-    array = arrays[place].copy()
-    kind = rng.integers(4)
-    if kind == 0:
-        del arrays[place]
-    elif kind == 1:
-        arrays[place] = array[..., :-1]
-    elif kind == 2 and array.size:
-        array.ravel()[rng.integers(array.size)] = 255 if array.dtype == np.uint8 else np.nan
-        arrays[place] = array
-    else:
-        data = bytearray(array.tobytes())
-        for at in rng.integers(len(data), size=3):
-            data[at] ^= int(rng.integers(256))
-        arrays[place] = np.frombuffer(bytes(data), array.dtype).reshape(array.shape)
-    return header, arrays
-
-
-def try_mutants(path, folder, count, **options):
-    """Load `count` mutants with a right checksum, and run those that load. (Refused, run)."""
-    rng = np.random.default_rng(5)
-    header, arrays = parts(path)
-    ran = refused = 0
-    for number in range(count):
-        if number % 5 == 0:  # of the bytes themselves
-            data = bytearray(path.read_bytes())
-            for at in rng.integers(len(data), size=int(rng.integers(1, 4))):
-                data[at] = int(rng.integers(256))
-            data = bytes(data[: rng.integers(1, len(data) + 1)] if rng.random() < 0.3 else data)
-            if number % 2 and len(data) > container.START.size:
-                start, rest = data[: container.DIGEST_AT], data[container.START.size :]
-                digest = container._digest(start + bytes(32) + rest)
-                data = start + digest + rest
-            (folder / "mutant.lowbit").write_bytes(data)
-        else:
-            changed = _mutant(header, arrays, rng)
-            container.write(folder / "mutant.lowbit", *changed)
-        try:
-            net = Network(*fileformat.load(folder / "mutant.lowbit"), **options)
-        except InputError as error:
-            assert "\n" not in str(error)
-            refused += 1
-            continue
-        images = rng.normal(0, 1, (1, *net.graph.input_shape)).astype(np.float32)
-        assert net.scores(images).shape == (1, net.classes)
-        ran += 1
-    return refused, ran
-
-
 def test_mutants_of_a_file_are_refused_or_run(example, tmp_path):
     refused, ran = try_mutants(example[0], tmp_path, MUTANTS)
     assert refused + ran == MUTANTS
     assert refused > MUTANTS / 2 and ran > 20  # both happen, or the test tests little
 
 
-ASAN = """
+CHECKED = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_format import MUTANTS, try_mutants
+from mutants import try_mutants
 flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
-print(try_mutants(Path(sys.argv[2]), Path(sys.argv[3]), MUTANTS, flags=flags))
+print(*try_mutants(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), flags=flags))
 """
 
 
 @pytest.mark.slow
 def test_mutants_read_no_memory_that_is_not_theirs(example, tmp_path):
     """The same mutants, with an engine in which each access to memory is checked."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
     found = subprocess.run(
         ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "LD_PRELOAD": found,
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaks
+        "PYTHONPATH": f"{here.parents[1]}:{here}",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", ASAN, str(__file__).rpartition("/")[0], example[0], tmp_path],
-        env={"LD_PRELOAD": found, "ASAN_OPTIONS": "detect_leaks=0", "PATH": "/usr/bin:/bin",
-             "PYTHONPATH": ".:tests", "HOME": str(tmp_path)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", CHECKED, example[0], tmp_path, str(MUTANTS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
+    refused, ran = map(int, done.stdout.split())
+    assert refused + ran == MUTANTS and ran > 20
