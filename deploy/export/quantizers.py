@@ -98,13 +98,10 @@ def _check_staircase(
 ) -> None:
     """Compare thresholds and levels with the quantizer, at and around the steps and at random."""
     steps = thresholds[np.isfinite(thresholds)]
-    scale = float(np.abs(steps).max()) if len(steps) else 1.0
-    random = np.random.default_rng(0).normal(0, 2 * scale + 1e-30, 4096)
-    around = [
-        steps,
-        np.nextafter(steps, np.float32(np.inf)),
-        np.nextafter(steps, -np.float32(np.inf)),
-    ]
+    scales = (1.0, float(np.abs(steps).max(initial=0.0)), 100.0)
+    random = np.concatenate([np.random.default_rng(0).normal(0, 2 * s, 2048) for s in scales])
+    up, down = np.float32(np.inf), np.float32(-np.inf)
+    around = [steps, np.nextafter(steps, up), np.nextafter(steps, down)]
     x = np.concatenate([*around, random.astype(np.float32), [0.0, -0.0]]).astype(np.float32)
     x = x[np.isfinite(x)]
     made = levels[(x[:, None] >= thresholds).sum(1)]
