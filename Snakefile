@@ -21,6 +21,7 @@ localrules:
     record,
     tables,
     ablations,
+    options,
     variants,
     plots,
     html_report,

@@ -1,8 +1,18 @@
-"""The methods of the benchmark: a new module here adds those that its METHODS lists, everywhere."""
+"""The methods of the benchmark: a new module here adds those that its METHODS lists, everywhere.
+
+`quantize` applies one of them to any network (docs/library.md).
+"""
 
 import importlib
 import pkgutil
 
+from torch import Tensor, nn
+
+from lowbit_core.conversion.layers import calibrate
+from lowbit_core.conversion.policy import Layers, QuantPolicy, is_shortcut
+from lowbit_core.conversion.swap import convert
+from lowbit_core.parallel import processes
+from lowbit_core.quantizers.bits import parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
 
@@ -24,3 +34,45 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise InputError(f"unknown method {name!r}: it must be one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def quantize(
+    model: nn.Module,
+    method: str | Method,
+    bits: str,
+    images: Tensor,
+    *,
+    first_last: str = "fp",
+    shortcut: str = "quantized",
+    exceptions: dict[str, str] | None = None,
+    first_layers: Layers | None = None,
+    last_layers: Layers | None = None,
+    shortcut_layers: Layers = is_shortcut,
+    signed: Layers | None = None,
+) -> list[dict]:
+    """Quantize the Conv2d and Linear layers of `model` in place; returns one row a layer.
+
+    bits: such as W2A2. images (N, ...): an example batch, a few dozen images of the training data
+    on the model's device. It shows how the layers are used and which inputs can be negative
+    (unless `signed` names these), and it calibrates the activation quantizers. exceptions: name or
+    pattern of layers -> their bits, such as {"layer4.*": "W4A4"}. The other policies are those of
+    `QuantPolicy`. Raises InputError, before the model is changed, for what cannot be quantized.
+    """
+    own = {
+        pattern: dict(zip(("w_bits", "a_bits"), parse_bits(label, "exceptions"), strict=True))
+        for pattern, label in (exceptions or {}).items()
+    }
+    policy = QuantPolicy(
+        _as_method(method), *parse_bits(bits, "bits"), first_last, shortcut, own,
+        first_layers, last_layers, shortcut_layers,
+    )  # fmt: skip
+    if not isinstance(images, Tensor) or len(images) < 2:
+        raise InputError("images must be a tensor of at least 2 images: batch norm needs several")
+    report = convert(model, policy, images, signed)
+    with processes.alone():  # each process has these images
+        calibrate(model, images)
+    return report
+
+
+def _as_method(given: str | Method) -> Method:
+    return method(given) if isinstance(given, str) else given

@@ -5,9 +5,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lowbit_core.quantizers.basis import FEW_BITS, MOMENTUM, all_levels, fit_rows, refit_rows
+from lowbit_core.quantizers.basis import (
+    FEW_BITS,
+    MOMENTUM,
+    all_levels,
+    fit_rows,
+    quantize_rows,
+    refit_rows,
+)
 from lowbit_core.quantizers.basis_activation import BasisActivation
-from lowbit_core.quantizers.interface import Method, WeightQuantizer, update_buffer
+from lowbit_core.quantizers.interface import Method, ShadowWeight, update_buffer
 
 
 class _Refit(torch.autograd.Function):
@@ -27,7 +34,7 @@ class _Refit(torch.autograd.Function):
         return g, None
 
 
-class LQWeight(WeightQuantizer):
+class LQWeight(ShadowWeight):
     """A full-precision shadow weight, quantized with one basis (K numbers) per output channel.
 
     Every training step refits the bases by least squares and moves them by a moving average (QEM,
@@ -47,8 +54,15 @@ class LQWeight(WeightQuantizer):
             update_buffer(self, "v", MOMENTUM * self.v + (1 - MOMENTUM) * fit)
         return y.view(self.shape)
 
-    def latent(self) -> Tensor:
-        return self.weight
+    def read(self, bits: int) -> tuple[Tensor, Tensor]:
+        """Only the full width refits the bases; here they are read."""
+        v = self.v[:, self.bits - bits :].contiguous()
+        w = quantize_rows(self.weight.detach(), v) + (self.weight - self.weight.detach())
+        return w.view(self.shape), all_levels(v, signed=True)
+
+    @torch.no_grad()
+    def used(self) -> Tensor:
+        return quantize_rows(self.weight, self.v)  # without the fit of a step
 
     def levels(self) -> Tensor:
         return all_levels(self.v, signed=True)

@@ -5,11 +5,9 @@ from torch import Tensor, nn
 
 from baselines.dorefa import DoReFaWeight
 from lowbit_core.quantizers.interface import Method
-from lowbit_core.quantizers.range_search import best_range
+from lowbit_core.quantizers.range_search import best_clip
 from lowbit_core.quantizers.ste_mask import rectified
 from lowbit_core.quantizers.uniform import UniformActivation, clip_round
-
-_CANDIDATES = 40  # clips tried on the first batch
 
 
 class PACTActivation(UniformActivation):
@@ -38,13 +36,11 @@ class PACTActivation(UniformActivation):
     def calibrate(self, x: Tensor) -> None:
         x = rectified(x.float(), self.signed, self.ceiling)
 
-        def error(top: Tensor) -> Tensor:
+        def quantized(top: Tensor) -> Tensor:
             bottom = -top if self.signed else self.zero
-            grid = (top, bottom, top * self._share(), self.signed, self.ceiling)
-            return (clip_round(x, *grid) - x).square().mean()
+            return clip_round(x, top, bottom, top * self._share(), self.signed, self.ceiling)
 
-        shares = torch.linspace(1 / _CANDIDATES, 1, _CANDIDATES, device=x.device)
-        self.alpha.copy_(best_range(x.abs().max().clamp_min(1e-3), shares, error))
+        self.alpha.copy_(best_clip(x, quantized))
 
     def levels(self) -> Tensor:
         unit = torch.linspace(0, 1, 2**self.bits, device=self.alpha.device)

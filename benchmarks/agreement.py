@@ -39,14 +39,16 @@ def reference(name: str, bits: int, signed: bool | None, dtype: torch.dtype, tin
 
 
 def _step(quantizer: nn.Module, x: Tensor, g: Tensor) -> dict[str, list[Tensor]]:
-    """Forward and backward in training mode; an unsigned activation also returns its ReLU."""
+    """Forward and backward in training mode, with the ReLU's result where the quantizer does it."""
     leaves = list(quantizer.train().parameters())
     if isinstance(quantizer, WeightQuantizer):
         outputs = [quantizer().to(g.dtype)]
     else:
         leaves.append(x.detach().requires_grad_())
-        outputs = quantizer(leaves[-1], not quantizer.signed)
-        outputs = [outputs] if quantizer.signed else list(outputs)
+        if quantizer.DOES_RELU and not quantizer.signed:
+            outputs = list(quantizer(leaves[-1], also_relu=True))
+        else:
+            outputs = [quantizer(leaves[-1])]
     torch.autograd.backward(outputs, [g] * len(outputs))
     state = [*quantizer.state_dict().values()]
     return {"levels": outputs, "gradients": [leaf.grad for leaf in leaves], "state": state}

@@ -38,7 +38,7 @@ def measure(repeats: int) -> list[dict]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         say("start-up: training the pretrained network")
-        _run(["-m", "workflow.train"], job.needs, f"{folder}/pretrained")
+        _run(["-m", "workflow.train"], job.needs[0], f"{folder}/pretrained")
         for number in range(repeats + 1):  # each start in new folders, so that no run is resumed
             runs = shutil.copytree(f"{folder}/pretrained", f"{folder}/{number}")
             out = _run(["-c", FIRST_STEP], job.name, runs, str(time.time()))

@@ -20,13 +20,13 @@ from typing import NamedTuple
 from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import locked, write_text
-from lowbit_core.runtime.run_folder import SEALED, WEIGHTS, RunFolder
+from lowbit_core.runtime.run_folder import LOWER_WEIGHTS, SEALED, WEIGHTS, RunFolder
 from workflow.suite.jobs import ROLES, check_jobs, read_jobs
 from workflow.ui import check_port, serve
 
 WATCH_EVERY = 5.0  # seconds between two looks at the run folders
 WATCHED = ("config.json", "metrics.csv", "timings.csv", "final.json")
-ARTIFACTS = ("final.json", *(name for name in SEALED if name != WEIGHTS))
+ARTIFACTS = ("final.json", *(name for name in SEALED if name not in (WEIGHTS, LOWER_WEIGHTS)))
 CONFIG_TAGS = ("dataset", "arch", "method", "seed", "run_key", "run_id", "code_version")
 FINAL_METRICS = {"top1": "test_top1", "top5": "test_top5"}  # name in final.json: name in MLflow
 FINAL_METRICS |= {name: name for name in ("test_loss", "size_bytes", "bitops")}

@@ -14,8 +14,11 @@ from lowbit_core.runtime.progress import say
 from workflow.gpu_slots import take_device
 
 
-def train_one(run: dict, data: Path, runs: Path, device) -> dict:
-    """Train one run of a suite, or find it trained, on a torch.device; returns its final record."""
+def train_one(run: dict, data: Path, runs: Path, device, is_loaded: bool = False) -> dict:
+    """Train one run of a suite, or find it trained, on a torch.device; returns its final record.
+
+    is_loaded: another run loads its weights.
+    """
     import baselines
     from lowbit_core.runtime.backend import pick_backend
     from lowbit_core.training.run import Place, train_run
@@ -23,7 +26,7 @@ def train_one(run: dict, data: Path, runs: Path, device) -> dict:
     config = {key: value for key, value in run.items() if key != "role"}
     config["loader"] = pick_backend(run["loader"])
     place = Place(data, runs, device, run["threads"])
-    return train_run(config, baselines.method(run["method"]), place)
+    return train_run(config, baselines.method(run["method"]), place, is_loaded)
 
 
 def main() -> None:
@@ -56,9 +59,9 @@ def main() -> None:
     if processes.launched():
         processes.start(device)
 
-    # The checkpoint is trained already, unless a file of it was damaged since.
-    for run in suite.jobs[job.needs].runs if job.needs else ():
-        train_one(run, arguments.data, arguments.runs, device)
+    # What the runs load is trained already, unless a file of it was damaged since.
+    for run in suite.loaded_by(job):
+        train_one(run, arguments.data, arguments.runs, device, is_loaded=True)
     for number, run in enumerate(job.runs, 1):
         say(f"{arguments.job}: run {number} of {len(job.runs)}: {run['run_id']}")
         final = train_one(run, arguments.data, arguments.runs, device)

@@ -1,30 +1,8 @@
-"""The cost of a network: multiply-accumulates (MACs), size, bit operations."""
+"""The cost of a network: size and bit operations."""
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowbit_core.conversion.layers import QuantLayer
-from lowbit_core.conversion.policy import quantizable
-
-
-@torch.no_grad()
-def count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """Multiply-accumulates of every quantizable layer for one image (1, C, H, W)."""
-    counts: dict[str, int] = {}
-
-    def hook(name):
-        def count(layer, _inputs, output):
-            counts[name] = output.numel() * layer.weight[0].numel()
-
-        return count
-
-    handles = [m.register_forward_hook(hook(n)) for n, m in quantizable(model).items()]
-    was_training = model.training
-    model.eval()(image)
-    model.train(was_training)
-    for handle in handles:
-        handle.remove()
-    return counts
 
 
 def size_and_bitops(model: nn.Module, report: list[dict]) -> tuple[int, int, int]:

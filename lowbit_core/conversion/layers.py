@@ -1,5 +1,8 @@
 """Convolution and linear layers whose weight and input pass through quantizers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,7 +14,8 @@ class QuantLayer(nn.Module):
     """y = f(a(x), w()): an activation quantizer `a`, a weight quantizer `w`, an unquantized bias.
 
     Without a weight quantizer the float weight is a parameter; without an activation quantizer the
-    input is used as it is.
+    input is used as it is. The metadata of a state_dict say how the layer is quantized, so that it
+    is not loaded into a layer that is quantized otherwise.
     """
 
     def __init__(
@@ -48,6 +52,9 @@ class QuantLayer(nn.Module):
 
     def forward(self, x: Tensor, also_relu: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The output; (relu(x), output) if `also_relu`, which needs `does_relu`."""
+        if self.convolution is None and x.dim() != 2 and not also_relu:  # channels are last
+            y = self.forward(x.reshape(-1, x.shape[-1]))
+            return y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[union-attr]
         quantizer = self.activation_quantizer
         if self.reads is not None and not also_relu:
             x = x[self.reads]
@@ -65,6 +72,44 @@ class QuantLayer(nn.Module):
             return functional.linear(x, self.used_weight(), self.bias)
         return functional.conv2d(x, self.used_weight(), self.bias, *self.convolution)
 
+    def settings(self) -> dict[str, str | int | bool | None]:
+        """What two layers must have in common for one to load the state of the other."""
+        w, a = self.weight_quantizer, self.activation_quantizer
+        return {
+            "weights": None if w is None else type(w).__name__,
+            "w_bits": None if w is None else w.bits,
+            "activations": None if a is None else type(a).__name__,
+            "a_bits": None if a is None else a.bits,
+            "signed": None if a is None else a.signed,
+        }
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {})
+        metadata.get(prefix[:-1], {})["settings"] = self.settings()
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        own, saved = self.settings(), local_metadata.get("settings")
+        if saved is not None and saved != own:
+            errors = rest[-1]
+            errors.append(
+                f"layer {prefix[:-1]!r} is quantized by {own}, and its saved state by {saved}: "
+                "convert the model with the method, bits and signed inputs of the saved one"
+            )
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in training or evaluation mode; then every module in its own mode again."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in modes.items():
+            module.training = was
+
 
 @torch.no_grad()
 def calibrate(model: nn.Module, images: Tensor) -> None:
@@ -74,11 +119,9 @@ def calibrate(model: nn.Module, images: Tensor) -> None:
     statistics of batch norm do not fit the quantized weights yet.
     """
     quantizers = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
-    was_training = model.training
-    model.train()
     for quantizer in quantizers:
         quantizer.calibrating = True
-    model(images)
+    with mode(model, training=True):
+        model(images)
     for quantizer in quantizers:
         quantizer.calibrating = False
-    model.train(was_training)

@@ -28,32 +28,37 @@ def with_relu(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 _COMMUTES_WITH_RELU = (nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Identity)
 
 
-def hand_over_relus(model: nn.Module) -> None:
+def hand_over_relus(called_once: set[nn.Module]) -> None:
     """Remove, in place, each ReLU that the quantizer of the next layer in the chain does itself.
 
     A chain is an outermost nn.Sequential, with any nested ones: each of its modules is read by the
-    next one only, so nothing else misses the ReLU.
+    next one only, so nothing else misses the ReLU. That holds where a pass of the network calls the
+    nn.Sequential and the ReLU, each once, and no hook reads what they return.
+
+    called_once: the modules of the full-precision network that one pass calls once.
     """
-    nested = {id(child) for m in model.modules() if isinstance(m, nn.Sequential) for child in m}
-    for chain in model.modules():
-        if not isinstance(chain, nn.Sequential) or id(chain) in nested:
-            continue
+    plain = {m for m in called_once if not (m._forward_hooks or m._forward_pre_hooks)}
+    chains = {m for m in plain if type(m).forward is nn.Sequential.forward}
+    nested = {child for chain in chains for child in chain.children()}
+    for chain in chains - nested:
         waiting = None  # (parent, name, ceiling) of the last ReLU, while it may still be removed
-        for parent, name, module in _modules(chain):
-            if isinstance(module, nn.ReLU | nn.ReLU6):
+        for parent, name, module in _modules(chain, chains):
+            if isinstance(module, nn.ReLU | nn.ReLU6) and module in plain:
                 waiting = (parent, name, 6.0 if isinstance(module, nn.ReLU6) else math.inf)
             elif isinstance(module, QuantLayer) and module.does_relu and waiting:
                 parent, name, module.activation_quantizer.ceiling = waiting  # type: ignore[union-attr]
-                parent[int(name)] = nn.Identity()
+                setattr(parent, name, nn.Identity())
                 waiting = None
-            elif not isinstance(module, _COMMUTES_WITH_RELU):
+            elif not isinstance(module, _COMMUTES_WITH_RELU) or module not in plain:
                 waiting = None
 
 
-def _modules(chain: nn.Sequential) -> Iterator[tuple[nn.Sequential, str, nn.Module]]:
+def _modules(
+    chain: nn.Module, chains: set[nn.Module]
+) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """(parent, name, module) of the chain in forward order."""
-    for name, module in list(chain.named_children()):
-        if isinstance(module, nn.Sequential):
-            yield from _modules(module)
-        else:
+    for name, module in list(chain._modules.items()):
+        if module in chains:
+            yield from _modules(module, chains)
+        elif module is not None:
             yield chain, name, module

@@ -2,31 +2,46 @@
 
 from torch import Tensor, nn
 
-from lowbit_core.conversion.footprint import count_macs
+from lowbit_core.conversion.fitness import check_layers, check_model
 from lowbit_core.conversion.layers import QuantLayer
-from lowbit_core.conversion.policy import QuantPolicy, layer_bits, quantizable
+from lowbit_core.conversion.observe import observe
+from lowbit_core.conversion.policy import Layers, QuantPolicy, chosen, layer_bits, quantizable
 from lowbit_core.conversion.relu import hand_over_relus
 from lowbit_core.quantizers.bits import FLOAT_BITS
 
 
-def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
-    """Quantize `model` in place; `image` (1, C, H, W) is run once to count operations.
+def convert(
+    model: nn.Module, policy: QuantPolicy, images: Tensor, signed: Layers | None = None
+) -> list[dict]:
+    """Quantize `model` in place; `images` (N, C, H, W) are run once to observe its layers.
 
-    Returns one row a layer: whether it was kept or quantized, by which quantizers, and why.
+    signed: the layers whose input can be negative. None: those that the attribute `signed_inputs`
+    of the model names; without that attribute, those whose input has a negative value on `images`.
+    Returns one row a layer: whether it was kept or quantized, by which quantizers, and why. Raises
+    InputError, before the model is changed, if a layer cannot have the bits that it should have.
     """
-    layers, macs = quantizable(model), count_macs(model, image)
-    report = []
-    for name, (w_bits, a_bits, reason) in layer_bits(model, policy).items():
+    check_model(model)
+    layers, seen = quantizable(model), observe(model, images)
+    bits = layer_bits(model, policy, list(seen.layers))
+    if signed is None:
+        signed = getattr(model, "signed_inputs", None)
+    if signed is None:
+        negative = {name for name, layer in seen.layers.items() if layer.lowest < 0}
+    else:
+        negative = set(chosen(layers, signed, "signed"))
+    check_layers(model, bits, seen.layers, negative)
+    report, swaps = [], {}
+    for name, (w_bits, a_bits, reason) in bits.items():
         layer = layers[name]
-        signed = name in model.signed_inputs  # type: ignore[operator]
         weight = activation = None
         if policy.method.weight is not None and w_bits < FLOAT_BITS:
             weight = policy.method.weight(layer.weight, w_bits)
+            if not layer.weight.requires_grad:  # a frozen layer stays frozen
+                weight.requires_grad_(False)
         if policy.method.activation is not None and a_bits < FLOAT_BITS:
-            activation = policy.method.activation(a_bits, signed)
+            activation = policy.method.activation(a_bits, name in negative)
         if weight is not None or activation is not None:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, QuantLayer(layer, weight, activation))
+            swaps[name] = QuantLayer(layer, weight, activation).train(layer.training)
         report.append(
             {
                 "layer": name,
@@ -41,12 +56,15 @@ def convert(model: nn.Module, policy: QuantPolicy, image: Tensor) -> list[dict]:
                 "activation_granularity": None if activation is None else activation.GRANULARITY,
                 "weight_init": None if weight is None else weight.INIT,
                 "activation_init": None if activation is None else activation.INIT,
-                "signed": signed,
+                "signed": name in negative,
                 "weights": layer.weight.numel(),
-                "macs": macs[name],
+                "macs": seen.layers[name].macs if name in seen.layers else 0,
                 "level_numbers": 0 if weight is None else weight.level_numbers(),
                 "zero_level": None if weight is None else bool((weight.levels() == 0).any()),
             }
         )
-    hand_over_relus(model)
+    for name, quantized in swaps.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, quantized)
+    hand_over_relus({module for module, calls in seen.calls.items() if calls == 1})
     return report

@@ -16,6 +16,63 @@ inline Floats rectified(Floats x, float ceiling) {
     return select(x > ceiling, broadcast(ceiling), x);
 }
 
+constexpr int MAX_ROWS = 255;  // of a block, as in blocks.py: its counts fit a byte
+constexpr int MANY_BITS = 4;   // from here on pairs of bits are counted afterwards, from the codes
+
+// 32 counters, a byte each, added up to one for each lane. Not inlined: g++ would take the vector
+// of counters apart byte by byte.
+__attribute__((noinline)) Floats folded(const uint8_t* counters) {
+    Flags sum{};
+    for (int i = 0; i < 32; i += LANES)
+        sum += __builtin_convertvector(load_as<Bytes>(std::true_type{}, counters + i, LANES), Flags);
+    return __builtin_convertvector(sum, Floats);
+}
+
+// The codes of one vector of columns, a byte each, and the counts of their pairs of bits: 32 codes
+// are compared by one instruction, and the counters of each pass stay in registers.
+template <int K>
+struct CodesOfTile {
+    typedef uint8_t Many __attribute__((vector_size(32)));
+    static constexpr int64_t CODES = (MAX_ROWS * LANES + 31) / 32 * 32;
+    alignas(32) uint8_t codes[CODES], counters[32];
+    int64_t count = 0;
+
+    inline void add(const Flags* bit) {
+        Flags code{};
+        for (int k = 0; k < K; k++) code |= bit[k] & (1 << k);
+        store_as(std::true_type{}, codes + count, packed(code), LANES);
+        count += LANES;
+    }
+
+    // Calls keep(counts of b_k b_m in each lane) for k <= m, row by row.
+    template <class Keep>
+    inline void count_pairs(Keep keep) {
+        const int64_t whole = (count + 31) / 32 * 32;
+        std::fill(codes + count, codes + whole, 0);  // no bit is set: counts nothing
+        each_bit<0>(whole, keep);
+    }
+
+  private:
+    template <int BIT, class Keep>
+    inline void each_bit(int64_t whole, Keep keep) {
+        if constexpr (BIT < K) {
+            Many counts[K - BIT] = {};
+            for (int64_t i = 0; i < whole; i += 32) {
+                const Many code = *(const Many*)(codes + i);
+                for (int m = BIT; m < K; m++) {
+                    const uint8_t both = 1 << BIT | 1 << m;
+                    counts[m - BIT] -= (Many)((code & both) == both);
+                }
+            }
+            for (int m = BIT; m < K; m++) {
+                std::memcpy(counters, &counts[m - BIT], 32);
+                keep(folded(counters));
+            }
+            each_bit<BIT + 1>(whole, keep);
+        }
+    }
+};
+
 // One vector of columns through all rows of a block. y, relu and mask lie in memory as x does;
 // relu may be null. sums (S): one vector each, `sums_stride` apart.
 template <int K, bool SIGNED, bool TRAIN, class Whole, class T>
@@ -25,8 +82,9 @@ void basis_tile(Whole whole, const T* x, int64_t rows, int64_t stride, int64_t l
     Floats v[K], sum_v = broadcast(0), top = broadcast(0);
     for (int k = 0; k < K; k++) v[k] = broadcast(basis[k]), sum_v += v[k];
     for (int k = K - 1; k >= 0; k--) top += v[k];
-    Floats sum{}, square{};
-    CodeSums<K> code;
+    Floats sum{}, square{}, products[K] = {};
+    constexpr bool FEW = K < MANY_BITS;
+    std::conditional_t<FEW, PairCounts<K>, CodesOfTile<K>> code;
     for (int64_t row = 0; row < rows; row++, x += stride, y += stride) {
         Floats c = load(whole, x, lanes);
         if (!SIGNED) c = rectified(c, ceiling);
@@ -35,7 +93,8 @@ void basis_tile(Whole whole, const T* x, int64_t rows, int64_t stride, int64_t l
         store(whole, y, level, lanes);
         if (!TRAIN) continue;
         sum += c, square += c * c;
-        code.add(c, bit);
+        for (int k = 0; k < K; k++) products[k] += zero_unless(bit[k], c);
+        code.add(bit);
         Flags flags;
         if (SIGNED) {
             flags = (c <= top) & (c >= -top) & QUANTIZER_PASSES;
@@ -49,8 +108,8 @@ void basis_tile(Whole whole, const T* x, int64_t rows, int64_t stride, int64_t l
     if (!TRAIN) return;
     auto keep = [&](Floats value) { store(whole, sums, value, lanes), sums += sums_stride; };
     keep(sum), keep(square);
-    for (int k = 0; k < K; k++) keep(code.products[k]);
-    for (int p = 0; p < pairs(K); p++) keep(__builtin_convertvector(code.counts[p], Floats));
+    for (int k = 0; k < K; k++) keep(products[k]);
+    code.count_pairs(keep);
 }
 
 template <int K, bool SIGNED, bool TRAIN, class T>

@@ -34,17 +34,20 @@ inline Floats nearest_level(Floats x, const Floats* v, Floats sum_v, Flags* bit)
     return y;
 }
 
-// Sums of x b_k and counts of b_k b_m for the values seen (basis.code_sums).
+// Counts of b_k b_m for the values seen (basis.code_sums).
 template <int K>
-struct CodeSums {
-    Floats products[K] = {};
+struct PairCounts {
     Flags counts[pairs(K)] = {};
 
-    inline void add(Floats x, const Flags* bit) {
-        for (int k = 0, p = 0; k < K; k++) {
-            products[k] += zero_unless(bit[k], x);
+    inline void add(const Flags* bit) {
+        for (int k = 0, p = 0; k < K; k++)
             for (int m = k; m < K; m++, p++) counts[p] -= bit[k] & bit[m];
-        }
+    }
+
+    // Calls keep(counts of b_k b_m in each lane) for k <= m, row by row.
+    template <class Keep>
+    inline void count_pairs(Keep keep) {
+        for (const Flags& count : counts) keep(__builtin_convertvector(count, Floats));
     }
 };
 

@@ -7,9 +7,9 @@
 
 namespace {
 
-constexpr int RELU_PASSES = 128;  // the highest bit of a code, as in piecewise.py
+constexpr int RELU_BIT = 128;  // the highest bit of a code, as in piecewise.py
 constexpr int MAX_PIECES = 128;
-constexpr int TILE = 4;  // vectors that share one reading of the table
+constexpr int FORWARD_TILE = 4, BACKWARD_TILE = 2;  // vectors that share one reading of the table
 
 inline Floats rectified(Floats x, float ceiling) {
     x = select(x < 0.0f, broadcast(0), x);
@@ -18,7 +18,7 @@ inline Floats rectified(Floats x, float ceiling) {
 
 // Calls body(whole, i, lanes, count) with `count` vectors at i, i + LANES, ...: TILE of them while
 // there are so many, then one by one.
-template <class Body>
+template <int TILE, class Body>
 inline void for_each_tile(int64_t begin, int64_t end, Body body) {
     int64_t i = begin;
     const std::integral_constant<int, TILE> tile;
@@ -35,15 +35,15 @@ void quantize_all(const T* x, int64_t size, const float* edges, const float* lev
     parallel_for((size + CHUNK - 1) / CHUNK, size, [=, &found](int64_t chunk) {
         Floats sum{};
         const int64_t end = std::min(size, (chunk + 1) * CHUNK);
-        for_each_tile(chunk * CHUNK, end, [=, &sum](auto whole, int64_t i, int64_t lanes, auto n) {
+        for_each_tile<FORWARD_TILE>(chunk * CHUNK, end, [=, &sum](auto whole, int64_t i, int64_t lanes, auto n) {
             constexpr int N = decltype(n)::value;
             Floats value[N], level[N];
             Flags code[N];
             for (int j = 0; j < N; j++) {
                 value[j] = load(whole, x + i + j * LANES, lanes);
                 code[j] = Flags{};
-                if (TRAIN) code[j] = is_signed ? code[j] + RELU_PASSES
-                                               : (value[j] > 0.0f) & (value[j] < ceiling) & RELU_PASSES;
+                if (TRAIN) code[j] = is_signed ? code[j] + RELU_BIT
+                                               : (value[j] > 0.0f) & (value[j] < ceiling) & RELU_BIT;
                 if (!is_signed) value[j] = rectified(value[j], ceiling);
                 level[j] = select(value[j] != value[j], value[j], broadcast(levels[0]));
             }
@@ -83,29 +83,28 @@ void gradient_all(const T* g, const T* g_relu, const uint8_t* codes, const T* x,
         std::fill(of_g, of_g + pieces, Eight{});
         if (SUMS_X) std::fill(of_gx, of_gx + pieces, Eight{});
         const int64_t end = std::min(size, (chunk + 1) * CHUNK);
-        for_each_tile(chunk * CHUNK, end, [=, &of_g, &of_gx](auto whole, int64_t i, int64_t lanes,
+        for_each_tile<BACKWARD_TILE>(chunk * CHUNK, end, [=, &of_g, &of_gx](auto whole, int64_t i, int64_t lanes,
                                                              auto n) {
             constexpr int N = decltype(n)::value;
-            Floats grad[N], value[N], factor[N], curve[N];
-            Flags code[N], passes[N];
+            Floats grad[N], value[N], product[N], factor[N], curve[N];
+            Flags code[N];
             for (int j = 0; j < N; j++) {
                 const Bytes bytes = load_as<Bytes>(whole, codes + i + j * LANES, lanes);
                 code[j] = __builtin_convertvector(bytes, Flags);
-                passes[j] = code[j] >= RELU_PASSES;
-                code[j] &= RELU_PASSES - 1;
+                code[j] &= RELU_BIT - 1;
                 grad[j] = load(whole, g + i + j * LANES, lanes);
                 factor[j] = curve[j] = value[j] = Floats{};
                 if (!SUMS_X) continue;
                 value[j] = load(whole, x + i + j * LANES, lanes);
                 if (!is_signed) value[j] = rectified(value[j], ceiling);
+                product[j] = grad[j] * value[j];
             }
             for (int p = 0; p < pieces; p++) {
                 Floats sum{}, sum_x{};
                 for (int j = 0; j < N; j++) {
                     const Flags here = code[j] == p;
-                    const Floats mine = zero_unless(here, grad[j]);
-                    sum += mine;
-                    if (SUMS_X) sum_x += zero_unless(here, mine * value[j]);
+                    sum += zero_unless(here, grad[j]);
+                    if (SUMS_X) sum_x += zero_unless(here, product[j]);
                     Floats at = broadcast(slope[p]);
                     if (TILTED & 1) at += broadcast(slope_x[p]) * value[j];
                     factor[j] = select(here, at, factor[j]);
@@ -118,9 +117,9 @@ void gradient_all(const T* g, const T* g_relu, const uint8_t* codes, const T* x,
             for (int j = 0; j < N; j++) {
                 Floats all = grad[j] * factor[j];
                 if (TILTED & 2) all += select(grad[j] < 0.0f, -grad[j], grad[j]) * curve[j];
-                all = zero_unless(passes[j], all);
-                if (g_relu)
-                    all += zero_unless(passes[j], load(whole, g_relu + i + j * LANES, lanes));
+                if (g_relu) all += load(whole, g_relu + i + j * LANES, lanes);
+                const Bytes bytes = load_as<Bytes>(whole, codes + i + j * LANES, lanes);
+                all = zero_unless(__builtin_convertvector(bytes, Flags) >= RELU_BIT, all);
                 store(whole, to + i + j * LANES, all, lanes);
             }
         });

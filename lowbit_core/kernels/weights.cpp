@@ -12,8 +12,8 @@ constexpr float MIN_STEP = 1e-4f;  // as in direct.py
 template <int K, bool FIT>
 void basis_rows(const float* x, int64_t rows, int64_t size, const float* v, float* y, float* fit) {
     parallel_for(rows, rows * size, [=](int64_t row) {
-        Floats basis[K], sum_v = broadcast(0), sum{};
-        CodeSums<K> code;
+        Floats basis[K], sum_v = broadcast(0), sum{}, products[K] = {};
+        PairCounts<K> code;
         for (int k = 0; k < K; k++) basis[k] = broadcast(v[row * K + k]);
         for_each_vector(row * size, (row + 1) * size, [&](auto whole, int64_t i, int64_t lanes) {
             Flags bit[K];
@@ -26,12 +26,13 @@ void basis_rows(const float* x, int64_t rows, int64_t size, const float* v, floa
                 for (int k = 0; k < K; k++) bit[k] &= index < (int32_t)lanes;
             }
             sum += value;
-            code.add(value, bit);
+            for (int k = 0; k < K; k++) products[k] += zero_unless(bit[k], value);
+            code.add(bit);
         });
         if (!FIT) return;
         FitSums sums;
         sums.sum = total(sum), sums.count = size;
-        for (int k = 0; k < K; k++) sums.products[k] = total(code.products[k]);
+        for (int k = 0; k < K; k++) sums.products[k] = total(products[k]);
         for (int p = 0; p < pairs(K); p++) sums.counts[p] = total<int64_t>(code.counts[p]);
         fit_ordered(sums, v + row * K, K, true, fit + row * K);
     });

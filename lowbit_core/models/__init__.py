@@ -1,8 +1,8 @@
 """The networks, each defined once; width and stem are arguments.
 
 `build(arch, classes, channels, **options)` returns a full-precision network. Every network has the
-attributes `signed_inputs`, the names of the layers whose input can be negative (all others follow a
-ReLU), and `shortcut_layers`, the names of its projection shortcuts.
+attribute `signed_inputs`, the names of the layers whose input can be negative; all others follow a
+ReLU. Its projection shortcuts are called `downsample`.
 """
 
 from collections.abc import Callable

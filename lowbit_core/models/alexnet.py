@@ -47,7 +47,6 @@ class AlexNetBN(nn.Module):
             *_fc(p4 * cells * cells, hidden), *_fc(hidden, hidden), nn.Linear(hidden, classes)
         )
         self.signed_inputs = frozenset({"features.0"})
-        self.shortcut_layers: frozenset[str] = frozenset()
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:

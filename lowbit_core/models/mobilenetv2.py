@@ -63,5 +63,4 @@ def mobilenetv2(
         if isinstance(block, InvertedResidual) and len(block.conv) == 4:
             signed.add(f"features.{index}.conv.0.0")
     model.signed_inputs = frozenset(signed)
-    model.shortcut_layers = frozenset()
     return model

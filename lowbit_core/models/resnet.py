@@ -64,9 +64,6 @@ class ResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(planes_in, classes)
         self.signed_inputs = frozenset({"stem.0"})
-        self.shortcut_layers = frozenset(
-            name for name, _ in self.named_modules() if name.endswith("downsample.0")
-        )
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:

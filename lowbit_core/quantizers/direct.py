@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowbit_core.kernels import bindings as kernels
 from lowbit_core.kernels.fused import fused
 from lowbit_core.quantizers.basis import all_levels, fit_rows, nearest_level, ordered
-from lowbit_core.quantizers.interface import WeightQuantizer
+from lowbit_core.quantizers.interface import ShadowWeight, WeightQuantizer
 
 MIN_STEP = 1e-4  # least d_o that gradients are divided by, in weight units
 
@@ -123,6 +123,40 @@ class _BasisWeight(WeightQuantizer):
                 self.v.copy_(v)
 
 
+class UpperBasis(torch.autograd.Function):
+    """The `bits` most significant numbers (O, bits) of the ordered basis of v (O, K).
+
+    With them the levels of `bits` bits are means of those of K bits that share their upper codes.
+    """
+
+    @staticmethod
+    def forward(ctx, v, bits):
+        ctx.dropped = v.shape[1] - bits
+        return ordered(v)[:, ctx.dropped :].contiguous()
+
+    @staticmethod
+    def backward(ctx, g):
+        return torch.nn.functional.pad(g, (ctx.dropped, 0)), None
+
+
+class _UpperCode(torch.autograd.Function):
+    """z' whose code is that of z (O, N) without its `dropped` least significant bits.
+
+    2^dropped neighbouring codes become one. The gradient of z' is preconditioned by 1 / d'_o, and
+    a step of 1 on z moves z' by 2^-dropped; its factor 2^dropped lets a step of size lr move the
+    weight by lr g, as at the full width.
+    """
+
+    @staticmethod
+    def forward(ctx, z, dropped):
+        ctx.together = 2**dropped
+        return (z - (ctx.together - 1) / 2) / ctx.together
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.together, None
+
+
 class DirectWeight(_BasisWeight):
     """Direct weights: gradient descent moves the codes z and the basis v of the levels."""
 
@@ -140,8 +174,33 @@ class DirectWeight(_BasisWeight):
     def latent(self) -> Tensor:
         return interpolate_levels(self.z, self.levels())
 
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        return self._nearest_code().to(torch.uint8)
 
-class IndirectWeight(_BasisWeight):
+    def read(self, bits: int) -> tuple[Tensor, Tensor]:
+        v = UpperBasis.apply(self.v, bits)
+        z = _UpperCode.apply(self.z, self.bits - bits)
+        return _Direct.apply(z, v)[0].view(self.shape), all_levels(v, signed=True)
+
+    def _nearest_code(self) -> Tensor:
+        """q (O, N) as floats: made as the weight is, with levels -(L - 1) / 2 to (L - 1) / 2."""
+        half = torch.full_like(self.v, 0.5) * 2.0 ** torch.arange(self.bits, device=self.v.device)
+        return direct_weight(self.z, half)[0].add_((2**self.bits - 1) / 2)
+
+    @torch.no_grad()
+    def hold(self, codes: Tensor, mask: Tensor) -> None:
+        self.z.copy_(torch.where(mask, codes.to(self.z.dtype), self.z))
+
+    @torch.no_grad()
+    def dampen(self, strength: float) -> None:
+        """On the axis of codes: w - w_q counts as d_o (z - q), preconditioned by 1 / d_o^2."""
+        assert self.z.grad is not None
+        inside = self.z.clamp(0, 2**self.bits - 1)
+        self.z.grad.add_(inside - self._nearest_code(), alpha=2 * strength)
+
+
+class IndirectWeight(ShadowWeight, _BasisWeight):
     """The same learnable levels applied to a full-precision shadow weight, which the paper argues
     against. Straight-through gradient to the shadow weight, exact gradient to the basis."""
 
@@ -156,8 +215,9 @@ class IndirectWeight(_BasisWeight):
         self._project(v)
         return w.view(self.shape)
 
-    def latent(self) -> Tensor:
-        return self.weight
+    def read(self, bits: int) -> tuple[Tensor, Tensor]:
+        v = UpperBasis.apply(self.v, bits)  # the upper bits of the nearest level do not need more
+        return _Indirect.apply(self.weight, v)[0].view(self.shape), all_levels(v, signed=True)
 
 
 @fused(cpu=kernels.indirect_weight)

@@ -8,6 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lowbit_core.quantizers.bits import FLOAT_BITS
+
+FEW_LEVELS = 16  # up to here, comparing with each is faster than a search
+
 
 def update_buffer(module: nn.Module, name: str, value: Tensor) -> None:
     """Give the buffer `name` its next value.
@@ -20,6 +24,21 @@ def update_buffer(module: nn.Module, name: str, value: Tensor) -> None:
         getattr(module, name).copy_(value)
     else:
         setattr(module, name, value)
+
+
+def codes_of(used: Tensor, levels: Tensor) -> Tensor:
+    """The number (O, N), uint8, of the level nearest to each weight of `used` (O, N).
+
+    levels (O, L) or (1, L) rise; a weight half-way between two counts to the lower.
+    """
+    middles = (levels[:, 1:] + levels[:, :-1]) / 2
+    if middles.shape[1] > FEW_LEVELS:
+        middles = middles.expand(used.shape[0], -1).contiguous()
+        return torch.searchsorted(middles, used.contiguous()).to(torch.uint8)
+    code = torch.zeros(used.shape, dtype=torch.uint8, device=used.device)
+    for middle in middles.split(1, dim=1):
+        code += used > middle
+    return code
 
 
 class WeightQuantizer(nn.Module):
@@ -60,6 +79,86 @@ class WeightQuantizer(nn.Module):
         """How many numbers a deployed layer stores to decode its weights: here a basis a row."""
         return self.levels().shape[0] * self.bits
 
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """The number (O, N), uint8, of the level that each weight now uses."""
+        return codes_of(self.used(), self.levels())
+
+    @torch.no_grad()
+    def used(self) -> Tensor:
+        """The weight (O, N) that the layer would compute with, without a step of training."""
+        was_training = self.training
+        used = self.eval()().flatten(1)
+        self.train(was_training)
+        return used
+
+    def hold(self, codes: Tensor, mask: Tensor) -> None:
+        """Set the state such that the weights of `mask` (O, N) use the levels `codes` (O, N).
+
+        For the option `oscillation`; a class that defines it defines `dampen` as well.
+        """
+        raise TypeError(f"{type(self).__name__} does not define hold()")
+
+    def dampen(self, strength: float) -> None:
+        """Add the gradient of strength x (w - w_q)^2 to that of each latent weight w.
+
+        w_q, the level that is used, is a constant. Nothing is added outside the levels.
+        """
+        raise TypeError(f"{type(self).__name__} does not define dampen()")
+
+    def read(self, bits: int) -> tuple[Tensor, Tensor]:
+        """The weight and its levels, (O, 2^bits), by the `bits` most significant bits of its codes.
+
+        For the option `widths`. Called in training only after a forward pass at the full width.
+        """
+        raise TypeError(f"{type(self).__name__} does not define read()")
+
+
+class ShadowWeight(WeightQuantizer):
+    """A weight quantizer with a full-precision shadow weight `self.weight` (O, N).
+
+    Its levels are in units of that weight, and each level is quantized to itself.
+    """
+
+    weight: nn.Parameter
+
+    def latent(self) -> Tensor:
+        return self.weight
+
+    @torch.no_grad()
+    def hold(self, codes: Tensor, mask: Tensor) -> None:
+        held = self.levels().expand(codes.shape[0], -1).gather(1, codes.long())
+        self.weight.copy_(torch.where(mask, held, self.weight))
+
+    @torch.no_grad()
+    def dampen(self, strength: float) -> None:
+        assert self.weight.grad is not None
+        levels = self.levels()
+        inside = self.weight.clamp(levels[:, :1], levels[:, -1:])  # outside: its level itself
+        self.weight.grad.add_(inside - self.used(), alpha=2 * strength)
+
+
+class ReadWeight(WeightQuantizer):
+    """The weights of another quantizer, `whole`, read with fewer bits; it has no state of its own.
+
+    `GROUPS` is empty: all parameters belong to `whole`.
+    """
+
+    GROUPS: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, whole: WeightQuantizer, bits: int) -> None:
+        nn.Module.__init__(self)
+        self.whole, self.bits, self.shape = whole, bits, whole.shape
+
+    def forward(self) -> Tensor:
+        return self.whole.read(self.bits)[0]
+
+    def latent(self) -> Tensor:
+        return self.whole.latent()
+
+    def levels(self) -> Tensor:
+        return self.whole.read(self.bits)[1]
+
 
 class ActivationQuantizer(nn.Module):
     """Quantizes one layer's input. `calibrate(x)` sets its range from a first batch.
@@ -74,6 +173,8 @@ class ActivationQuantizer(nn.Module):
     """True if the quantizer, when unsigned, does the ReLU before it: Q(x) = Q(relu(x)), gradient
     included, and `forward(x, also_relu=True)` returns (relu(x), Q(x)). The network then leaves out
     that ReLU."""
+
+    nonfinite: Tensor
 
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__()
@@ -107,3 +208,13 @@ class Method:
     def offers(self, w_bits: int) -> bool:
         """Whether the method is defined for weights of `w_bits` bits."""
         return self.w_bits is None or w_bits in self.w_bits
+
+    def kinds(self, w_bits: int, a_bits: int) -> list[type[WeightQuantizer | ActivationQuantizer]]:
+        """The classes of its quantizers of weights and of activations; none for full precision.
+
+        Where bits are 32, they are those of a first or last layer of 8 bits.
+        """
+        if self.weight is None or self.activation is None:
+            return []
+        w_bits, a_bits = (8 if bits == FLOAT_BITS else bits for bits in (w_bits, a_bits))
+        return [type(self.weight(torch.ones(1, 2), w_bits)), type(self.activation(a_bits, False))]

@@ -57,10 +57,11 @@ def quantize_in_pieces_with_codes(
     A code is the number of the piece; its highest bit (`_highest_bit`) says that the ReLU, where
     the quantizer does one, passes its gradient. uint8, or int16 with more than MAX_PIECES pieces.
     """
-    values = rectified(x.to(levels.dtype), signed, ceiling)
+    full = x.to(levels.dtype)
+    values = rectified(full, signed, ceiling)
     piece = _piece_of(values, edges)
     y = torch.where(values.isnan(), values, levels[piece]).to(x.dtype)
-    passes = torch.ones_like(x, dtype=torch.bool) if signed else (x > 0) & (x < ceiling)
+    passes = torch.ones_like(x, dtype=torch.bool) if signed else (full > 0) & (full < ceiling)
     codes = piece + passes * _highest_bit(len(levels))
     codes = codes.to(torch.uint8 if len(levels) <= MAX_PIECES else torch.int16)
     return y, values.to(x.dtype) if also_relu else None, codes, ~torch.isfinite(values.sum())
@@ -87,10 +88,9 @@ def pieces_gradient(
     passes = codes >= bit
     piece = torch.where(passes, codes - bit, codes).long()
     values = None if x is None else rectified(x.to(slope.dtype), signed, ceiling)
-    at = slope[piece]
-    to = wide * (at if slope.dim() == 1 else at[..., 0] + at[..., 1] * values)
+    to = wide * _at(slope, piece, values)
     if bend is not None:
-        to = to + wide.abs() * (bend[piece][..., 0] + bend[piece][..., 1] * values)
+        to = to + wide.abs() * _at(bend, piece, values)
     to = torch.where(passes, to, 0.0)
     if g_relu is not None:
         to = to + torch.where(passes, g_relu.to(to.dtype), 0.0)
@@ -102,6 +102,12 @@ def pieces_gradient(
 def _piece_of(x: Tensor, edges: Tensor) -> Tensor:
     """The number of edges below x; 0 for a NaN."""
     return torch.where(x.isnan(), 0, torch.bucketize(x, edges))
+
+
+def _at(table: Tensor, piece: Tensor, x: Tensor | None) -> Tensor:
+    """table[s] for (S,), table[s, 0] + table[s, 1] x for (S, 2), at each value's piece s."""
+    row = table[piece]
+    return row if x is None or table.dim() == 1 else row[..., 0] + row[..., 1] * x
 
 
 def _highest_bit(pieces: int) -> int:
@@ -175,4 +181,4 @@ class PiecewiseActivation(ActivationQuantizer):
             x, self.pieces(), self.signed, self.ceiling, also_relu
         )
         self.nonfinite += not_finite
-        return (*relu, y) if also_relu else y
+        return (relu[0], y) if also_relu else y

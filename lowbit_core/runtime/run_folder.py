@@ -17,13 +17,15 @@ from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import checksum, sha256_file, write_bytes, write_json, write_text
 
 TABLES = ("metrics.csv", "timings.csv", "weight_state.csv")
-MEASURED = ("weight_histograms.json", "channel_error.csv")
-WEIGHTS = "weights.pt"
+WEIGHTS, LOWER_WEIGHTS = "weights.pt", "widths.pt"  # of the network, and of its lower widths
+MEASURED = ("weight_histograms.json", "channel_error.csv", "widths.csv", LOWER_WEIGHTS)
 SEALED = ("config.json", "layers.json", *TABLES, *MEASURED, WEIGHTS)
 
 METRICS = ("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1")
 TIMINGS = ("epoch", "seconds", "images_per_s", "data_wait_share", "peak_memory_mb")
 WEIGHT_STATE = ("epoch", "layer", "mismatch", "flip_rate", "level_min", "level_max", "used_levels")
+WEIGHT_STATE += ("oscillating",)
+WIDTHS = ("w_bits", "a_bits", "top1", "top5", "val_top1", "test_loss", "size_bytes", "bitops")
 CHANNEL_ERROR = ("layer", "channel", "variance")
 CHANNEL_ERROR += ("error_equal", "error_inverse_variance", "error_median")
 
@@ -118,7 +120,7 @@ class RunFolder:
             raise InputError(f"{path} is not what was written: its checksum differs")
         for name, expected in final["files"].items():
             path = self.path / name
-            if name == WEIGHTS and not weights:
+            if name in (WEIGHTS, LOWER_WEIGHTS) and not weights:
                 continue
             if not path.exists():
                 raise InputError(f"{path} is missing")

@@ -28,3 +28,9 @@ def run_status(folder: Path, run_key: str, *, weights: bool) -> tuple[RunStatus,
     except (InputError, OSError) as error:
         return RunStatus.DAMAGED, str(error)
     return (RunStatus.DONE if final.get("run_key") == run_key else RunStatus.OTHER), ""
+
+
+def loaded_runs(config: dict) -> list[str]:
+    """The ids of the runs whose weights a run loads: its start, its predecessor, its teachers."""
+    named = [config["pretrained"], config.get("predecessor"), *config.get("teachers", ())]
+    return list(dict.fromkeys(name for name in named if name))

@@ -24,9 +24,11 @@ from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime import hardware
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.progress import say
-from lowbit_core.runtime.run_folder import WEIGHTS, ReadOnlyFolder, RunFolder, load_tensors
-from lowbit_core.training.divergence import first_layer_with_bad_state
+from lowbit_core.runtime.run_folder import WEIGHTS, ReadOnlyFolder, RunFolder
+from lowbit_core.training.oscillation import Oscillation, check_oscillation
 from lowbit_core.training.schedule import parameter_groups
+from lowbit_core.training.trained import Teachers, load_weights, start_from, trained_network
+from lowbit_core.training.widths import Widths, begin_momentum, check_widths
 
 CALIBRATION_IMAGES = 256
 # On a GPU, shorter runs take less time uncompiled; compiling a whole model takes a minute or more.
@@ -72,6 +74,9 @@ class Run:
     network: nn.Module  # what a training step calls: the model, or its compiled form
     compiled: str  # "off", "quantizers" or "model"
     progress: list[Tensor]  # of the quantizers that depend on the share of steps that are done
+    oscillation: Oscillation | None  # what the recipe's option `oscillation` keeps of each weight
+    widths: Widths | None  # the lower widths of the recipe's option `widths`
+    teachers: Teachers | None  # of a recipe with the option `distill`
     started: float = field(default_factory=time.monotonic)  # the time of day may be set back
     start_histograms: dict = field(default_factory=dict)  # of the weights before training
     codes: dict = field(default_factory=dict)  # of the weights at the end of the last epoch
@@ -84,6 +89,11 @@ class Run:
     def lr(self) -> float:
         """The recipe's peak learning rate, halved by every restart."""
         return self.recipe["lr"] / 2 ** len(self.earlier)
+
+    @property
+    def root(self) -> nn.Module:
+        """The module that holds all that is trained: the model, and the lower widths if any."""
+        return self.model if self.widths is None else nn.ModuleList([self.model, self.widths])
 
     def autocast(self) -> torch.autocast:
         """The precision of the forward pass."""
@@ -101,21 +111,27 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
     recipe = config["recipe"]
     data = _load_data(config, place)
     model, report = _build_model(config, method, place)
+    if "oscillation" in recipe:
+        check_oscillation(recipe["oscillation"], method, (row["w_bits"] for row in report))
+    widths = None
+    if "widths" in recipe:
+        check_widths(recipe, method, (config["w_bits"], config["a_bits"]))
+        widths = Widths(recipe["widths"], method, model, report, config["seed"])
     ema = None
     if recipe["ema"]:
         average = get_ema_multi_avg_fn(recipe["ema"])
         ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    optimizer = torch.optim.SGD(
-        parameter_groups(model, recipe),
-        lr=recipe["lr"],  # the loop sets it in every step
-        momentum=recipe["momentum"],
-        nesterov=recipe["nesterov"] and recipe["momentum"] > 0,
-        fused=True,
-    )
+    teachers = _load_teachers(config, method, place)
+    trained = model if widths is None else nn.ModuleList([model, widths])
+    optimizer = _make_optimizer(recipe, trained, teachers)
+    if widths is not None:
+        begin_momentum(optimizer)
     on_gpu = place.device.type == "cuda"
     quantized = any(row["status"] == "quantized" for row in report)
     steps = len(data.train) * recipe["epochs"]
     compiled = _switch_compile(config["compile"], on_gpu, quantized, steps)
+    if compiled == "model" and widths is not None:  # only the full width would be compiled
+        compiled = "quantizers"
     network = model
     if compiled == "model":  # "reduce-overhead" uses CUDA graphs
         network = torch.compile(model, mode="reduce-overhead" if on_gpu else "default")
@@ -125,7 +141,25 @@ def build_run(config: dict, method: Method, place: Place, earlier: list[dict] | 
         config, method, place, list(earlier),
         folder, data, model, report, ema, optimizer, network, compiled,
         [tensor for name, tensor in model.named_buffers() if name.endswith(".progress")],
+        Oscillation(recipe["oscillation"], model, steps) if "oscillation" in recipe else None,
+        widths,
+        teachers,
     )  # fmt: skip
+
+
+def _make_optimizer(
+    recipe: dict, model: nn.Module, teachers: Teachers | None
+) -> torch.optim.Optimizer:
+    """SGD by the recipe, on all that is trained. The loop sets the learning rate in every step."""
+    decay, settings = recipe["weight_decay"], recipe["quantizer_groups"]
+    groups = parameter_groups(model, recipe["lr"], decay, settings)
+    return torch.optim.SGD(
+        groups + (teachers.groups() if teachers else []),
+        lr=recipe["lr"],
+        momentum=recipe["momentum"],
+        nesterov=recipe["nesterov"] and recipe["momentum"] > 0,
+        fused=True,
+    )
 
 
 @functools.cache  # once a process
@@ -183,8 +217,10 @@ def _build_model(config: dict, method: Method, place: Place) -> tuple[nn.Module,
     """The quantized network on the device, in channels_last layout, and its report."""
     info = dataset_named(config["dataset"])
     model = models.build(config["arch"], info.classes, info.channels, **config["arch_options"])
-    if config["pretrained"]:
-        _load_pretrained(model, place.runs / config["pretrained"] / WEIGHTS, config)
+    if config.get("predecessor"):
+        start_from(model, trained_network(place.runs / config["predecessor"], method))
+    elif config["pretrained"]:
+        load_weights(model, place.runs / config["pretrained"] / WEIGHTS, config)
     policy = QuantPolicy(method, config["w_bits"], config["a_bits"], **config["policy"])
     image = torch.zeros(1, info.channels, info.side, info.side, device=place.device)
     model = model.to(place.device)
@@ -192,16 +228,11 @@ def _build_model(config: dict, method: Method, place: Place) -> tuple[nn.Module,
     return model.to(place.device, memory_format=torch.channels_last), report
 
 
-def _load_pretrained(model: nn.Module, path: Path, config: dict) -> None:
-    try:
-        model.load_state_dict(load_tensors(path))
-    except RuntimeError as error:
-        raise InputError(
-            f"checkpoint {path} does not fit arch {config['arch']!r} with options "
-            f"{config['arch_options']}"
-        ) from error
-    if first_layer_with_bad_state(model) is not None:
-        raise InputError(f"checkpoint {path} diverged: lower the lr of its recipe and rerun")
+def _load_teachers(config: dict, method: Method, place: Place) -> Teachers | None:
+    if not config.get("teachers"):
+        return None
+    networks = [trained_network(place.runs / name, method) for name in config["teachers"]]
+    return Teachers(networks, config["recipe"]["distill"], place.device)
 
 
 def _switch_compile(mode: str, on_gpu: bool, quantized: bool, steps: int) -> str:

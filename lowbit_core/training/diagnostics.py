@@ -12,6 +12,7 @@ from lowbit_core.quantizers.basis_activation import (
     quantize,
     refit_to_convergence,
 )
+from lowbit_core.quantizers.interface import codes_of
 from lowbit_core.quantizers.ste_mask import rectified
 from lowbit_core.runtime.run_folder import CHANNEL_ERROR, WEIGHT_STATE
 from lowbit_core.training.build import Run
@@ -34,7 +35,8 @@ def record_weights(run: Run, epoch: int) -> set[str]:
     """Append to weight_state.csv; returns the layers whose weights are all one value."""
     rows, run.codes = weight_state(run.model, run.codes)
     if rows:
-        rows = [{"epoch": epoch, **row} for row in rows]
+        shares = {} if run.oscillation is None else run.oscillation.shares()
+        rows = [{"epoch": epoch, **row, "oscillating": shares.get(row["layer"])} for row in rows]
         run.folder.append("weight_state.csv", WEIGHT_STATE, rows)
     return {row["layer"] for row in rows if row["dead"]}
 
@@ -69,8 +71,7 @@ def weight_state(model: nn.Module, previous: dict[str, Tensor]) -> tuple[list[di
         used = quantizer().flatten(1)
         latent = quantizer.latent()
         levels = quantizer.levels().expand(used.shape[0], -1)
-        middles = (levels[:, 1:] + levels[:, :-1]) / 2
-        code = torch.searchsorted(middles.contiguous(), used.contiguous()).to(torch.uint8)
+        code = codes_of(used, levels)
         codes[name] = code
         present = torch.zeros(used.shape[0], levels.shape[1]).scatter(1, code.long().cpu(), 1.0)
         flips = None

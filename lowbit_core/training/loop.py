@@ -27,8 +27,8 @@ def train(run: Run, done: int, sums: Sums) -> tuple[dict | None, dict | None]:
     Returns the last epoch's row of metrics.csv (None where no epoch was left) and, if the run
     diverged in it, {"layer", "because"}.
     """
-    synchronise.broadcast(run.model)
-    synchronise.synchronise_batch_norm(run.model)
+    synchronise.broadcast(run.root)
+    synchronise.synchronise_batch_norm(run.root)
     name, epochs = run.config["run_id"], run.recipe["epochs"]
     progress = Progress(name, epochs, run.data.train.images)
     row = cause = None
@@ -48,7 +48,7 @@ def train_epoch(run: Run, epoch: int, sums: Sums, progress: Progress) -> tuple[d
     total, warmup = steps * recipe["epochs"], int(steps * recipe["warmup_epochs"])
     if run.place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.place.device)
-    run.model.train()
+    run.root.train()
     batches = channels_last(islice(run.data.train.epoch(epoch), sums.steps, None))
     asked = time.perf_counter()
     for images, labels in batches:
@@ -77,9 +77,18 @@ def train_step(run: Run, images: Tensor, labels: Tensor, rate: float, sums: Sums
         loss = functional.cross_entropy(
             scores.float(), labels, label_smoothing=run.recipe["label_smoothing"]
         )
+        if run.teachers is not None:
+            loss = run.teachers.loss(loss, scores, images, labels)
     loss.backward()
-    synchronise.average_gradients(run.model.parameters())
+    if run.widths is not None:
+        run.widths.teach(images, scores, run.autocast())
+    learned = [] if run.teachers is None else run.teachers.parameters()
+    synchronise.average_gradients([*run.root.parameters(), *learned])
+    if run.oscillation is not None:
+        run.oscillation.before_step()
     run.optimizer.step()
+    if run.oscillation is not None:
+        run.oscillation.after_step()
     if run.ema is not None:
         run.ema.update_parameters(run.model)
     sums.add(loss, scores, labels)

@@ -17,15 +17,17 @@ from lowbit_core.runtime import hardware, signals
 from lowbit_core.runtime.errors import DeviceLost
 from lowbit_core.runtime.files import locked, remove_leftovers
 from lowbit_core.runtime.progress import say
-from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder
+from lowbit_core.runtime.run_folder import LOWER_WEIGHTS, WEIGHTS, WIDTHS, RunFolder
 from lowbit_core.runtime.run_status import RunStatus, run_status
 from lowbit_core.training import diagnostics, divergence, loop, state
 from lowbit_core.training.build import Place, Run, build_run
 from lowbit_core.training.evaluate import evaluate
 
 
-def train_run(config: dict, method: Method, place: Place) -> dict:
+def train_run(config: dict, method: Method, place: Place, is_loaded: bool = False) -> dict:
     """Train the run that `config` describes; returns its final record (final.json).
+
+    is_loaded: another run loads its weights: if they are missing, it is made again.
 
     A finished run is not trained again. A run that was stopped goes on from there, and one that
     was killed from its last whole epoch. If another process trains the same run, this call waits
@@ -33,11 +35,11 @@ def train_run(config: dict, method: Method, place: Place) -> dict:
     Raises InputError for a bad configuration, missing data or damaged input.
     """
     path = place.runs / config["run_id"]
-    if not processes.from_first(lambda: _status(config, path))[0]:
+    if not processes.from_first(lambda: _status(config, path, is_loaded))[0]:
         waiting = f"{path}: another process trains this run: waiting for it"
         lock = locked(path / "lock", waiting) if processes.is_first() else contextlib.nullcontext()
         with lock:
-            done, damage = processes.from_first(lambda: _status(config, path))
+            done, damage = processes.from_first(lambda: _status(config, path, is_loaded))
             if not done:
                 if damage:
                     say(f"warning: {damage}: the run is made again")
@@ -50,11 +52,11 @@ def train_run(config: dict, method: Method, place: Place) -> dict:
     return processes.from_first(lambda: RunFolder(path).finished())
 
 
-def _status(config: dict, path: Path) -> tuple[bool, str]:
+def _status(config: dict, path: Path, is_loaded: bool) -> tuple[bool, str]:
     """Whether the run is done, and how its record is damaged, if it is."""
-    # Other runs may start from a run without `pretrained`. The weights of any other run may be
-    # missing, where only its records were copied to this machine.
-    weights = config["pretrained"] is None or (path / WEIGHTS).exists()
+    # Other runs may start from a run without `pretrained`. The weights of a run that no other
+    # loads may be missing, where only its records were copied to this machine.
+    weights = is_loaded or config["pretrained"] is None or (path / WEIGHTS).exists()
     status, damage = run_status(path, config["run_key"], weights=weights)
     return status is RunStatus.DONE, damage
 
@@ -105,6 +107,8 @@ def _finish(run: Run, last: dict | None, cause: dict | None) -> dict:
     final |= {"epochs_done": epochs, "lr": run.lr, "diverged_before": run.earlier}
     final |= {"diverged_layer": layer, "diverged_because": because}
     final |= {"nonfinite_batches": divergence.nonfinite_batches(run.model)}
+    if run.teachers is not None:
+        final |= {"teacher_weights": run.teachers.shares()}
     final |= {"hardware": hardware.hardware_name(device), "device": device.type}
     final |= {"instruction_set": hardware.instruction_set(), "kernel_lanes": kernel_lanes()}
     final |= {"threads": run.place.threads, "processes": processes.world()}
@@ -118,7 +122,22 @@ def _finish(run: Run, last: dict | None, cause: dict | None) -> dict:
         final["val_top1"] = last["val_top1"] if last else evaluate(run, run.data.val)["top1"]
         if processes.is_first():
             diagnostics.record_trained(run, model)
+        if run.widths is not None:
+            run.folder.write_table("widths.csv", WIDTHS, _width_rows(run))
+            run.folder.save_tensors(LOWER_WEIGHTS, run.widths.weights())
     run.folder.save_tensors(WEIGHTS, model.state_dict())
     final = run.folder.finish(final)
     run.folder.remove(state.CHECKPOINT)
     return final
+
+
+def _width_rows(run: Run) -> list[dict]:
+    """One row of widths.csv for each lower width of a run that has some."""
+    rows = []
+    for width in [] if run.widths is None else run.widths.lower:
+        test, val = (evaluate(run, data, width.network) for data in (run.data.test, run.data.val))
+        size, _, bitops = size_and_bitops(width.network, width.report)
+        row = {"w_bits": width.w_bits, "a_bits": width.a_bits, "val_top1": val["top1"]}
+        row |= {"top1": test["top1"], "top5": test["top5"], "test_loss": test["loss"]}
+        rows.append(row | {"size_bytes": size, "bitops": bitops})
+    return rows

@@ -74,6 +74,9 @@ def save(run: Run, epoch: int, sums: Sums | None = None) -> None:
             "start": run.start_histograms,
             "compiled": run.compiled,
             "before": run.earlier,
+            "widths": None if run.widths is None else run.widths.state(),
+            "oscillation": None if run.oscillation is None else run.oscillation.state(),
+            "teachers": None if run.teachers is None else run.teachers.pi.detach(),
         },
     )
 
@@ -112,6 +115,8 @@ def start(run: Run, saved: dict | None) -> tuple[int, Sums]:
         if any(row["activation_quantizer"] for row in run.report):
             with processes.alone():
                 calibrate(run.model, all_images(run.data.fit))
+                for width in [] if run.widths is None else run.widths.lower:
+                    calibrate(width.network, all_images(run.data.fit))
         run.start_histograms = diagnostics.weight_histograms(run.model)
         diagnostics.record_weights(run, 0)
     return 0 if saved is None else saved["epoch"], Sums(run.place.device, saved)
@@ -123,6 +128,12 @@ def _restore(run: Run, saved: dict) -> None:
         run.ema.load_state_dict(saved["ema"])
     run.optimizer.load_state_dict(saved["optimizer"])
     run.codes, run.start_histograms = saved["codes"], saved["start"]
+    if run.oscillation is not None:
+        run.oscillation.restore(saved["oscillation"])
+    if run.widths is not None:
+        run.widths.restore(saved["widths"])
+    if run.teachers is not None:
+        run.teachers.pi.data.copy_(saved["teachers"])
     run.folder.restore_tables(saved["tables"])
     torch.set_rng_state(saved["random"]["cpu"])
     if run.place.device.type == "cuda" and "cuda" in saved["random"]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from offered import offered
 from torch import nn
 
 import baselines
@@ -22,7 +23,6 @@ LOW_BITS = (1, 2, 3, 4, 8)
 seeds = st.integers(0, 2**31)
 each_bits = pytest.mark.parametrize("bits", LOW_BITS)
 each_sign = pytest.mark.parametrize("signed", (False, True), ids=("unsigned", "signed"))
-QUANTIZED = [m for m in baselines.METHODS.values() if m.weight is not None]
 GROUPS = {
     "codes": {"lr_scale": 1.0, "weight_decay": 0.0},
     "levels": {"lr_scale": 0.1, "weight_decay": 0.0},
@@ -261,14 +261,14 @@ def small_net():
         nn.Linear(12, 4),
     )
     net.signed_inputs = frozenset({"0", "5"})
-    net.shortcut_layers = frozenset()
     return net
 
 
-@pytest.mark.parametrize("method", QUANTIZED, ids=lambda m: m.name)
-@each_bits
+@pytest.mark.parametrize(("method", "bits"), offered(*LOW_BITS))
 @pytest.mark.parametrize("first_last", ("fp", "8bit"))
 def test_every_parameter_has_a_group_a_gradient_and_moves(method, bits, first_last):
+    if first_last == "8bit" and not method.offers(8):
+        pytest.skip(f"{method.name} has no weights of 8 bits")
     net = small_net()
     convert(net, QuantPolicy(method, bits, bits, first_last), torch.zeros(1, 1, 8, 8))
     images = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -276,11 +276,10 @@ def test_every_parameter_has_a_group_a_gradient_and_moves(method, bits, first_la
     for quantizer in net.modules():
         if isinstance(quantizer, PACTActivation):  # at 8 bits nothing lies above the first clip
             quantizer.alpha.data.mul_(0.5)
-    recipe = {"weight_decay": 1e-4, "quantizer_groups": GROUPS}
-    groups = parameter_groups(net, recipe)
+    groups = parameter_groups(net, 0.05, 1e-4, GROUPS)
     grouped = [p for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped)) and set(grouped) == set(net.parameters())
-    optimizer = torch.optim.SGD(groups, lr=0.05)
+    optimizer = torch.optim.SGD(groups)
     names = {p: n for n, p in net.named_parameters()}
     before = {p: p.detach().clone() for p in grouped}
     labels = torch.arange(32) % 4
@@ -300,12 +299,16 @@ def test_every_parameter_has_a_group_a_gradient_and_moves(method, bits, first_la
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert (parameter.grad != 0).any(), name
     optimizer.step()
+    rates = {p: group["lr"] * group["lr_scale"] for group in groups for p in group["params"]}
+    resolution = torch.finfo(torch.float32).eps
     for parameter in quantizer_parameters:
-        assert not torch.equal(parameter, before[parameter]), names[parameter]
+        old, step = before[parameter], rates[parameter] * parameter.grad
+        # Batch norm undoes a scale of what it normalises, which has hardly any gradient then.
+        too_small = (step.abs() <= resolution * old.abs()).all()
+        assert too_small or not torch.equal(parameter, old), names[parameter]
 
 
 def test_groups_carry_the_recipe_s_settings():
-    recipe = {"weight_decay": 0.5, "quantizer_groups": GROUPS}
     expected = {  # name of a parameter -> group
         "direct": {"weight_quantizer.z": "codes", "weight_quantizer.v": "levels"},
         "pact": {"weight_quantizer.weight": "weights", "activation_quantizer.alpha": "clip"},
@@ -316,7 +319,7 @@ def test_groups_carry_the_recipe_s_settings():
     for method, parts in expected.items():
         net = small_net()
         convert(net, QuantPolicy(baselines.method(method), 2, 2), torch.zeros(1, 1, 8, 8))
-        found = {p: g for g in parameter_groups(net, recipe) for p in g["params"]}
+        found = {p: g for g in parameter_groups(net, 0.1, 0.5, GROUPS) for p in g["params"]}
         for parameter_name, parameter in net.named_parameters():
             group = found[parameter]
             layer, _, name = parameter_name.partition(".")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from offered import offered
 from torch import nn
 
 import baselines
@@ -25,7 +26,7 @@ from lowbit_core.conversion.policy import QuantPolicy
 from lowbit_core.conversion.relu import hand_over_relus
 from lowbit_core.kernels import bindings as kernels
 from lowbit_core.kernels import build, fused
-from lowbit_core.quantizers import basis, ste_mask, uniform
+from lowbit_core.quantizers import basis, blocks, piecewise, ste_mask, uniform
 from lowbit_core.quantizers.basis_activation import (
     MOMENTUM,
     VARIANCE_FLOOR,
@@ -78,6 +79,9 @@ KERNELS = {
     uniform.clip_round_with_mask: kernels.clip_round_with_mask,
     apply_ste_mask: kernels.apply_ste_mask,
     apply_ste_mask_and_sum: kernels.apply_ste_mask_and_sum,
+    piecewise.quantize_in_pieces: kernels.quantize_in_pieces,
+    piecewise.quantize_in_pieces_with_codes: kernels.quantize_in_pieces_with_codes,
+    piecewise.pieces_gradient: kernels.pieces_gradient,
 }
 """The functions whose kernels take bfloat16."""
 
@@ -117,18 +121,70 @@ def assert_agree(function, *arguments, exactly=()):
 def test_activation_kernels(bits, signed, dtype, also_relu, seed, shape, ceiling):
     x, v = draw(seed, *shape).to(dtype), drawn_basis(seed, bits)
     x.view(-1)[0] = 0.0
-    blocks = as_blocks(x)
-    assert_agree(quantize_and_sum, blocks, v, signed, ceiling, also_relu, exactly=(0, 1, 2))
+    cut = as_blocks(x)
+    assert_agree(quantize_and_sum, cut, v, signed, ceiling, also_relu, exactly=(0, 1, 2))
     assert_agree(quantize, x, v, signed, ceiling, exactly=(0,))
     top = torch.tensor(1.1)
     bottom, levels = torch.tensor(-1.1 if signed else 0.0), 2**bits - 1
     grid = (top, bottom, (top - bottom) / levels, signed, ceiling)
     assert_agree(uniform.clip_round, x, *grid, exactly=(0,))
-    assert_agree(uniform.clip_round_with_mask, blocks, *grid, also_relu, exactly=(0, 1, 2, 3))
-    mask = uniform.clip_round_with_mask(blocks, *grid, also_relu)[2]
-    relu = draw(seed + 1, *blocks.shape).to(dtype) if also_relu else None
-    assert_agree(apply_ste_mask, blocks, relu, mask, exactly=(0,))
-    assert_agree(apply_ste_mask_and_sum, blocks, relu, mask, exactly=(0,))
+    assert_agree(uniform.clip_round_with_mask, cut, *grid, also_relu, exactly=(0, 1, 2, 3))
+    mask = uniform.clip_round_with_mask(cut, *grid, also_relu)[2]
+    relu = draw(seed + 1, *cut.shape).to(dtype) if also_relu else None
+    assert_agree(apply_ste_mask, cut, relu, mask, exactly=(0,))
+    assert_agree(apply_ste_mask_and_sum, cut, relu, mask, exactly=(0,))
+
+
+def drawn_pieces(seed, count):
+    """Edges and levels of `count` pieces, among them an empty one, and slopes and bends."""
+    edges = draw(seed, count - 1).sort().values
+    edges[1:2] = edges[:1]
+    return edges, draw(seed + 1, count), draw(seed + 2, count, 2), draw(seed + 3, count, 2)
+
+
+@needs_kernels
+@each_sign
+@each_type
+@pytest.mark.parametrize("pieces", (2, 5, 17, 128))
+@pytest.mark.parametrize("also_relu", (False, True))
+@given(seed=seeds, shape=st.sampled_from(SHAPES), ceiling=st.sampled_from((0.7, torch.inf)))
+@settings(max_examples=6)
+def test_piecewise_kernels(pieces, signed, dtype, also_relu, seed, shape, ceiling):
+    x, (edges, levels, slope, bend) = draw(seed, *shape).to(dtype), drawn_pieces(seed, pieces)
+    x.view(-1)[:1] = 0.0
+    relu_of = (signed, ceiling)
+    assert_agree(piecewise.quantize_in_pieces, x, edges, levels, *relu_of, exactly=(0,))
+    with_codes = piecewise.quantize_in_pieces_with_codes
+    assert_agree(with_codes, as_blocks(x), edges, levels, *relu_of, also_relu, exactly=(0, 1, 2, 3))
+    cut = as_blocks(x)
+    codes = with_codes(cut, edges, levels, *relu_of, also_relu)[2]
+    g = draw(seed + 4, *cut.shape).to(dtype)
+    relu = draw(seed + 5, *cut.shape).to(dtype) if also_relu else None
+    for tilt, bends, reads_x in (
+        (slope, bend, True),
+        (slope, None, True),
+        (slope[:, 0].contiguous(), bend, True),
+        (slope[:, 0].contiguous(), None, True),
+        (slope[:, 0].contiguous(), None, False),
+    ):
+        inputs = (g, relu, codes, cut if reads_x else None, tilt, bends, *relu_of)
+        assert_agree(piecewise.pieces_gradient, *inputs)
+
+
+@pytest.mark.parametrize("pieces", (3, 200))
+def test_the_gradient_of_pieces_is_the_sum_over_each_piece(pieces):
+    """In float64, against autograd of the linear form; 200 pieces take codes of two bytes."""
+    edges, levels, slope, _ = (t.double() for t in drawn_pieces(7, pieces))
+    offset, gain = (draw(seed, pieces).double().requires_grad_() for seed in (1, 2))
+    x, g = draw(3, 4, 3, 5, 5).double().requires_grad_(), draw(4, 4, 3, 5, 5).double()
+    table = piecewise.Pieces(edges, levels, offset, gain, slope[:, 0])
+    y, not_finite = piecewise.quantize_pieces(x, table, signed=True)
+    found = torch.autograd.grad(y, (x, offset, gain), g)
+    piece = torch.bucketize(x.detach(), edges)
+    assert torch.equal(y, levels[piece]) and not not_finite
+    linear = offset[piece] + gain[piece] * x.detach() + slope[piece, 0] * (x - x.detach())
+    for one, other in zip(found, torch.autograd.grad(linear, (x, offset, gain), g), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @needs_kernels
@@ -183,6 +239,7 @@ def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed, dtype
         (uniform.clip_round_with_mask, (as_blocks(x), *grid, torch.inf, True)),
         (quantize, (x, v, signed, torch.inf)),
         (uniform.clip_round, (x, *grid, torch.inf)),
+        (piecewise.quantize_in_pieces, (x, *drawn_pieces(1, 4)[:2], signed, torch.inf)),
     ):
         fast, slow = function(*arguments), function.eager(*arguments)
         for a, b in zip(as_tuple(fast), as_tuple(slow), strict=True):
@@ -216,6 +273,14 @@ def outputs_of_every_kernel():
                 found += uniform.clip_round_with_mask(as_blocks(x), *grid, True)
                 found += apply_ste_mask_and_sum(y, relu, found[-2])
                 found += update_basis(sums[:, :, :11], v, 11, 486, "inverse_variance", signed)
+                edges, levels, slope, bend = drawn_pieces(bits, max(2, 2**bits // 2))
+                pieces = (edges, levels, signed, 0.7)
+                y, relu, codes, bad = piecewise.quantize_in_pieces_with_codes(
+                    as_blocks(x), *pieces, True
+                )
+                found += [y, relu, codes, bad, piecewise.quantize_in_pieces(x, *pieces)]
+                inputs = (y, relu, codes, as_blocks(x), slope, bend, signed, 0.7)
+                found += piecewise.pieces_gradient(*inputs)
     w, g, v = draw(1, 7, 83), draw(2, 7, 83), drawn_basis(3, 7, 3)
     for function, arguments in (
         (basis.refit_rows, (w, v)),
@@ -273,7 +338,8 @@ def test_the_constants_of_the_kernels_are_those_of_python():
         "RIDGE": basis.RIDGE, "MOMENTUM": MOMENTUM, "VARIANCE_FLOOR": VARIANCE_FLOOR,
         "MIN_STEP": MIN_STEP, "QUANTIZER_PASSES": ste_mask.QUANTIZER_PASSES,
         "ABOVE_RANGE": ste_mask.ABOVE_RANGE, "RELU_PASSES": ste_mask.RELU_PASSES,
-        "BELOW_RANGE": ste_mask.BELOW_RANGE,
+        "BELOW_RANGE": ste_mask.BELOW_RANGE, "MAX_ROWS": blocks.MAX_ROWS,
+        "MAX_PIECES": piecewise.MAX_PIECES, "RELU_BIT": piecewise.MAX_PIECES,
     }  # fmt: skip
     for name, value in constants.items():
         [found] = re.findall(rf"\b{name} = ([0-9.e-]+)", source)
@@ -350,7 +416,7 @@ def chain():
         nn.ReLU(),
         nn.Linear(12, 4),
     )
-    net.signed_inputs, net.shortcut_layers = frozenset({"0", "3"}), frozenset()
+    net.signed_inputs = frozenset({"0", "3"})
     return net
 
 
@@ -446,7 +512,7 @@ def test_a_build_that_fails_is_one_sentence_and_no_crash(monkeypatch, capsys, tm
 
 _COMPILED = """
 import torch
-from lowbit_core.quantizers import basis, ste_mask, uniform
+from lowbit_core.quantizers import basis, piecewise, ste_mask, uniform
 from lowbit_core.quantizers.blocks import as_blocks
 from lowbit_core.quantizers.basis_activation import quantize_and_sum, update_basis
 from lowbit_core.quantizers.direct import direct_gradient, direct_weight
@@ -456,10 +522,14 @@ w, v, z = torch.randn(6, 90), basis.ordered(torch.rand(6, 2) + 0.2), 6 * torch.r
 x, one = as_blocks(torch.randn(8, 5, 7, 7)), basis.ordered(torch.rand(2) + 0.2)
 top, zero, step = torch.tensor(0.8), torch.tensor(0.0), torch.tensor(0.8 / 3)
 _, _, mask, sums = quantize_and_sum(x, one, False)
+edges, levels, slope = torch.tensor([0.2, 0.5, 0.9]), torch.rand(4), torch.rand(4, 2)
+codes = piecewise.quantize_in_pieces_with_codes(x, edges, levels, False, 6.0, True)[2]
 for function, arguments in (
     (basis.refit_rows, (w, v)), (direct_weight, (z, v)), (direct_gradient, (w, z, v)),
     (quantize_and_sum, (x, one, False, torch.inf, True)), (apply_ste_mask, (x, x, mask)),
     (uniform.clip_round_with_mask, (x, top, zero, step, False, 6.0, True)),
+    (piecewise.quantize_in_pieces_with_codes, (x, edges, levels, False, 6.0, True)),
+    (piecewise.pieces_gradient, (x, x, codes, x, slope, None, False, 6.0)),
     (update_basis, (sums, one, 5, 392, "inverse_variance", False)),
 ):
     fast = torch.compile(function.eager, dynamic=True, fullgraph=True)(*arguments)
@@ -488,8 +558,7 @@ def test_what_the_compiler_makes_for_gpus_agrees_with_eager_functions():
 
 
 @needs_kernels
-@pytest.mark.parametrize("bits", (1, 2, 4))
-@pytest.mark.parametrize("method", [name for name in baselines.METHODS if name != "fp"])
+@pytest.mark.parametrize(("method", "bits"), offered(1, 2, 4))
 def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
     """The loss to the bit; gradients but for the order of sums."""
     from lowbit_core import models
@@ -498,7 +567,7 @@ def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
     model = models.build("resnet20", 10, 3, width=8)
     images = torch.randn(8, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (8,))
-    convert.convert(model, QuantPolicy(baselines.method(method), bits, bits), images[:1])
+    convert.convert(model, QuantPolicy(method, bits, bits), images[:1])
     model = model.to(memory_format=torch.channels_last)
     calibrate(model, images)
     found = []
@@ -511,5 +580,7 @@ def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
         found.append((loss.item(), [p.grad for p in step.parameters()]))
     (eager_loss, eager), (loss, gradients) = found
     assert loss == eager_loss
+    # The terms of a scale that batch norm undoes cancel: their sum is as exact as the terms are.
+    floor = 1e-8 * max(expected.norm() for expected in eager)
     for gradient, expected in zip(gradients, eager, strict=True):
-        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-12
+        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + floor

@@ -8,7 +8,7 @@ import baselines
 import lowbit_core.runtime.torchvision_ops  # noqa: F401  (before torchvision)
 from lowbit_core import models
 from lowbit_core.conversion.layers import calibrate
-from lowbit_core.conversion.policy import QuantPolicy, quantizable
+from lowbit_core.conversion.policy import QuantPolicy, is_shortcut, quantizable
 from lowbit_core.conversion.swap import convert
 from lowbit_core.models.stem import STEMS
 from lowbit_core.runtime.errors import InputError
@@ -38,7 +38,7 @@ def test_every_stem_gives_scores(arch, stem):
     scores = model(torch.randn(3, 2, side, side))
     assert scores.shape == (3, 7) and scores.isfinite().all()
     names = set(quantizable(model))
-    assert model.signed_inputs <= names and model.shortcut_layers <= names
+    assert model.signed_inputs <= names
 
 
 @pytest.mark.parametrize("arch", models.ARCHS)
@@ -93,8 +93,8 @@ def test_alexnet_has_the_shapes_of_the_original():
 
 def test_resnet20_has_twenty_layers_and_the_right_sides():
     model = meta("resnet20", 10, 3)
-    layers = [n for n in quantizable(model) if n not in model.shortcut_layers]
-    assert len(layers) == 20 and len(model.shortcut_layers) == 2
+    shortcuts = [n for n, layer in quantizable(model).items() if is_shortcut(n, layer)]
+    assert len(quantizable(model)) == 22 and len(shortcuts) == 2
     seen = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):

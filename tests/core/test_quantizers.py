@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.dorefa import DoReFaActivation, DoReFaWeight, binary_weight, dorefa_weight
+from baselines.ewgs import EWGSActivation, EWGSWeight
 from baselines.lq_nets import LQWeight
+from baselines.lsq import LSQActivation, LSQPlusActivation, LSQWeight
+from baselines.n2uq import N2UQActivation, N2UQWeight
 from baselines.pact import PACTActivation
 from lowbit_core.quantizers import basis
 from lowbit_core.quantizers.basis_activation import (
@@ -41,11 +44,18 @@ WEIGHTS = {
     "sign": SignWeight,
     "lq_nets": LQWeight,
     "dorefa": DoReFaWeight,
+    "lsq": LSQWeight,
+    "ewgs": EWGSWeight,
+    "n2uq": N2UQWeight,
 }
 ACTIVATIONS = {
     **{f"basis_{w}": partial(BasisActivation, weighting=w) for w in WEIGHTINGS},
     "dorefa": DoReFaActivation,
     "pact": PACTActivation,
+    "lsq": LSQActivation,
+    "lsq_plus": LSQPlusActivation,
+    "ewgs": EWGSActivation,
+    "n2uq": N2UQActivation,
 }
 SHAPES = ((4, 3, 3, 3), (6, 1, 3, 3), (5, 40), (1, 7), (3, 2, 1, 1))
 seeds = st.integers(0, 2**31)
@@ -144,7 +154,7 @@ def test_weights_are_the_nearest_levels_of_the_pretrained_ones_and_monotone(kind
         assert (y[row.argsort()].diff() >= 0).all()
 
 
-@pytest.mark.parametrize("kind", ("direct", "indirect", "lq_nets"))
+@pytest.mark.parametrize("kind", ("direct", "indirect", "lq_nets", "lsq", "ewgs"))
 @each_bits
 def test_weights_at_a_level_stay_there(kind, bits):
     quantizer = WEIGHTS[kind](normal(1, 5, 3, 3, 3), bits).eval()

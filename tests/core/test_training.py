@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from offered import QUANTIZED, a_width, offered
 from tiny_run import RECIPE, config, table
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -255,12 +256,13 @@ def test_momentum_zero_is_a_legal_setting(digits_root, tmp_path):
 # -- divergence ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [m for m in baselines.METHODS if m != "direct_plain"])
-@pytest.mark.parametrize("bits", (2, 8))
+@pytest.mark.parametrize(
+    ("method", "bits"), [(baselines.method("fp"), 32), *offered(2, 8)], ids=str
+)
 def test_an_absurd_learning_rate_ends_as_diverged(method, bits, digits_root, tmp_path):
-    if method == "fp" and bits == 8:
-        pytest.skip("full precision has no bits")
-    settings = config(method, w=bits, a=bits, lr=1e30, warmup_epochs=0, epochs=3)
+    if method.name == "direct_plain":
+        pytest.skip("its parts are those of direct and of lq_nets")
+    settings = config(method.name, w=bits, a=bits, lr=1e30, warmup_epochs=0, epochs=3)
     final = train(settings, digits_root, tmp_path)
     folder = tmp_path / "run"
     assert final["status"] == "diverged" and final["top1"] is None
@@ -610,13 +612,13 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("method", list(baselines.METHODS))
+@pytest.mark.parametrize("method", baselines.METHODS.values(), ids=lambda m: m.name)
 def test_no_step_waits_for_the_device(method, digits_root, tmp_path):
-    counts = []
+    counts, w_bits = [], a_width(method)
     for images in (128, 512):
         run = build_run(
-            config(method, train_images=images, augmentation="crop_flip"),
-            baselines.method(method),
+            config(method.name, w=w_bits, train_images=images, augmentation="crop_flip"),
+            method,
             Place(digits_root, tmp_path / str(images), torch.device("cpu")),
         )
         _, sums = state.start(run, None)
@@ -636,10 +638,10 @@ def test_a_read_in_a_step_is_found():
 
 
 @pytest.mark.parametrize("bits", ((1, 1), (2, 32), (32, 2), (1, 32), (8, 1)), ids=str)
-@pytest.mark.parametrize("method", [m for m in baselines.METHODS if m != "fp"])
+@pytest.mark.parametrize("method", QUANTIZED, ids=lambda m: m.name)
 def test_every_method_trains_at_every_kind_of_bits(method, bits, digits_root, tmp_path):
-    w, a = bits
-    settings = config(method, w=w, a=a, epochs=1, train_images=128)
+    w, a = bits = (a_width(method, bits[0]), bits[1])
+    settings = config(method.name, w=w, a=a, epochs=1, train_images=128)
     final = train(settings, digits_root, tmp_path)
     assert final["status"] == "done" and final["top1"] is not None
     layers = json.loads((tmp_path / "run" / "layers.json").read_text())

@@ -122,19 +122,19 @@ def test_difference_and_policy_beside_a_published_value():
     published = [
         published_row("pact", "80.5", first_last_layer="8 bit", shortcut="quantized",
                       pretrained="yes", epochs="90"),
-        published_row("lsq", "60.0", shortcut="quantized"),
-        published_row("lsq", "66.0", shortcut="full precision"),
+        published_row("not_ours", "60.0", shortcut="quantized"),
+        published_row("not_ours", "66.0", shortcut="full precision"),
     ]  # fmt: skip
     rows = main_table.main_table(made({"pact": [80.0, 82.0]}), published)
-    pact, lsq = ({row["method"]: row for row in rows}[name] for name in ("pact", "lsq"))
+    pact, other = ({row["method"]: row for row in rows}[name] for name in ("pact", "not_ours"))
     assert pact["published_difference"] == 0.5
     assert pact["published_policy"] == (
         "first and last layer: ours full precision, theirs 8 bit; "
         "shortcut: ours full precision, theirs quantized; epochs: ours 200, theirs 90"
     )
     # Of two published rows, the one whose shortcuts are like ours.
-    assert (lsq["published_top1"], lsq["published_difference"]) == ("66.0", None)
-    assert lsq["published_policy"] == "not stated: first and last layer, pretrained, epochs"
+    assert (other["published_top1"], other["published_difference"]) == ("66.0", None)
+    assert other["published_policy"] == "not stated: first and last layer, pretrained, epochs"
     text = re.sub(" +", " ", main_table.markdown(rows, "paper"))
     assert "| PACT | 81.00 ± 1.41 (2) | [80.5](https://example.org/80.5) | +0.50 |" in text
 

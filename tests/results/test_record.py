@@ -22,7 +22,8 @@ from workflow.suite.jobs import read_jobs
 from workflow.suite.suite import Job, Suite
 
 ROOT = Path(__file__).parents[2]
-MADE = (*(name for name in TABLES if name != "variants.csv"), "table_main.md", "table_main.tex",
+NOT_OF_QUICK = ("variants.csv", "ablation_options.csv")
+MADE = (*(name for name in TABLES if name not in NOT_OF_QUICK), "table_main.md", "table_main.tex",
         "claims.md")  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def test_finished_runs_of_a_suite(tmp_path: Path):
          "role": role}
         for name, role in ((done, "ablation"), (done, "run"), (torn, "run"))
     ]  # fmt: skip
-    suite = Suite("made", {}, {"a": Job("a", tuple(runs), None)})
+    suite = Suite("made", {}, {"a": Job("a", tuple(runs))})
     assert record.finished_runs(suite, tmp_path) == ({done: "run"}, 2)
 
 
@@ -174,7 +175,8 @@ def test_channel_ablation_from_the_runs_that_it_needs(quick: Path, tmp_path: Pat
     record.write_record({"suite": "quick"}, few, quick / "runs", tmp_path / "few")
     tables.main([str(tmp_path), "--ablations", "--record", str(tmp_path / "few")])
     made = {path.name for path in tmp_path.glob("*.csv")}
-    assert made == {name for name in TABLES if name.startswith("ablation_")}
+    expected = set(TABLES) - set(NOT_OF_QUICK)
+    assert made == {name for name in expected if name.startswith("ablation_")}
     for name in made:
         assert (tmp_path / name).read_bytes() == (quick / name).read_bytes(), name
 
@@ -249,9 +251,30 @@ def test_diagnostics_of_a_run_by_hand(tmp_path):
         {
             "mismatch_start": 0.2, "mismatch_end": 0.3, "flip_rate_mean": 0.4,
             "flip_rate_first": 0.4, "flip_rate_end": 0.4, "used_level_share": 0.75,
-            "used_level_share_lowest": 0.5, "level_span": 1.25,
+            "used_level_share_lowest": 0.5, "level_span": 1.25, "oscillating": None,
         }
     )  # fmt: skip
+
+
+def test_the_share_of_oscillating_weights_reaches_the_diagnostics(tmp_path):
+    """It is the mean over the layers that were tracked; of a run that tracked none it is empty."""
+    tracked = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    other = fake_runs.write_run(tmp_path / "runs", "resnet20", "lq_nets", (2, 2), 0)
+    rows = [
+        (0, "a", 0.1, "", -1, 1, 1.0, 0), (0, "b", 0.3, "", -2, 2, 1.0, ""),
+        (0, "c", 0.3, "", -2, 2, 1.0, 0), (1, "a", 0.2, 0.5, -2, 2, 0.5, 0.25),
+        (1, "b", 0.4, 0.3, -1, 1, 1.0, ""), (1, "c", 0.2, 0.5, -2, 2, 0.5, 0.75),
+    ]  # fmt: skip
+    header = "epoch,layer,mismatch,flip_rate,level_min,level_max,used_levels,oscillating"
+    folder = tmp_path / "runs" / tracked
+    fake_runs.write_rows(folder / "weight_state.csv", header, rows)
+    RunFolder(folder).finish(RunFolder(folder).read_json("final.json"))
+    roles = {tracked: "run", other: "run"}
+    record.write_record({"suite": "made"}, roles, tmp_path / "runs", tmp_path / "record")
+    made = Record(tmp_path / "record")
+    found = {row["run_id"]: row for row in analysis.diagnostics(made, analysis.results(made))}
+    assert found[tracked]["oscillating"] == 0.5
+    assert found[other]["oscillating"] is None
 
 
 def test_diagnostics_count_dead_channels_and_keep_diverged_runs(quick):

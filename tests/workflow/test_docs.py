@@ -1,5 +1,6 @@
 """The pages name only what exists; the example of a new method really is all that it takes."""
 
+import csv
 import re
 import shutil
 import subprocess
@@ -7,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import baselines
 
 ROOT = Path(__file__).parents[2]
 PAGES = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
@@ -86,3 +90,40 @@ def test_every_path_module_test_and_target_that_a_page_names_exists(page):
     ]
     wrong += [name for name in re.findall(r"`make (\w+)", text) if f"\n{name}:" not in targets]
     assert not wrong
+
+
+METHODS_PAGE = (ROOT / "docs" / "methods.md").read_text()
+
+
+def table_rows(title: str) -> list[list[str]]:
+    """The cells of the table below a title of docs/methods.md, without its header."""
+    section = METHODS_PAGE.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_table_of_methods_says_what_the_code_does():
+    rows = {name: row for row in table_rows("Weights") for name in re.findall(r"`(\w+)`", row[0])}
+    assert rows.keys() >= baselines.METHODS.keys()
+    named = " ".join(row[0] for row in table_rows("Activations"))
+    for name, method in baselines.METHODS.items():
+        _, _, _, granularity, zero, _, decoding, _, bits, _ = rows[name]
+        assert ("(ablation)" in rows[name][0]) >= (method.ablation and name != "direct_median")
+        if method.weight is None:
+            continue
+        assert f"`{name}`" in named or "all direct and indirect ablations" in named
+        assert bits.split()[0] == ("all" if method.w_bits is None else str(*method.w_bits))
+        k, o = 2 if method.offers(2) else method.w_bits[0], 5
+        quantizer = method.weight(torch.randn(o, 30), k)
+        assert quantizer.GRANULARITY == f"per_{granularity}"
+        assert bool((quantizer.levels() == 0).any()) == zero.startswith("yes")
+        numbers = {"1": 1, "2": 2, "K": k, "O": o, "2 O": 2 * o, "K O": k * o}
+        assert quantizer.level_numbers() == numbers[decoding], name
+
+
+def test_published_values_of_the_page_are_those_of_the_file():
+    with (ROOT / "config" / "published.csv").open() as file:
+        known = {row["top1"] for row in csv.DictReader(file)}
+    values = re.findall(r"\b\d\d\.\d+\b", " ".join(map(" ".join, table_rows("Published top-1"))))
+    values = [value for value in values if len(value) < 6]  # no arXiv number
+    assert len(values) > 50 and set(values) <= known

@@ -226,7 +226,7 @@ def test_an_unknown_recipe_is_named_even_beside_odd_names():
 
 def test_an_unknown_suite_is_refused():
     with pytest.raises(
-        InputError, match="'fast'.*cpu_short, paper, paper_shortcut_fp, quick, smoke"
+        InputError, match="'fast'.*cpu_short, flip_tuning, paper, paper_shortcut_fp, quick, smoke"
     ):
         load_suite("fast")
 
@@ -294,20 +294,22 @@ def test_any_text_is_accepted_or_refused(text):
 # -- expansion -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ("quick", "paper", "paper_shortcut_fp", "smoke"))
+@pytest.mark.parametrize("name", ("quick", "paper", "paper_shortcut_fp", "smoke", "zoo"))
 def test_shipped_suites_are_valid_and_complete(name):
     suite = load_suite(name)
     assert suite.name == name
     seen = {}
     for job in suite.jobs.values():
-        assert job.needs is None or job.needs in suite.jobs
+        assert set(job.needs) <= suite.jobs.keys()
         for run in job.runs:
             assert run["run_id"] not in seen
             seen[run["run_id"]] = run
             if run["role"] != "checkpoint":
-                assert run["pretrained"] in [r["run_id"] for r in suite.jobs[job.needs].runs]
+                assert run["pretrained"] in [r["run_id"] for r in suite.loaded_by(job)]
     methods = {run["method"] for run in seen.values()}
-    assert {m.name for m in baselines.METHODS.values() if not m.ablation} <= methods
+    widths = {run["w_bits"] for run in seen.values() if run["method"] == "apot"}  # of `all`
+    main = [m for m in baselines.METHODS.values() if not m.ablation]
+    assert {m.name for m in main if any(map(m.offers, widths))} <= methods
     for run in seen.values():  # every comparison has its full-precision run
         if run["role"] == "run":
             assert any(

@@ -21,6 +21,7 @@ from lowbit_core.datasets.manifest import check, describe, manifest_path
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import checksum, replace_file, sha256_file, write_bytes, write_json
 from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder, check_run_id
+from lowbit_core.runtime.run_status import loaded_runs
 
 PARCEL_BYTES = 16 * 2**20  # the most of one file
 TOTAL_BYTES = 60 * 2**20  # the most of the runs that come back together, before compression
@@ -107,6 +108,7 @@ def pack_runs(
     other weights; all of them while they have at most `total` bytes, records in any case.
     """
     starts = {run["run_id"] for run in runs if run["pretrained"] is None}
+    starts = starts.union(*map(loaded_runs, runs))
 
     def rank(path: Path) -> int:
         spare = path.name == WEIGHTS and path.parent.name not in starts

@@ -13,7 +13,7 @@ from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import sha256_file, write_json
 from lowbit_core.runtime.hardware import git_commit
 from lowbit_core.runtime.run_folder import check_run_id
-from lowbit_core.runtime.run_status import RunStatus, run_status
+from lowbit_core.runtime.run_status import RunStatus, loaded_runs, run_status
 from workflow.away.parcel import RESUME_STATE, pack_data, pack_runs
 
 ROOT = Path(__file__).parents[2]
@@ -30,12 +30,19 @@ class Queue:
 
     def done(self, root: Path) -> set[str]:
         """The ids of runs whose whole record is in `root`, with the weights that others load."""
-        return {run["run_id"] for run in self.runs if _status(run, root) is RunStatus.DONE}
+        loaded = self.loaded
+        return {
+            run["run_id"]
+            for run in self.runs
+            if run_status(root / run["run_id"], run["run_key"], weights=run["run_id"] in loaded)[0]
+            is RunStatus.DONE
+        }
 
-
-def _status(run: dict, root: Path) -> RunStatus:
-    weights = run["pretrained"] is None
-    return run_status(root / run["run_id"], run["run_key"], weights=weights)[0]
+    @property
+    def loaded(self) -> set[str]:
+        """The ids of the runs whose weights others load, and of all checkpoints."""
+        checkpoints = {run["run_id"] for run in self.runs if run["pretrained"] is None}
+        return checkpoints.union(*map(loaded_runs, self.runs))
 
 
 def is_begun(run: dict, root: Path) -> bool:
@@ -55,11 +62,12 @@ def ordered(runs: list[dict]) -> list[dict]:
     """Sort by network, seed (starts first) and bits, so that a stop leaves whole answers."""
     network, bits = itemgetter("dataset", "arch", "arch_options"), itemgetter("w_bits", "a_bits")
     networks = [network(run) for run in runs]
-    known = [bits(run) for run in runs if run["role"] != "ablation"]  # begins with full precision
+    extra = ("ablation", "option")
+    known = [bits(run) for run in runs if run["role"] not in extra]  # begins with full precision
 
     def position(run: dict) -> tuple:
         rank = known.index(bits(run)) if bits(run) in known else len(known)
-        others = run["pretrained"] is not None, rank, run["role"] == "ablation"
+        others = run["pretrained"] is not None, rank, run["role"] in extra
         return networks.index(network(run)), run["seed"], *others
 
     return sorted(runs, key=position)
@@ -77,8 +85,8 @@ def pack_left(queue: Queue, root: Path, data: Path, out: Path) -> Queue:
     """Pack data sets, begun runs and the starts of others into `out`; returns what is left."""
     done = queue.done(root)
     left = [run for run in queue.runs if run["run_id"] not in done]
-    starts = {run["pretrained"] for run in left}
-    kept = [run for run in queue.runs if run in left or run["run_id"] in starts]
+    loaded = {name for run in left for name in loaded_runs(run)}
+    kept = [run for run in queue.runs if run in left or run["run_id"] in loaded]
     for dataset in sorted({run["dataset"] for run in left}):
         if not (out / f"{dataset}.json").exists():
             pack_data(data / dataset, out)
@@ -105,7 +113,7 @@ def read_queue(folder: Path) -> Queue:
         found = json.loads(path.read_text())
         queue = Queue(found["suite"], list(found["runs"]), found["commit"])
         for run in queue.runs:
-            for name in (run["run_id"], run["pretrained"] or run["run_id"], run["dataset"]):
+            for name in (run["run_id"], *loaded_runs(run), run["dataset"]):
                 check_run_id(name)
         different = sorted({name for name, _ in found["code"].items() ^ here.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

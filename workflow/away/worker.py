@@ -23,6 +23,7 @@ from lowbit_core.runtime import signals
 from lowbit_core.runtime.errors import DeviceLost, InputError, run_cli
 from lowbit_core.runtime.hardware import COMMIT
 from lowbit_core.runtime.progress import say
+from lowbit_core.runtime.run_status import loaded_runs
 from workflow.away.parcel import RUNS, merge, pack_runs, unpack_data
 from workflow.away.queue import Queue, describe, is_begun, read_queue
 from workflow.gpu_slots import take_device
@@ -33,14 +34,14 @@ SAVE_SECONDS = 15.0  # that a process has for saving once it is asked to stop
 REPORT_SECONDS = 60.0
 
 
-def child_main(run: dict, data: Path, runs: Path, workers: int) -> None:
+def child_main(run: dict, data: Path, runs: Path, workers: int, is_loaded: bool) -> None:
     """Train one run in this process, on the GPU that the fewest of `workers` processes use."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(runs.parent / ".inductor"))
     signals.listen()  # the parent asks for a stop by SIGTERM
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     per_gpu = -(-workers // max(1, torch.cuda.device_count()))
     try:
-        train_one(run, data, runs, take_device(per_gpu))
+        train_one(run, data, runs, take_device(per_gpu), is_loaded)
     except (InputError, OSError, DeviceLost) as error:
         sys.exit(f"error: run {run['run_id']}: {error}")
 
@@ -54,7 +55,8 @@ def train_queue(
     while time.monotonic() < deadline and not stopped:
         for run in ready(queue, runs, done, failed | active.keys())[: workers - len(active)]:
             say(f"begins {run['run_id']}")
-            process = SpawnProcess(target=child_main, args=(run, data, runs, workers), daemon=True)
+            arguments = run, data, runs, workers, run["run_id"] in queue.loaded
+            process = SpawnProcess(target=child_main, args=arguments, daemon=True)
             process.start()
             active[run["run_id"]] = process
         if not active:
@@ -74,8 +76,8 @@ def train_queue(
 
 
 def ready(queue: Queue, runs: Path, done: set[str], taken: set[str]) -> list[dict]:
-    """The runs that can be trained now, begun ones first: those whose start is trained already."""
-    started = [run for run in queue.runs if run["pretrained"] in (None, *done)]
+    """The runs that can be trained now, begun ones first: those that load only trained runs."""
+    started = [run for run in queue.runs if done.issuperset(loaded_runs(run))]
     free = [run for run in started if run["run_id"] not in done | taken]
     return sorted(free, key=lambda run: not is_begun(run, runs))
 

@@ -1,17 +1,19 @@
-"""From a record to its tidy tables: results, timings, epochs, diagnostics and the two ablations."""
+"""From a record to its tidy tables: results, timings, epochs, diagnostics and the ablations."""
 
 import json
-from functools import partial
+from functools import cache
 from statistics import mean, median, stdev
 
 from baselines import method as find_method
 from lowbit_core.quantizers.basis_activation import WEIGHTINGS
 from lowbit_core.quantizers.bits import FLOAT_BITS
+from lowbit_core.runtime.errors import InputError
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import grouped
-from workflow.results.compare import difference, pair_runs
+from workflow.results.compare import difference, judge, pair_runs
 from workflow.results.record import Record, mean_of
 from workflow.suite.jobs import ROLES
+from workflow.suite.options import option_pairs, option_text, options_of
 
 SETTING = ("dataset", "arch", "w_bits", "a_bits")
 TIMINGS = {"seconds": sum, "images_per_s": median, "data_wait_share": median, "peak_memory_mb": max}
@@ -41,12 +43,12 @@ def setting_of(row: dict) -> tuple:
 # -- results.csv, timings.csv, epochs.csv, diagnostics.csv -------------------------------------
 
 
-def quantizer_facts(name: str) -> dict[str, str]:
+@cache
+def quantizer_facts(name: str, w_bits: int, a_bits: int) -> dict[str, str]:
     """Granularity and initialisation of a method's quantizers; empty for full precision."""
-    found = find_method(name)
-    kinds = [f.func if isinstance(f, partial) else f for f in (found.weight, found.activation)]
-    weight, activation = (kind.GRANULARITY if kind else "" for kind in kinds)
-    init = "; ".join(dict.fromkeys(kind.INIT for kind in kinds if kind))
+    kinds = find_method(name).kinds(w_bits, a_bits)
+    weight, activation = [kind.GRANULARITY for kind in kinds] or ("", "")
+    init = "; ".join(dict.fromkeys(kind.INIT for kind in kinds))
     return {"weight_granularity": weight, "activation_granularity": activation, "init": init}
 
 
@@ -68,9 +70,10 @@ def result_row(suite: str, run: dict) -> dict:
         **config,
         **final,
         **final["versions"],
-        **quantizer_facts(config["method"]),
+        **quantizer_facts(config["method"], config["w_bits"], config["a_bits"]),
         **top1,
         "suite": suite,
+        "width_of": run.get("width_of"),  # not a column
         "role": run["role"],
         "width": config["arch_options"].get("width"),
         "restarts": len(final["diverged_before"]),
@@ -81,6 +84,7 @@ def result_row(suite: str, run: dict) -> dict:
         "quantizer_weight_decay": group_setting(recipe["quantizer_groups"], "weight_decay"),
         "quantizer_lr_scale": group_setting(recipe["quantizer_groups"], "lr_scale"),
         "epoch_reported": "final",
+        "options": option_text(options_of(recipe)),
         "lr": float(final["lr"]),
         "weight_decay": float(recipe["weight_decay"]),
     }
@@ -111,7 +115,7 @@ def results(record: Record) -> list[dict]:
 def timings(record: Record) -> list[dict]:
     """Seconds in all, median images a second and wait share, peak MB, for every run."""
     rows = []
-    for run_id in sorted(run["config"]["run_id"] for run in record.runs):
+    for run_id in sorted(run["config"]["run_id"] for run in record.runs if "width_of" not in run):
         row = {"run_id": run_id, "seconds": 0}
         for key, statistic in TIMINGS.items():
             values = [epoch[key] for epoch in record.epochs.get(run_id, [])]
@@ -136,6 +140,7 @@ def weight_facts(record: Record, run_id: str) -> dict[str, float | None]:
         "used_level_share": last["used_levels"],
         "used_level_share_lowest": last["used_levels_lowest"],
         "level_span": last["level_span"],
+        "oscillating": last.get("oscillating"),
     }
 
 
@@ -143,7 +148,7 @@ def diagnostics(record: Record, runs: list[dict]) -> list[dict]:
     """How codes and levels moved in every quantized run, and its dead channels where measured."""
     rows = []
     for run in runs:
-        if run["w_bits"] == FLOAT_BITS and run["a_bits"] == FLOAT_BITS:
+        if run["w_bits"] == FLOAT_BITS and run["a_bits"] == FLOAT_BITS or run["width_of"]:
             continue
         channels = record.channels.get(run["run_id"], [])
         dead = mean_of(float(row["error_equal"] is None) for row in channels)
@@ -159,7 +164,7 @@ def channel_errors(record: Record, runs: list[dict]) -> list[dict]:
     return [
         {**run, **channel}
         for run in runs
-        if run["status"] == "done"
+        if run["status"] == "done" and run["role"] != "option"
         for channel in record.channels.get(run["run_id"], [])
     ]
 
@@ -171,6 +176,7 @@ def summarize_channel_errors(channels: list[dict], runs: list[dict]) -> list[dic
     for _, rows in sorted(grouped(measured, "dataset", "arch", "method", *SETTING[2:]).items()):
         equal = [row["error_equal"] for row in rows]
         here = [run for run in runs if setting_of(run) == setting_of(rows[0])]
+        here = [run for run in here if run["role"] != "option"]
         trained_with = load_comparisons().channel_error.get(rows[0]["method"], {})
         for weighting in WEIGHTINGS:
             errors = [row[f"error_{weighting}"] for row in rows]
@@ -200,6 +206,7 @@ def direct_weights(record: Record, runs: list[dict]) -> list[dict]:
     """The method and its counterparts, at the settings where a counterpart ran."""
     order = (load_comparisons().method, *load_comparisons().direct_weights)
     family = [run for run in runs if run["method"] in order and run["w_bits"] != FLOAT_BITS]
+    family = [run for run in family if run["role"] != "option"]
     compared = {setting_of(run) for run in family if run["method"] != order[0]}
     rows = [
         {**run, **(weight_facts(record, run["run_id"]) if run["status"] == "done" else {})}
@@ -230,3 +237,47 @@ def summarize_direct_weights(rows: list[dict]) -> list[dict]:
                 row[f"other_{name}"] = mean_of(two[column] for _, two in pairs.runs)
             summary.append(row)
     return summary
+
+
+# -- ablation: options of a recipe -------------------------------------------------------------
+
+
+def option_rows(record: Record, results: list[dict]) -> list[dict]:
+    """One row for each option with its value, network, bits and method.
+
+    The test accuracies of the runs with the option (on) minus those without it (off). The rows of
+    one option and data set are judged together. `results`: the rows of results.csv.
+    """
+    row_of = {row["run_id"]: row for row in results}
+    pairs = []
+    for off, on in option_pairs(run["config"] for run in record.runs):
+        before, after = options_of(off["recipe"]), options_of(on["recipe"])
+        added = {name: after[name] for name in after if name not in before}
+        row = row_of[on["run_id"]]
+        names = {"option": "+".join(sorted(added)), "value": option_text(added)}
+        rest = {"off": row_of[off["run_id"]], "on": row, "base": option_text(before)}
+        pairs.append({**{key: row[key] for key in (*SETTING, "method")}, **names, **rest})
+    rows = []
+    for group in grouped(pairs, *SETTING, "method", "option", "value", "base").values():
+        off, on = ([pair[key] for pair in group] for key in ("off", "on"))
+        if len({run["seed"] for run in on}) < len(on):
+            raise InputError(
+                f"{on[-1]['run_id']}: option {group[0]['option']!r} has several recipes of suite "
+                f"{record.suite!r} to be compared with: ask for it in one of them"
+            )
+        found = pair_runs(on, off)
+        compared = difference([found.differences], found.diverged, found.other_diverged)
+        rows.append({
+            **group[0],
+            "suite": record.suite,
+            "n": compared.n,
+            "diverged": found.diverged,
+            "off_diverged": found.other_diverged,
+            "top1_off_mean": mean_of(run["top1"] for _, run in found.runs),
+            "top1_on_mean": mean_of(run["top1"] for run, _ in found.runs),
+            **compared.columns,
+            "found": compared,
+        })  # fmt: skip
+    for together in grouped(rows, "dataset", "option").values():
+        judge(together)
+    return sorted(rows, key=lambda row: (row["option"], row["value"], *(row[k] for k in SETTING)))

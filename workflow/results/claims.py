@@ -23,7 +23,7 @@ Setting = tuple[str, str, Pairs]
 def claim_rows(results: list[dict]) -> list[dict]:
     """All rows of claims.csv. The order of the rows of `results` does not matter."""
     rows = []
-    runs = [run for run in results if run["role"] != "checkpoint"]
+    runs = [run for run in results if run["role"] not in ("checkpoint", "option")]
     for dataset, mine in sorted(grouped(runs, "dataset").items()):
         methods = sorted({run["method"] for run in mine}, key=lambda m: (labels.method_order(m), m))
         for claim in load_comparisons().claims:

@@ -36,12 +36,13 @@ KINDS = {
         activation_granularity init pretrained quantizer_weight_decay quantizer_lr_scale schedule
         epoch_reported augmentation loader compile precision code_version torch torchvision ffcv
         python hardware variant trained_with other label best published_policy published_source
-        published_note bits claim primary note recipe change""",
+        published_note bits claim primary note recipe base change option options value""",
     "whole": "w_bits a_bits seed restarts epoch channel seeds channels n pairs",
     "percent": """
         top1 top5 fp_top1 delta checkpoint_top1 val_top1 share_of_channels_improved top1_mean
         top1_std other_top1_mean top1_difference_mean top1_difference_std top1_difference_low
-        top1_difference_high delta_mean val_top1_mean val_top1_std""",
+        top1_difference_high delta_mean val_top1_mean val_top1_std top1_off_mean
+        top1_on_mean""",
     "p": "p p_adjusted",
     "method": "method",
 }
@@ -102,7 +103,7 @@ NAMES = {
         {NETWORK} width method w_bits a_bits seed role status restarts diverged_layer top1 top5
         fp_top1 delta checkpoint_top1 val_top1 epochs size_bytes bitops first_last shortcut
         exceptions signed_layers weight_granularity activation_granularity init pretrained
-        quantizer_weight_decay quantizer_lr_scale schedule epoch_reported batch_size lr
+        options quantizer_weight_decay quantizer_lr_scale schedule epoch_reported batch_size lr
         weight_decay augmentation train_images val_images loader compile precision code_version
         torch torchvision ffcv python hardware threads run_id""",
     "timings.csv": "run_id seconds images_per_s data_wait_share peak_memory_mb",
@@ -111,8 +112,8 @@ NAMES = {
         used_levels""",
     "diagnostics.csv": f"""
         {NETWORK} method w_bits a_bits seed role status top1 mismatch_start mismatch_end
-        flip_rate_first flip_rate_end used_level_share used_level_share_lowest level_span
-        dead_channel_share run_id""",
+        flip_rate_first flip_rate_end oscillating used_level_share used_level_share_lowest
+        level_span dead_channel_share run_id""",
     "ablation_channel_error.csv": f"""
         {NETWORK} method w_bits a_bits seed run_id layer channel variance error_equal
         error_inverse_variance error_median""",
@@ -126,6 +127,10 @@ NAMES = {
         {SETTING} method other n top1_mean other_top1_mean top1_difference_mean
         top1_difference_std mismatch_end other_mismatch_end mismatch_end_difference_mean
         mismatch_end_difference_std flip_rate_end other_flip_rate_end""",
+    "ablation_options.csv": f"""
+        {SETTING} method option value base n diverged off_diverged top1_off_mean top1_on_mean
+        top1_difference_mean top1_difference_std top1_difference_low top1_difference_high p
+        p_adjusted verdict""",
     "table_main.csv": f"""
         {SETTING} method label n diverged top1_mean top1_std delta_mean best published_top1
         published_difference published_policy published_source published_note""",

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
+from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import json_text
 from lowbit_core.runtime.progress import say
@@ -27,6 +28,7 @@ from lowbit_core.runtime.run_status import RunStatus, run_status
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import grouped, read_sealed, write_sealed
 from workflow.suite.jobs import check_jobs, check_run, main_role, read_jobs
+from workflow.suite.options import option_pairs
 from workflow.suite.suite import COMPILE_MODES, Suite, load_suite
 
 RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
@@ -34,6 +36,7 @@ RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
 )  # fmt: skip
 MOST_BYTES = 1_000_000  # of a file that is committed
 WEIGHTS = ("mismatch", "flip_rate", "level_span", "used_levels", "used_levels_lowest")
+OSCILLATING = "oscillating"  # the last column of epochs, only where a run tracked it
 EPOCH_COLUMNS = ("run_id", *METRICS, *TIMINGS[1:], *WEIGHTS)
 CHANNEL_COLUMNS = ("run_id", *CHANNEL_ERROR)
 TEXTS = ("run_id", "layer")  # every other column holds numbers
@@ -51,7 +54,7 @@ class Record:
 
     @cached_property
     def settings(self) -> dict:
-        """{"suite": the suite's file, "variants": whether it compares variants}"""
+        """{"suite": the suite's file, "variants", "options": whether it compares them}"""
         with self._reading(SUITE) as text:
             settings = json.loads(text)
             settings["suite"]["suite"], settings["variants"]
@@ -63,12 +66,16 @@ class Record:
 
     @cached_property
     def runs(self) -> list[dict]:
-        """One dict a run: role, config, final, signed_layers, checkpoint_top1."""
+        """One dict a run: role, config, final, signed_layers, checkpoint_top1.
+
+        A run that was trained for several widths gives one more for each lower width, which names
+        it as `width_of`.
+        """
         with self._reading(RUNS) as text:
             runs = [json.loads(line) for line in text.splitlines()]
             for run in runs or [{}]:  # no run at all is an error, too
                 run["role"], run["config"]["run_id"], run["final"]["status"]
-        return runs
+        return [one for run in runs for one in (run, *_lower_widths(run))]
 
     @cached_property
     def epochs(self) -> dict[str, list[dict]]:
@@ -89,9 +96,9 @@ class Record:
     def _rows(self, name: str, columns: tuple[str, ...]) -> dict[str, list[dict]]:
         with self._reading(name) as text:
             header, *rows = csv.reader(io.StringIO(text, newline=""))
-            if tuple(header) != columns:
+            if tuple(header) not in (columns, (*columns, OSCILLATING)):
                 raise ValueError(f"its columns must be {', '.join(columns)}")
-            cells = [dict(zip(columns, row, strict=True)) for row in rows]
+            cells = [dict(zip(header, row, strict=True)) for row in rows]
             return grouped(
                 ({k: v if k in TEXTS else finite(v) for k, v in row.items()} for row in cells),
                 "run_id",
@@ -106,6 +113,16 @@ class Record:
             yield data.decode()
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise InputError(f"{path} is not part of a record ({error}): make it again") from error
+
+
+def _lower_widths(run: dict) -> Iterator[dict]:
+    """The lower widths of a run as runs of their own; their run_id ends with their bits."""
+    for row in run.get("widths", ()):
+        bits = {"w_bits": row["w_bits"], "a_bits": row["a_bits"]}
+        run_id = f"{run['config']['run_id']}.{bits_label(*bits.values()).lower()}"
+        config = {**run["config"], **bits, "run_id": run_id}
+        whole = {"width_of": run["config"]["run_id"]}
+        yield {**run, **whole, "config": config, "final": {**run["final"], **row}}
 
 
 def finite(text: str) -> float | None:
@@ -133,16 +150,19 @@ def write_record(
             check_run(runs / start)
             tops[start] = RunFolder(runs / start).read_json("final.json")["top1"]
         record["checkpoint_top1"] = tops.get(start)
+    has_options = bool(option_pairs(record["config"] for record in records))
     epochs = [row for run_id in roles for row in _epochs(runs / run_id)]
     channels = [
         {"run_id": run_id, **row}
         for run_id in roles
         for row in _read_rows(runs / run_id / "channel_error.csv")
     ]
+    tracked = any(row.get(OSCILLATING) is not None for row in epochs)
+    epoch_columns = (*EPOCH_COLUMNS, OSCILLATING) if tracked else EPOCH_COLUMNS
     texts = {
         RUNS: "".join(json.dumps(record, sort_keys=True) + "\n" for record in records),
-        SUITE: json_text({"suite": settings, "variants": has_variants}),
-        EPOCHS: _csv_text(EPOCH_COLUMNS, epochs),
+        SUITE: json_text({"suite": settings, "variants": has_variants, "options": has_options}),
+        EPOCHS: _csv_text(epoch_columns, epochs),
         CHANNELS: _csv_text(CHANNEL_COLUMNS, channels),
         HISTOGRAMS: json_text(_histograms(records, runs)),
     }
@@ -154,7 +174,13 @@ def _run(folder: Path, role: str) -> dict:
     config = check_run(folder)
     final = RunFolder(folder).read_json("final.json")
     layers = RunFolder(folder).read_json("layers.json") or []
+    rows = _read_rows(folder / "widths.csv")
+    widths = [
+        {key: (float if "top" in key or "loss" in key else int)(row[key]) for key in row}
+        for row in rows
+    ]
     return {
+        **({"widths": widths} if widths else {}),
         "role": role,
         "config": config,
         "final": {key: final[key] for key in final if key not in ("files", "checksum")},
@@ -180,8 +206,8 @@ def _weight_epochs(states: list[dict[str, str]]) -> dict[int, dict]:
         spans = {row["layer"]: float(row["level_max"]) - float(row["level_min"]) for row in rows}
         start = start or spans
         means = {
-            name: mean_of(finite(row[name]) for row in rows)
-            for name in ("mismatch", "flip_rate", "used_levels")
+            name: mean_of(finite(row.get(name, "")) for row in rows)
+            for name in ("mismatch", "flip_rate", "used_levels", OSCILLATING)
         }
         epochs[int(epoch)] = {
             **means,
@@ -232,7 +258,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def _csv_text(columns: tuple[str, ...], rows: list[dict]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

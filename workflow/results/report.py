@@ -161,12 +161,19 @@ DIAGNOSTICS: Columns = {
     "Span of levels, start = 1": ("level_span", ".3f"), "Mismatch": ("mismatch_end", ".3f"),
     "Dead channels": ("dead_channel_share", ".1%"),
 }  # fmt: skip
+OPTIONS: Columns = {
+    "Setting · method": ("method", setting), "Option": ("value", ""), "Both have": ("base", ""),
+    "n": ("n", "d"), "Off": ("top1_off_mean", ".2f"), "On": ("top1_on_mean", ".2f"),
+    "Difference [95 %]": ("top1_difference_mean", claims.difference_text),
+    "Adjusted p": ("p_adjusted", ".2g"), "Verdict": ("verdict", chip),
+}  # fmt: skip
 RUNS: Columns = {
     "Method": ("method", swatch),
     "Data": ("dataset", lambda row: labels.dataset_name(row["dataset"])),
     "Network": ("arch", lambda row: labels.arch_name(row["arch"])),
     "Bits": ("run_id", lambda row: bits_label(row["w_bits"], row["a_bits"])),
     "Seed": ("seed", "d"), "Role": ("role", ""), "Status": ("status", ""),
+    "Options": ("options", ""),
     "Top-1": ("top1", ".2f"), "Δ FP": ("delta", "+.2f"), "Top-5": ("top5", ".2f"),
     "Epochs": ("epochs", "g"), "Size": ("size_bytes", lambda row: si(row["size_bytes"], "B")),
     "BitOps": ("bitops", lambda row: si(row["bitops"])),
@@ -263,6 +270,8 @@ def render(folder: Path, plots: Path) -> str:
     channels = read("ablation_channel_error_summary")
     direct = read("ablation_direct_weights_summary")
     record = Record(folder / "record")
+    options = read("ablation_options") if record.settings.get("options") else []
+    diagnostics = [row for row in read("diagnostics") if row["role"] != "option"]
     method_of = {row["run_id"]: row["method"] for row in results}
     timed = [row | {"method": method_of[row["run_id"]]} for row in timings]
     known = [row for row in table if row["published_top1"] is not None]
@@ -300,9 +309,9 @@ def render(folder: Path, plots: Path) -> str:
         difference=claims.difference_text,
         margin=claims.MARGIN,
         place=claims.place_text,
-        diagnostics=make_table(
-            DIAGNOSTICS, summarize(read("diagnostics"), mean, *SETTING, "method")
-        ),
+        option_rows=options,
+        options=make_table(OPTIONS, options),
+        diagnostics=make_table(DIAGNOSTICS, summarize(diagnostics, mean, *SETTING, "method")),
         runs=make_table(RUNS, sorted(results, key=lambda r: (*setting_order(r), r["seed"]))),
         timings=make_table(TIMINGS, summarize(timed, median, "method")),
     )

@@ -2,9 +2,11 @@
 
 usage: python -m workflow.results.tables results/smoke
    or: python -m workflow.results.tables results/smoke --ablations [--record FOLDER]
+   or: python -m workflow.results.tables results/smoke --options
 
 The first form makes the main tables, of a suite that compares variants its one table. The second
-makes the two ablation tables, which need the runs of a few methods only.
+makes the two ablation tables, which need the runs of a few methods only; the third that of options,
+of a suite that trains runs without and with an option of their recipe.
 """
 
 import argparse
@@ -54,14 +56,23 @@ def write_ablations(folder: Path, record: Record) -> None:
         write_table(folder / f"ablation_{name}.csv", rows)
 
 
+def write_options(folder: Path, record: Record) -> None:
+    """The table of options, off against on."""
+    rows = analysis.option_rows(record, analysis.results(record))
+    write_table(folder / "ablation_options.csv", rows)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the results folder")
     parser.add_argument("--record", type=Path, help="its record folder by default")
-    parser.add_argument("--ablations", action="store_true", help="only the ablation tables")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--ablations", action="store_true", help="only the ablation tables")
+    form.add_argument("--options", action="store_true", help="only the table of options")
     args = parser.parse_args(argv)
     record = Record(args.record or args.folder / "record")
-    (write_ablations if args.ablations else write_tables)(args.folder, record)
+    write = write_ablations if args.ablations else write_options if args.options else write_tables
+    write(args.folder, record)
 
 
 if __name__ == "__main__":

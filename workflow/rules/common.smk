@@ -46,8 +46,10 @@ BUDGET_GPUS = max(1, workflow.global_resources.get("gpu").value or 1) if SUITE.c
 
 # Variants are chosen between on validation data: their one table is all that is made.
 VARIANTS = ["variants.csv", "variants.md"]
-ABLATIONS = [name for name in CSV_TABLES if name.startswith("ablation")]
-TABLES = [name for name in CSV_TABLES if name not in (*VARIANTS, *ABLATIONS)]
+# Of suites that train runs without and with an option of their recipe.
+OPTIONS = ["ablation_options.csv"]
+ABLATIONS = [n for n in CSV_TABLES if n.startswith("ablation") and n not in OPTIONS]
+TABLES = [name for name in CSV_TABLES if name not in (*VARIANTS, *ABLATIONS, *OPTIONS)]
 TABLES += ["table_main.md", "table_main.tex", "claims.md"]
 PLOTS = expand(
     "plots/{plot}.{ext}",
@@ -65,15 +67,16 @@ PLOTS = expand(
 )
 
 
-def everything(folder, has_variants):
+def everything(folder, has_variants, has_options):
     """All that is made from the record in a results folder."""
     if has_variants:
         return [f"{folder}/{name}" for name in VARIANTS]
-    made = [f"{folder}/{name}" for name in (*TABLES, *ABLATIONS, *PLOTS)]
+    options = OPTIONS if has_options else []
+    made = [f"{folder}/{name}" for name in (*TABLES, *ABLATIONS, *options, *PLOTS)]
     return [*made, f"reports{str(folder).removeprefix('results')}/index.html"]
 
 
-EVERYTHING = everything(RESULTS, SUITE.has_variants)
+EVERYTHING = everything(RESULTS, SUITE.has_variants, SUITE.has_options)
 if not SUITE.has_variants:
     EVERYTHING.append(f"{RESULTS}/tracking.txt")
 if config["budget_minutes"]:
@@ -103,11 +106,11 @@ def budget_workers(wildcards, threads):
 
 
 def job_inputs(wildcards):
-    """The data that a job trains on, and the job file of the checkpoint that it starts from."""
+    """The data that a job trains on, and the job files of the runs that it loads."""
     if wildcards.job not in SUITE.jobs:
         sys.exit(f"error: suite {SUITE.name!r} has no job {wildcards.job!r}")
     job = SUITE.jobs[wildcards.job]
-    return [*manifests(job.runs[0]["dataset"]), *job_files([job.needs] if job.needs else [])]
+    return [*manifests(job.runs[0]["dataset"]), *job_files(job.needs)]
 
 
 def job_keys(wildcards):
@@ -129,9 +132,19 @@ def ablation_record(wildcards):
 
 
 def committed_records():
-    """(results folder, whether it compares variants) of every committed record."""
+    """(results folder, whether it compares variants, and options) of every committed record."""
     for path in sorted(Path("results/reference").glob("*/record/suite.json")):
-        yield path.parents[1], json.loads(path.read_text())["variants"]
+        settings = json.loads(path.read_text())
+        yield path.parents[1], settings["variants"], settings.get("options", False)
+
+
+def report_tables(wildcards):
+    """The tables and plots that a report shows."""
+    has = {str(folder): options for folder, _, options in committed_records()}
+    has[RESULTS] = SUITE.has_options
+    folder = f"results{wildcards.at}"
+    options = OPTIONS if has.get(folder) else []
+    return [f"{folder}/{name}" for name in (*TABLES, *ABLATIONS, *options, *PLOTS)]
 
 
 def from_folder(names):

@@ -68,6 +68,17 @@ use rule tables as ablations with:
         options=lambda wildcards, input: f"--ablations --record {quote(dirname(input[0]))}",
 
 
+use rule tables as options with:
+    input:
+        "results{at}/record/runs.jsonl",
+    output:
+        from_folder(OPTIONS),
+    log:
+        "results{at}/logs/options.log",
+    params:
+        options="--options",
+
+
 use rule tables as variants with:
     input:
         "results{at}/record/runs.jsonl",
@@ -93,7 +104,7 @@ use rule tables as plots with:
 
 use rule tables as html_report with:
     input:
-        from_folder(TABLES + ABLATIONS + PLOTS),
+        report_tables,
         "results{at}/record/suite.json",
         "config/labels.yaml",
     output:

@@ -26,13 +26,15 @@ def resolve(
     method: str,
     bits: tuple[int, int],
     seed: int,
-    recipe: str,
+    recipe: dict,
     pretrained: str | None,
+    loads: dict | None = None,
 ) -> dict:
     """The configuration of one run, with `run_key` (the hash of all of it) and `run_id`.
 
-    config, experiment: of the suite. bits: of weights and activations. pretrained: the run_id of
-    the full-precision run whose weights it starts from; None for that run itself.
+    config, experiment: of the suite. bits: of weights and activations. recipe: with its name.
+    pretrained: the run_id of the full-precision run whose weights it starts from; None for that run
+    itself. loads: the run_ids of its `predecessor` and its `teachers`, where options name some.
     """
     resolved = {
         **{key: experiment[key] for key in ("dataset", "arch", "arch_options", "policy")},
@@ -40,8 +42,9 @@ def resolve(
         "w_bits": bits[0],
         "a_bits": bits[1],
         "seed": seed,
-        "recipe": {"name": recipe, **_recipe_of_method(config["recipes"][recipe], method)},
+        "recipe": _recipe_of_method(recipe, method),
         "pretrained": pretrained,
+        **(loads or {}),
         **{key: config[key] for key in ("loader", "compile", "deterministic", "threads")},
         "code_version": code_version(method),
     }

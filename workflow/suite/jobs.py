@@ -8,8 +8,8 @@ from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_folder import RunFolder, check_run_id
 from lowbit_core.runtime.run_status import RunStatus, run_status
 
-ROLES = ("run", "ablation", "checkpoint")
-"""What a run is for: the main table, an ablation, or the start of other runs."""
+ROLES = ("run", "ablation", "option", "checkpoint")
+"""What a run is for: the main table, an ablation, an option of a recipe, or the start of others."""
 
 
 def main_role(one: str, other: str | None) -> str:

@@ -79,4 +79,22 @@ def _validator() -> Validator:
         "number", lambda _, v: type(v) is int or (type(v) is float and math.isfinite(v))
     )
     extended = jsonschema.validators.extend(BASE, {"properties": _properties}, type_checker=types)
-    return extended(yaml.safe_load(SCHEMA.read_text()))
+    return extended(_schema())
+
+
+@cache
+def _schema() -> dict:
+    """The schema with the properties of an `option`."""
+    schema = yaml.safe_load(SCHEMA.read_text())
+    recipe = schema["$defs"]["recipe"]
+    schema["$defs"]["option"]["properties"] = {
+        key: part
+        for key, part in recipe["properties"].items()
+        if key not in recipe["required"] and "default" not in part
+    }
+    return schema
+
+
+def option_names() -> tuple[str, ...]:
+    """The options of a recipe: what it may have, and has not unless a suite says so."""
+    return tuple(_schema()["$defs"]["option"]["properties"])

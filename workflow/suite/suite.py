@@ -1,11 +1,10 @@
 """Suites: config/suites/<name>.yaml, checked and expanded into runs and jobs."""
 
-import itertools
 import json
 from collections.abc import Collection, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,11 +15,23 @@ from lowbit_core import models
 from lowbit_core.conversion.policy import QuantPolicy, layer_bits
 from lowbit_core.data import augment
 from lowbit_core.datasets.catalog import Dataset, dataset
-from lowbit_core.quantizers.bits import FLOAT_BITS, parse_bits
+from lowbit_core.quantizers.bits import BITS, FLOAT_BITS, parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
-from workflow.comparisons import load_comparisons
+from lowbit_core.runtime.run_status import loaded_runs
 from workflow.suite.identity import resolve
+from workflow.suite.options import (
+    PRETRAINED,
+    DoesNotApply,
+    Setting,
+    check_training,
+    option_pairs,
+    predecessor,
+    refuse_for_checkpoint,
+    teacher_setting,
+    teachers,
+)
+from workflow.suite.packing import Job, pack
 from workflow.suite.schema import read_config
 
 ROOT = Path(__file__).parents[2]
@@ -29,21 +40,6 @@ DEFAULT_SUITE = "quick"
 COMPILE_MODES = ("auto", "off", "quantizers", "model")
 NO_POLICY = {"first_last": "fp", "shortcut": "quantized", "exceptions": {}}
 FLOAT = (FLOAT_BITS, FLOAT_BITS)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Runs that one process trains, all from the same checkpoint."""
-
-    name: str
-    runs: tuple[dict, ...]
-    """Resolved run configurations, each with its `role`."""
-    needs: str | None
-    """The job that trains the checkpoint."""
-
-    @property
-    def keys(self) -> list[str]:
-        return [run["run_key"] for run in self.runs]
 
 
 @dataclass(frozen=True)
@@ -74,15 +70,30 @@ class Suite:
         """Whether it runs one method by several recipes: a comparison of variants."""
         ids, settings = set(), set()
         others = dict.fromkeys(("recipe", "run_key", "run_id", "role", "pretrained"))
-        for run in (run for run in self.runs if run["pretrained"]):
+        for run in (run for run in self.runs if run["role"] not in ("checkpoint", "option")):
             ids.add(run["run_id"])
             settings.add(json.dumps(run | others, sort_keys=True))
         return len(settings) < len(ids)
 
+    @property
+    def has_options(self) -> bool:
+        """Whether it trains a run without and with an option of its recipe."""
+        return bool(option_pairs(self.runs))
+
     def jobs_with(self, methods: Container[str]) -> list[str]:
-        """Names of the jobs that train a run of one of `methods` (checkpoints left out)."""
-        jobs = [job for job in self.jobs.values() if job.needs]
-        return [job.name for job in jobs if any(run["method"] in methods for run in job.runs)]
+        """Names of the jobs that train a run of one of `methods` (checkpoints and options not)."""
+        found = {
+            (job.name, run["role"]) for job, run in self._of_jobs() if run["method"] in methods
+        }
+        return [name for name in self.jobs if {(name, "run"), (name, "ablation")} & found]
+
+    def loaded_by(self, job: Job) -> list[dict]:
+        """The runs of other jobs whose weights the runs of `job` load."""
+        names = {name for run in job.runs for name in loaded_runs(run)}
+        return [run for other, run in self._of_jobs() if run["run_id"] in names and other != job]
+
+    def _of_jobs(self) -> Iterator[tuple[Job, dict]]:
+        return ((job, run) for job in self.jobs.values() for run in job.runs)
 
 
 def load_suite(name: str, compile: str = "") -> Suite:
@@ -108,7 +119,7 @@ def parse_suite(text: str | bytes, where: str, compile: str = "") -> Suite:
         for name, recipe in config["recipes"].items():
             _check_method_groups(recipe["method_groups"], f"recipes.{name}.method_groups")
         runs = list(_runs(config))
-    return Suite(config["suite"], config, _jobs(runs, config["runs_per_job"]))
+    return Suite(config["suite"], config, pack(runs, config["runs_per_job"]))
 
 
 # -- what the schema cannot check ------------------------------------------------------------
@@ -143,9 +154,8 @@ def _check_method_groups(by_method: dict, place: str) -> None:
 
 def _groups(method: Method) -> set[str]:
     """Optimizer groups of a method's quantizers, besides the network's own weights."""
-    kinds = [k.func if isinstance(k, partial) else k for k in (method.weight, method.activation)]
-    groups = (set(kind.GROUPS.values()) for kind in kinds if kind)  # type: ignore[union-attr]
-    return set().union(*groups) - {"weights"}
+    kinds = {kind for bits in BITS if method.offers(bits) for kind in method.kinds(bits, bits)}
+    return {group for kind in kinds for group in kind.GROUPS.values()} - {"weights"}
 
 
 def _check_recipes(experiment: dict, recipes: dict, place: str) -> None:
@@ -158,6 +168,7 @@ def _check_recipes(experiment: dict, recipes: dict, place: str) -> None:
         with _errors_at(f"recipes.{name}.augmentation: "):
             augment.check_augmentation(recipes[name]["augmentation"], data.stored_raw)
         _check_sizes(recipes[name], data, f"recipes.{name}")
+    refuse_for_checkpoint(recipes[experiment["checkpoint_recipe"]], f"{place}.checkpoint_recipe")
 
 
 def _check_sizes(recipe: dict, data: Dataset, place: str) -> None:
@@ -199,31 +210,39 @@ def _skeleton(arch: str, data: Dataset, options: str) -> nn.Module:
 
 
 def _runs(config: dict) -> Iterator[dict]:
-    """Every run of the suite with its role, once for each experiment that asks for it."""
+    """Every run of the suite with its role, after the runs that it loads; some more than once."""
     for index, experiment in enumerate(config["experiments"]):
         place = f"experiments[{index}]"
         _check_recipes(experiment, config["recipes"], place)
         options = json.dumps(experiment["arch_options"], sort_keys=True)
         with _errors_at(f"{place}.arch: "):
             model = _skeleton(experiment["arch"], dataset(experiment["dataset"]), options)
-        settings = list(_settings(experiment, model, place))
-        # What is not quantized is shared by experiments that differ in policy.
-        bare = {**experiment, "policy": NO_POLICY}
+        settings = list(_settings(experiment, config["recipes"], model, place))
+        offered: dict[str, set[tuple[int, int]]] = {}
+        applied: set[str] = set()
+        for setting in settings:
+            offered.setdefault(setting.method.name, set()).add(setting.bits)
         for seed in experiment["seeds"]:
-            recipe = experiment["checkpoint_recipe"]
-            checkpoint = resolve(config, bare, "fp", FLOAT, seed, recipe, None)
-            yield {**checkpoint, "role": "checkpoint"}
-            recipe, start = experiment["recipe"], checkpoint["run_id"]
-            for method, bits, role in settings:
-                whose = bare if method.weight is None else experiment
-                run = resolve(config, whose, method.name, bits, seed, recipe, start)
-                yield {**run, "role": role}
+            expansion = _Expansion(config, experiment, seed, model, offered, place)
+            yield expansion.checkpoint()
+            for setting in settings:
+                try:
+                    yield from list(expansion.runs(setting))
+                    applied.add(str(setting.added))
+                except DoesNotApply:
+                    if not setting.of_all:
+                        raise
+        for setting in settings:
+            if str(setting.added) not in applied:
+                raise InputError(
+                    f"{place}.ablations: option {setting.added} fits none of the methods and bits "
+                    "for which it is asked"
+                )
 
 
-def _settings(
-    experiment: dict, model: nn.Module, place: str
-) -> Iterator[tuple[Method, tuple[int, int], str]]:
-    """Method, bits (of weights, of activations) and role of each run of one seed."""
+def _settings(experiment: dict, recipes: dict, model: nn.Module, place: str) -> Iterator[Setting]:
+    """What one seed trains: the experiment's own runs, then the parts of its ablations."""
+    base = {**recipes[experiment["recipe"]], "name": experiment["recipe"]}
     parts = [(experiment, "run"), *((part, "ablation") for part in experiment["ablations"])]
     for part, role in parts:
         bits_asked = [parse_bits(label, f"{place}.bits") for label in part["bits"]]
@@ -234,32 +253,87 @@ def _settings(
             methods = [baselines.method(name) for name in names]
         for method in methods:
             for bits in [FLOAT] if method.weight is None else bits_asked:
-                if part["methods"] == "all" and not method.offers(bits[0]):
+                of_all = part["methods"] == "all"
+                if of_all and not method.offers(bits[0]):
                     continue
                 with _errors_at(f"{place}: "):
                     layer_bits(model, QuantPolicy(method, *bits, **experiment["policy"]))
-                yield method, bits, role
+                yield Setting(method, bits, role, base, {}, of_all)
+                for added in part.get("options", ()):
+                    yield Setting(method, bits, "option", base, added, of_all)
 
 
-def _jobs(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
-    """The jobs of runs among which each checkpoint comes before the runs that start from it."""
-    # The runs that feed the ablation tables go into jobs of their own, so that
-    # `snakemake results/ablation_channel_error.csv` trains little else.
-    ablation_methods = {"fp", *load_comparisons().ablation_methods}
-    jobs, starts = {}, {}
-    members: dict[tuple[str, str], dict[str, dict]] = {}
-    for run in runs:
-        if run["role"] == "checkpoint":
-            base = f"{run['dataset']}-{run['arch']}-s{run['seed']}-{run['run_key'][:8]}"
-            starts[run["run_id"]] = base
-            jobs[f"{base}-checkpoint"] = Job(f"{base}-checkpoint", (run,), None)
+@dataclass(frozen=True)
+class _Expansion:
+    """The runs of one experiment with one seed."""
+
+    config: dict
+    experiment: dict
+    seed: int
+    model: nn.Module
+    offered: dict[str, set[tuple[int, int]]]
+    """By method, the bits at which the experiment trains it."""
+    place: str
+
+    def checkpoint(self, arch: str = "", arch_options: dict | None = None) -> dict:
+        """The full-precision run from which the others start; or that of another network."""
+        network = {"arch": arch, "arch_options": arch_options} if arch else {}
+        recipe = self.experiment["checkpoint_recipe"]
+        recipe = {**self.config["recipes"][recipe], "name": recipe}
+        whose = self._bare | network
+        run = resolve(self.config, whose, "fp", FLOAT, self.seed, recipe, None)
+        return {**run, "role": "checkpoint"}
+
+    @property
+    def _bare(self) -> dict:
+        # What is not quantized is shared by experiments that differ in policy.
+        return {**self.experiment, "policy": NO_POLICY}
+
+    def runs(self, setting: Setting) -> Iterator[dict]:
+        """The run of a setting, after the runs that it loads and that are not its checkpoint."""
+        place, loads = f"{self.place}.ablations.options", {}
+        if not setting.added:
+            place = f"recipes.{setting.base['name']}"
+        layers = layer_bits(
+            self.model, QuantPolicy(setting.method, *setting.bits, **self.experiment["policy"])
+        )
+        check_training(setting, [w_bits for w_bits, _, _ in layers.values()], place)
+        earlier = predecessor(setting, self.offered[setting.method.name], place)
+        if earlier is not None:
+            *before, run = self.runs(self._checked(earlier, f"{place}.start_from"))
+            yield from (*before, run)
+            loads["predecessor"] = run["run_id"]
+        for teacher in teachers(setting.recipe):
+            *before, run = self._teacher(setting, teacher, place)
+            yield from (*before, run)
+            loads.setdefault("teachers", []).append(run["run_id"])
+        whose = self._bare if setting.method.weight is None else self.experiment
+        start, name = self.checkpoint()["run_id"], setting.method.name
+        yield {
+            **resolve(
+                self.config, whose, name, setting.bits, self.seed, setting.recipe, start, loads
+            ),
+            "role": setting.role,
+        }
+
+    def _teacher(self, setting: Setting, teacher: str | dict, place: str) -> Iterator[dict]:
+        where = f"{place}.distill.teacher"
+        if teacher == PRETRAINED:
+            yield self.checkpoint()
+        elif isinstance(teacher, dict):
+            options = json.dumps(teacher["arch_options"], sort_keys=True)
+            with _errors_at(f"{where}: "):
+                _skeleton(teacher["arch"], dataset(self.experiment["dataset"]), options)
+            yield self.checkpoint(**teacher)
         else:
-            family = "ablation" if run["method"] in ablation_methods else "rest"
-            unique = members.setdefault((starts[run["pretrained"]], family), {})
-            unique.setdefault(run["run_id"], run)
-    for base, family in itertools.product(starts.values(), ("ablation", "rest")):
-        chosen = tuple(members.get((base, family), {}).values())
-        for part, start in enumerate(range(0, len(chosen), runs_per_job)):
-            name = f"{base}-{family}{part}"
-            jobs[name] = Job(name, chosen[start : start + runs_per_job], f"{base}-checkpoint")
-    return jobs
+            other = teacher_setting(setting, teacher, place)
+            yield from self.runs(self._checked(other, where))
+
+    def _checked(self, setting: Setting, place: str) -> Setting:
+        """The setting, whose method must offer its bits."""
+        try:
+            policy = QuantPolicy(setting.method, *setting.bits, **self.experiment["policy"])
+            layer_bits(self.model, policy)
+        except InputError as error:
+            raise DoesNotApply(f"{place}: {error}") from error
+        return setting

@@ -1,0 +1,137 @@
+"""APoT (Li, Dong, Wang 2020, arXiv:1909.13144): levels are sums of powers of two, up to a clip."""
+
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from lowbit_core.quantizers.interface import Method, WeightQuantizer
+from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation, quantize_pieces
+from lowbit_core.quantizers.range_search import best_clip
+from lowbit_core.quantizers.ste_mask import rectified
+
+# By bits: a level is a sum of at most one number of each row, divided by the largest sum. As in the
+# authors' code; one bit is ours.
+ADDENDS = {
+    1: ((1.0,),),
+    2: ((1 / 2, 1 / 4, 1 / 8),),
+    3: ((1 / 2, 1 / 4, 1 / 16), (1 / 8,)),
+    4: ((1 / 2, 1 / 8, 1 / 32), (1 / 4, 1 / 16, 1 / 64)),
+}
+SMALLEST = 1e-5  # of alpha and of the standard deviation: both divide
+
+
+def unit_levels(bits: int, signed: bool) -> Tensor:
+    """The levels for alpha = 1, rising: 2^bits from 0 to 1, or 2^bits - 1 from -1 to 1 if `signed`.
+
+    A signed level has a sign and `bits - 1` bits of magnitude; with one bit it is -1 or +1 (ours).
+    Eight bits are a uniform grid (ours): the authors define none.
+    """
+    if signed and bits == 1:
+        return torch.tensor([-1.0, 1.0])
+    if signed:
+        magnitudes = unit_levels(bits - 1, signed=False)
+        return torch.cat([-magnitudes[1:].flip(0), magnitudes])
+    if bits not in ADDENDS:
+        return torch.linspace(0, 1, 2**bits)
+    sums = sorted(sum(terms) for terms in product(*((0.0, *row) for row in ADDENDS[bits])))
+    return torch.tensor(sums) / sums[-1]
+
+
+def apot_pieces(units: Tensor, alpha: Tensor, signed: bool, clips_gradient: bool = True) -> Pieces:
+    """Q(x) = alpha P(clip(x / alpha)), where P is the nearest of `units`, whose last is 1.
+
+    dQ/dalpha is P - x / alpha inside the clip and the sign of x outside. dQ/dx is 1 inside, and
+    outside too unless `clips_gradient`.
+    """
+    bottom, top = (units[:1] if signed else units[:0]), units[-1:]
+    units = torch.cat([bottom, units, top])
+    inside = torch.ones_like(units)
+    inside[-1:], inside[: len(bottom)] = 0, 0
+    middles = (units[1:] + units[:-1]) / 2  # the first and last are the ends of the clip
+    return Pieces(
+        edges=alpha.detach() * middles,
+        levels=alpha.detach() * units,
+        offset=alpha * units,
+        gain=inside * (1 - alpha / alpha.detach()),
+        slope=inside if clips_gradient else torch.ones_like(inside),
+    )
+
+
+class APoTWeight(WeightQuantizer):
+    """A shadow weight, normalised over its layer, then clipped at alpha and quantized.
+
+    Up to two bits the gradient passes outside the clip too (the authors' calibrated gradient).
+    """
+
+    GROUPS = {"weight": "weights", "alpha": "levels"}
+    GRANULARITY = "per_layer"
+    INIT = "least squared error on the pretrained weight"
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        super().__init__(weight, bits)
+        self.weight = nn.Parameter(weight.detach().flatten(1).clone())
+        units = unit_levels(bits, signed=True).to(weight.device, weight.dtype)
+        self.register_buffer("units", units, persistent=False)
+        w = self.latent().detach() / self._deviation().detach()
+        self.alpha = nn.Parameter(best_clip(w, lambda alpha: self._quantize(w, alpha)))
+
+    def _clip(self) -> Tensor:
+        return self.alpha.abs().clamp_min(SMALLEST)
+
+    def _deviation(self) -> Tensor:
+        correction = min(1, self.weight.numel() - 1)  # none for a layer of one weight
+        return self.weight.std(correction=correction).clamp_min(SMALLEST)
+
+    def forward(self) -> Tensor:
+        deviation = self._deviation()
+        y = self._quantize(self.latent() / deviation, self._clip())
+        return (deviation * y).view(self.shape)
+
+    def _quantize(self, w: Tensor, alpha: Tensor) -> Tensor:
+        pieces = apot_pieces(self.units, alpha, signed=True, clips_gradient=self.bits > 2)
+        return quantize_pieces(w, pieces, signed=True)[0]
+
+    def latent(self) -> Tensor:
+        return self.weight - self.weight.mean()
+
+    def levels(self) -> Tensor:
+        return (self._deviation() * (self._clip() * self.units))[None]
+
+    def level_numbers(self) -> int:
+        return 1
+
+
+class APoTActivation(PiecewiseActivation):
+    """Clips to [0, alpha] ([-alpha, alpha] when signed: our extension), then as the weights.
+
+    alpha starts at the clip of least squared error on the first batch.
+    """
+
+    GROUPS = {"alpha": "clip"}
+
+    def __init__(self, bits: int, signed: bool) -> None:
+        super().__init__(bits, signed)
+        self.alpha = nn.Parameter(torch.tensor(8.0))
+        self.register_buffer("units", unit_levels(bits, signed), persistent=False)
+
+    def _clip(self) -> Tensor:
+        return self.alpha.abs().clamp_min(SMALLEST)
+
+    def pieces(self) -> Pieces:
+        return apot_pieces(self.units, self._clip(), self.signed)
+
+    def levels(self) -> Tensor:
+        return self._clip() * self.units
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        x = rectified(x.float(), self.signed, self.ceiling)
+
+        def quantized(alpha: Tensor) -> Tensor:
+            return quantize_pieces(x, apot_pieces(self.units, alpha, self.signed), self.signed)[0]
+
+        self.alpha.copy_(best_clip(x, quantized))
+
+
+METHODS = (Method("apot", APoTWeight, APoTActivation),)
