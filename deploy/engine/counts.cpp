@@ -101,35 +101,52 @@ void finish(const Layer& layer, int block, const int32_t* counts, const int32_t*
     const int used = std::min(BLOCK, s.outputs - first);
     float base = 0;
     if (s.w_offset) base = weighted<float>(s, terms, [&](int h) { return float(sums[h]); });
-    float result[BLOCK];
-    for (int lane = 0; lane < used; lane += FLOATS) {
+    const float* values = layer.w_value.data() + first;
+    for (int lane = 0; lane < used; lane += FLOATS, counts += FLOATS) {
         Floats total = read<Floats>(layer.shift.data() + first + lane);
+        const int32_t* term = counts;
         for (int g = 0; g < s.w_groups; g++) {
-            const int32_t* term = counts + size_t(g) * terms * BLOCK + lane;
             Floats sum = weighted<Floats>(s, terms, [&](int h) {
                 return __builtin_convertvector(read<Integers>(term + h * BLOCK), Floats);
             });
-            total = total + read<Floats>(layer.w_value.data() + size_t(g) * outputs + first + lane) * sum;
+            total = total + read<Floats>(values + size_t(g) * outputs + lane) * sum;
+            term += terms * BLOCK;
         }
         if (s.w_offset) total = total + read<Floats>(layer.w_offset.data() + first + lane) * base;
-        std::memcpy(result + lane, &total, sizeof total);
+        float* to = y + first + lane;
+        if (used - lane < FLOATS) {
+            for (int i = 0; i < used - lane; i++)
+                to[i] = limited(s, other ? total[i] + other[first + lane + i] : total[i]);
+            return;
+        }
+        if (other) total = total + read<Floats>(other + first + lane);
+        if (s.relu) {
+            total = total > 0 ? total : Floats{};
+            total = total < s.ceiling ? total : Floats{} + s.ceiling;
+        }
+        std::memcpy(to, &total, sizeof total);
     }
-    for (int lane = 0; lane < used; lane++)
-        y[first + lane] = limited(s, other ? result[lane] + other[first + lane] : result[lane]);
 }
 
 // Sums of the input's integers over the taps of every output pixel of row y: (OW, terms).
-void patch_sums(const Layer& layer, const int32_t* pixels, int y, int32_t* to) {
+// columns: memory for the sums of each column, (W + 2 pw, a_groups).
+void patch_sums(const Layer& layer, const int32_t* pixels, int y, int32_t* columns, int32_t* to) {
     const Step& s = layer.step;
-    const int terms = layer.a_terms(), wide = layer.padded_wide();
-    for (int x = 0; x < s.out_wide; x++, to += terms) {
-        std::fill(to, to + terms, 0);
-        for (int ky = 0; ky < s.kernel_high; ky++)
-            for (int kx = 0; kx < s.kernel_wide; kx++) {
-                const size_t at = size_t(y * s.stride_high + ky) * wide + x * s.stride_wide + kx;
-                for (int h = 0; h < s.a_groups; h++) to[h] += pixels[at * s.a_groups + h];
-            }
-        if (terms > s.a_groups) to[terms - 1] = inside(s, y, x).taps() * s.channels;
+    const int terms = layer.a_terms(), groups = s.a_groups;
+    const size_t row = size_t(layer.padded_wide()) * groups;
+    const int32_t* from = pixels + row * y * s.stride_high;
+    std::copy(from, from + row, columns);
+    for (int ky = 1; ky < s.kernel_high; ky++) {
+        from += row;
+        for (size_t i = 0; i < row; i++) columns[i] += from[i];
+    }
+    for (int x = 0; x < s.out_wide; x++, to += terms, columns += s.stride_wide * groups) {
+        for (int h = 0; h < groups; h++) {
+            int32_t sum = 0;
+            for (int kx = 0; kx < s.kernel_wide; kx++) sum += columns[kx * groups + h];
+            to[h] = sum;
+        }
+        if (terms > groups) to[groups] = inside(s, y, x).taps() * s.channels;
     }
 }
 
@@ -159,17 +176,16 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
     const size_t each = size_t(s.w_groups) * terms * BLOCK;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<int32_t> tile_counts(each * kernel.pixels);
+        std::vector<int32_t> tile_counts(each * kernel.pixels), columns(size_t(wide) * s.a_groups);
 #pragma omp for
         for (int row = 0; row < high; row++) {
             kernel.pack_rows(layer, x, packed, row, row + 1);
             if (s.kernel_high == 1 && row % s.stride_high) continue;
-            for (int column = 0; column < wide; column++)
-                kernel.pixel_sums(layer, packed, row, column, pixels + (size_t(row) * wide + column) * s.a_groups);
+            kernel.row_sums(layer, packed, row, pixels + size_t(row) * wide * s.a_groups);
         }
 #pragma omp for
         for (int row = 0; row < s.out_high; row++)
-            patch_sums(layer, pixels, row, patches + size_t(row) * s.out_wide * terms);
+            patch_sums(layer, pixels, row, columns.data(), patches + size_t(row) * s.out_wide * terms);
 #pragma omp for collapse(2)
         for (int block = 0; block < layer.blocks(); block++)
             for (int row = 0; row < s.out_high; row++)

@@ -37,8 +37,8 @@ struct Kernel {
     size_t (*input_bytes)(const Layer&);
     // Pack rows [first, end) of the padded input (H + 2 ph rows) from x (H, W, C).
     void (*pack_rows)(const Layer&, const float* x, uint8_t* packed, int first, int end);
-    // A_h of one pixel of the padded input, summed over its channels: sums (a_groups,).
-    void (*pixel_sums)(const Layer&, const uint8_t* packed, int row, int column, int32_t* sums);
+    // A_h of each pixel of a row of the padded input, summed over its channels: (W + 2 pw, a_groups).
+    void (*row_sums)(const Layer&, const uint8_t* packed, int row, int32_t* sums);
     int pixels;  // at most, of a tile
     // counts[i][g][h][lane] = sum of W_g A_h over the taps of pixel x + i, for the block's outputs.
     // sums[i][h]: sum of A_h over the taps. h runs over a_terms(); only a_groups are written.

@@ -86,13 +86,16 @@ int ones(const uint8_t* p, int bytes) {
     return count;
 }
 
-void pixel_sums(const Layer& layer, const uint8_t* packed, int row, int column, int32_t* sums) {
+void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
     const Step& s = layer.step;
-    const int bytes = channel_bytes(s);
-    const uint8_t* at = packed + row_bytes(layer) * s.a_planes * row + size_t(column) * bytes;
-    std::fill(sums, sums + s.a_groups, 0);
-    for (int j = 0; j < s.a_planes; j++, at += row_bytes(layer))
-        sums[s.a_group[j]] += s.a_multiplier[j] * ones(at, bytes);
+    const int bytes = channel_bytes(s), wide = layer.padded_wide();
+    const uint8_t* plane = packed + row_bytes(layer) * s.a_planes * row;
+    std::fill(sums, sums + size_t(wide) * s.a_groups, 0);
+    for (int j = 0; j < s.a_planes; j++, plane += row_bytes(layer)) {
+        int32_t* to = sums + s.a_group[j];
+        for (int x = 0; x < wide; x++, to += s.a_groups)
+            *to += s.a_multiplier[j] * ones(plane + size_t(x) * bytes, bytes);
+    }
 }
 
 // One row of pixels of a tile against one vector of outputs.
@@ -152,15 +155,16 @@ void count_ones(const Operands& at, int32_t* ones) {
 
 constexpr int MOST_PIXELS = 8;
 constexpr int tile_pixels(int planes) {
-    return std::max(1, std::min(MOST_PIXELS - 1, Lanes::registers / planes));
+    return std::max(1, std::min(MOST_PIXELS, Lanes::registers / planes));
 }
 
-template <int P, int J>
+// As many pixels at a time as registers hold counts of; then half as many, and so on.
+template <int P, int J, int X = tile_pixels(P* J)>
 void count_pixels(Operands at, int n, int32_t* ones) {
-    constexpr int X = tile_pixels(P * J);
-    constexpr int size = P * J * Lanes::count;
-    for (; n >= X; n -= X, at.input += X * at.pixel, ones += X * size) count_ones<P, J, X>(at, ones);
-    for (; n > 0; n--, at.input += at.pixel, ones += size) count_ones<P, J, 1>(at, ones);
+    for (; n >= X; n -= X, at.input += X * at.pixel, ones += X * P * J * Lanes::count)
+        count_ones<P, J, X>(at, ones);
+    if constexpr (X > 1)
+        if (n > 0) count_pixels<P, J, X / 2>(at, n, ones);
 }
 
 using Count = void (*)(Operands, int, int32_t*);
@@ -171,6 +175,8 @@ constexpr Count COUNT[MOST_P][MOST_J] = {
     {count_pixels<3, 1>, count_pixels<3, 2>, nullptr, nullptr},
     {count_pixels<4, 1>, count_pixels<4, 2>, nullptr, nullptr},
 };
+
+typedef int32_t Sums __attribute__((vector_size(4 * Lanes::count)));
 
 // counts += 2 x multiplier x ones, of P and J planes from p0 and j0.
 void add_ones(const Layer& layer, int n, int sub, int p0, int P, int j0, int J, const int32_t* ones,
@@ -183,7 +189,8 @@ void add_ones(const Layer& layer, int n, int sub, int p0, int P, int j0, int J, 
                 const int32_t factor = 2 * s.w_multiplier[p] * s.a_multiplier[j];
                 const size_t group = (size_t(x) * s.w_groups + s.w_group[p]) * terms + s.a_group[j];
                 int32_t* to = counts + group * BLOCK + sub * Lanes::count;
-                for (int lane = 0; lane < Lanes::count; lane++) to[lane] += factor * ones[lane];
+                const Sums sum = read<Sums>(to) + read<Sums>(ones) * factor;
+                std::memcpy(to, &sum, sizeof sum);
             }
 }
 
@@ -222,4 +229,4 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
 }  // namespace
 
 const Kernel POPCOUNT{Lanes::name, serves,     pack_weights,    input_bytes,
-                      pack_rows,   pixel_sums, MOST_PIXELS - 1, tile};
+                      pack_rows,   row_sums, MOST_PIXELS, tile};

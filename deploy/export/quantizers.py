@@ -23,21 +23,19 @@ def weight_codes(layer: str, quantizer: WeightQuantizer) -> Weight:
 
     Raises InputError where the weight does not consist of the levels that the quantizer names.
     """
-    used = quantizer.eval()().detach().float()
-    rows = used.flatten(1)
+    rows, shape = quantizer.used().float(), quantizer.shape
     levels = quantizer.levels().detach().float().contiguous()
     if levels.shape[1] < 2 or levels.shape[1] > MOST_LEVELS:
         raise InputError(f"layer {layer}: {levels.shape[1]} levels: a file holds 2 to 256")
-    middles = (levels[:, 1:] + levels[:, :-1]) / 2
-    codes = torch.searchsorted(middles.expand(len(rows), -1).contiguous(), rows.contiguous())
-    distance = (levels.expand(len(rows), -1).gather(1, codes) - rows).abs().max()
+    codes = quantizer.codes()
+    distance = (levels.expand(len(rows), -1).gather(1, codes.long()) - rows).abs().max()
     if not float(distance) <= TOLERANCE * float(levels.abs().max()):  # a NaN is refused, too
         raise InputError(
             f"layer {layer}: a weight is {float(distance):.2g} away from the levels of "
             f"{type(quantizer).__name__}: a weight quantizer's levels() must name all its values"
         )
-    shaped = codes.view(used.shape if used.dim() == 4 else (*used.shape, 1, 1))
-    array = np.ascontiguousarray(shaped.permute(0, 2, 3, 1).numpy().astype(np.uint8))
+    shaped = codes.view(shape if len(shape) == 4 else (*shape, 1, 1))
+    array = np.ascontiguousarray(shaped.permute(0, 2, 3, 1).numpy())
     table = levels.numpy()
     basis = _basis_of(table)
     return Weight(codes=array, levels=table if basis is None else basis_levels(basis), basis=basis)

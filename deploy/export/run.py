@@ -14,16 +14,14 @@ from deploy import fileformat
 from deploy.export.trace import trace
 from deploy.fileformat import About
 from deploy.graph import Convolution, Graph, Quantize
-from lowbit_core import models
-from lowbit_core.conversion.policy import QuantPolicy
-from lowbit_core.conversion.swap import convert
 from lowbit_core.data.normalisation import MEAN_STD
 from lowbit_core.data.torch_reader import CENTER_RATIO
 from lowbit_core.datasets.catalog import Dataset, dataset
 from lowbit_core.datasets.manifest import read_manifest
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import write_bytes
-from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder, load_tensors
+from lowbit_core.runtime.run_folder import RunFolder
+from lowbit_core.training.trained import trained_network
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,16 +45,7 @@ def read_run(folder: Path) -> TrainedRun:
     if final["status"] != "done":
         raise InputError(f"{folder}: the run is {final['status']}: there is no network to export")
     data, method = dataset(config["dataset"]), baselines.method(config["method"])
-    model = models.build(config["arch"], data.classes, data.channels, **config["arch_options"])
-    policy = QuantPolicy(method, config["w_bits"], config["a_bits"], **config["policy"])
-    convert(model, policy, torch.zeros(1, data.channels, data.side, data.side))
-    try:
-        model.load_state_dict(load_tensors(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise InputError(
-            f"{folder / WEIGHTS} does not fit the network of config.json: was the run trained by "
-            "another version of this code?"
-        ) from error
+    model = trained_network(folder, method)
     model.eval().to(memory_format=torch.channels_last)
     return TrainedRun(config, final, model, data)
 
