@@ -40,28 +40,32 @@ def library() -> ctypes.CDLL | None:
     None where that fails; one sentence on stderr then says why.
     """
     try:
-        return _declared(ctypes.CDLL(str(_built())))
+        return _declared(ctypes.CDLL(str(built(FOLDER, "kernels", FLAGS))))
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(getattr(error, "stderr", "") or error).strip().splitlines()[0]
         print(f"warning: the quantizers' kernels cannot be built: {reason}", file=sys.stderr)
         return None
 
 
-def _built() -> Path:
+def built(folder: Path, name: str, flags: tuple[str, ...]) -> Path:
+    """The library of the C++ files in `folder`, from the cache or built now.
+
+    Raises OSError where no compiler is found, CalledProcessError where it fails.
+    """
     command = compiler()
     if command is None:
         raise FileNotFoundError("no C++ compiler is found")
     version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
-    code = {f.name: f.read_text() for f in sorted(FOLDER.iterdir()) if f.suffix in (".cpp", ".h")}
-    parts = (code, *FLAGS, version.stdout, _processor())
-    path = cache_folder() / f"kernels-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+    code = {f.name: f.read_text() for f in sorted(folder.iterdir()) if f.suffix in (".cpp", ".h")}
+    parts = (code, *flags, version.stdout, _processor())
+    path = cache_folder() / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     if path.exists():
         return path
-    with locked(path.with_suffix(".lock"), "waiting for another process that builds the kernels"):
+    with locked(path.with_suffix(".lock"), f"waiting for another process that builds the {name}"):
         if not path.exists():
             with replace_file(path) as temporary:
-                sources = [str(FOLDER / name) for name in code if name.endswith(".cpp")]
-                words = [command, *FLAGS, *sources, "-o", str(temporary)]
+                sources = [str(folder / file) for file in code if file.endswith(".cpp")]
+                words = [command, *flags, *sources, "-o", str(temporary)]
                 subprocess.run(words, capture_output=True, text=True, check=True)
     return path
 

@@ -124,7 +124,7 @@ def test_every_row_of_the_claims_has_its_interval_and_n(drawn: Path):
 
 def test_published_values_beside_ours(paper: Path):
     table = [r for r in read_table(paper / "table_main.csv") if r["published_top1"] is not None]
-    columns, rows = report.make_table(report.PUBLISHED, table)
+    columns, rows, _ = report.make_table(report.PUBLISHED, table)
     lq_nets = next(cells for cells in rows if "AlexNet (BN), W2A2 · LQ-Nets" in cells[0])
     found = dict(zip(columns, lq_nets, strict=True))
     assert found["Published"].value == 57.4

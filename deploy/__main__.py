@@ -1,0 +1,103 @@
+"""Export a trained network and run it: `python -m deploy export|predict|show|check ...`."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from deploy.images import read_images
+from deploy.network import Network, load
+from lowbit_core.runtime.errors import InputError, run_cli
+
+ROOT = Path(__file__).parents[1]
+BEST = 5
+FORMATS = ("lowbit", "onnx")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from deploy.export.run import export_onnx, export_run
+
+    if arguments.format == "onnx":
+        size = export_onnx(arguments.run, arguments.out, arguments.data)
+        print(f"{arguments.out}: {size:,} bytes")
+        return
+    size = export_run(arguments.run, arguments.out, arguments.data)
+    over = 100 * (size["file"] / size["information"] - 1)
+    print(f"{arguments.out}: {size['file']:,} bytes, {over:.1f} % more than what it holds")
+    print(f"  {size['compressed']:,} bytes after LZMA; {size['float32']:,} bytes in float32")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    network = load(arguments.model, threads=arguments.threads)
+    images = read_images(arguments.images, network.about, network.graph.input_shape)
+    for path, scores in zip(arguments.images, network.scores(images), strict=True):
+        shares = np.exp(scores.astype(np.float64) - scores.max())
+        shares /= shares.sum()
+        best = np.argsort(-scores, kind="stable")[:BEST]
+        names = (f"{network.about.classes[i]} {100 * shares[i]:.1f} %" for i in best)
+        print(f"{path}: {', '.join(names)}")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    network: Network = load(arguments.model)
+    for key, value in network.about.model.items():
+        print(f"{key}: {value}")
+    for layer, kernel in network.kernels():
+        print(f"{layer}: {kernel}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from deploy.export.check import check_run
+
+    found = check_run(
+        arguments.model, arguments.run, arguments.data, arguments.threads, arguments.most
+    )
+    print(
+        f"{found['images']} test images: top-1 {found['top1']:.2f} % by the file, "
+        f"{found['top1_torch']:.2f} % by torch, {found['top1_training']:.2f} % after training; "
+        f"the same class for {found['agreement']:.2f} % of the images"
+    )
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="export|predict|show|check")
+    data = {"type": Path, "default": ROOT / "data", "help": "the prepared data sets"}
+    threads = {"type": int, "default": 1, "help": "threads for one image"}
+
+    export = commands.add_parser("export", help="write the network of a finished run to one file")
+    export.add_argument("run", type=Path, help="the run's folder, results/runs/<run>")
+    export.add_argument("--out", type=Path, required=True)
+    export.add_argument("--format", choices=FORMATS, default="lowbit")
+    export.add_argument("--data", **data)
+    export.set_defaults(call=_export)
+
+    predict = commands.add_parser("predict", help="print the best classes of each image")
+    predict.add_argument("model", type=Path)
+    predict.add_argument("images", type=Path, nargs="+")
+    predict.add_argument("--threads", **threads)
+    predict.set_defaults(call=_predict)
+
+    show = commands.add_parser("show", help="print where a file comes from and how it is computed")
+    show.add_argument("model", type=Path)
+    show.set_defaults(call=_show)
+
+    check = commands.add_parser("check", help="compare a file with its run on the test images")
+    check.add_argument("model", type=Path)
+    check.add_argument("run", type=Path)
+    check.add_argument("--data", **data)
+    check.add_argument("--threads", **threads)
+    check.add_argument("--most", type=int, help="test images to use; all of them if left out")
+    check.set_defaults(call=_check)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
+    if getattr(arguments, "most", None) is not None and arguments.most < 1:
+        raise InputError(f"--most {arguments.most}: must be at least 1")
+    arguments.call(arguments)
+
+
+if __name__ == "__main__":
+    run_cli(main)

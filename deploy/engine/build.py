@@ -1,0 +1,74 @@
+"""Builds the engine's library once for each instruction set, and declares its functions."""
+
+import ctypes
+import functools
+import platform
+import subprocess
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+from lowbit_core.kernels.build import built
+from lowbit_core.runtime.errors import InputError
+
+FOLDER = Path(__file__).parent
+# No fused multiply-add: results must not depend on the instruction set.
+FLAGS = (
+    "-std=c++17", "-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    "-Wno-psabi", "-shared", "-fPIC",
+    *(["-mtune=haswell"] if platform.machine() == "x86_64" else []),
+)  # fmt: skip
+
+_TYPES = {"i": c_int32, "f": c_float, "p": c_void_p}
+
+
+class Step(ctypes.Structure):
+    """The struct Step of step.h, field for field; without a letter a field is an int32."""
+
+    _fields_ = [
+        (name, _TYPES[letter or "i"])
+        for name, _, letter in (
+            field.partition(":")
+            for field in (
+                "kind input other output channels high wide outputs out_high out_wide kernel_high "
+                "kernel_wide stride_high stride_wide pad_high pad_wide relu ceiling:f shift:p "
+                "weight:p window:p thresholds threshold:p level:p a_planes a_groups a_bits:p "
+                "a_multiplier:p a_group:p a_value:p a_offset:f w_levels w_planes w_groups "
+                "w_codes:p w_bits:p w_multiplier:p w_group:p w_value:p w_offset:p"
+            ).split()
+        )
+    ]
+
+
+@functools.cache
+def library(target: str = "native", flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """The engine for an instruction set, a value of the compiler's -march.
+
+    InputError says in one sentence why it cannot be built.
+    """
+    try:
+        path = built(FOLDER, "engine", (*FLAGS, f"-march={target}", *flags))
+        return _declared(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip().splitlines()[0]
+        raise InputError(f"the engine that runs networks cannot be built: {reason}") from error
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    floats, times = POINTER(c_float), POINTER(c_double)
+    functions = {
+        "network_new": (
+            c_void_p,
+            [POINTER(Step), c_int32, POINTER(c_int64), c_int32, c_int64, c_int64, c_int32, c_int64],
+        ),
+        "network_free": (None, [c_void_p]),
+        "network_kernel": (c_char_p, [c_void_p, c_int32]),
+        "network_run": (None, [c_void_p, floats, c_int64, floats, c_int32, times]),
+        "network_step": (
+            None,
+            [c_void_p, c_int32, floats, floats, floats, c_int32, POINTER(c_int32)],
+        ),
+    }
+    for name, (result, arguments) in functions.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

@@ -1,0 +1,227 @@
+// A convolution on codes: packs the input, has a kernel count, and makes floats of the counts.
+//
+// y = shift + sum_g w_value[g] (sum_h a_value[h] T[g][h] + a_offset S[g]) + w_offset (the same sum
+// over the input alone), where T[g][h] is the kernel's integer and S[g] the sum of W_g over the taps
+// that lie inside the image: padding is with zero, which need not be a level.
+#include <algorithm>
+
+#include "kernel.h"
+#include "lanes.h"
+
+const Kernel* choose_kernel(const Step& step) {
+    for (const Kernel* kernel : {&POPCOUNT})
+        if (kernel->serves(step)) return kernel;
+    return nullptr;
+}
+
+void prepare_counts(Layer& layer) {
+    const Step& s = layer.step;
+    const int outputs = layer.blocks() * BLOCK;
+    layer.shift.assign(outputs, 0);
+    layer.w_value.assign(size_t(outputs) * s.w_groups, 0);
+    if (s.w_offset) layer.w_offset.assign(outputs, 0);
+    for (int o = 0; o < s.outputs; o++) {
+        layer.shift[o] = s.shift[o];
+        if (s.w_offset) layer.w_offset[o] = s.w_offset[o];
+        for (int g = 0; g < s.w_groups; g++)
+            layer.w_value[size_t(g) * outputs + o] = s.w_value[size_t(o) * s.w_groups + g];
+    }
+    layer.kernel->pack_weights(layer);
+    if (s.a_offset == 0) return;
+    // prefix[y][x][g][o]: the sum of W_g over the taps above y and left of x.
+    const int wide = s.kernel_wide + 1;
+    const size_t cell = size_t(s.w_groups) * outputs;
+    layer.prefix.assign(cell * (s.kernel_high + 1) * wide, 0);
+    const uint8_t* code = s.w_codes;
+    for (int o = 0; o < s.outputs; o++)
+        for (int y = 0; y < s.kernel_high; y++)
+            for (int x = 0; x < s.kernel_wide; x++)
+                for (int c = 0; c < s.channels; c++, code++)
+                    for (int p = 0; p < s.w_planes; p++)
+                        layer.prefix[cell * ((y + 1) * wide + x + 1) + size_t(s.w_group[p]) * outputs + o] +=
+                            s.w_multiplier[p] * (2 * s.w_bits[p * s.w_levels + *code] - 1);
+    for (int y = 1; y <= s.kernel_high; y++)
+        for (int x = 1; x <= s.kernel_wide; x++)
+            for (size_t i = 0; i < cell; i++)
+                layer.prefix[cell * (y * wide + x) + i] +=
+                    layer.prefix[cell * ((y - 1) * wide + x) + i] +
+                    layer.prefix[cell * (y * wide + x - 1) + i] -
+                    layer.prefix[cell * ((y - 1) * wide + x - 1) + i];
+}
+
+namespace {
+
+constexpr int MOST_TERMS = 16;  // more than the planes of inputs that any kernel serves
+
+// The taps of output pixel (y, x) that lie inside the image: [top, bottom) x [left, right).
+struct Inside {
+    int top, bottom, left, right;
+    int taps() const { return (bottom - top) * (right - left); }
+};
+
+Inside inside(const Step& s, int y, int x) {
+    const int row = y * s.stride_high - s.pad_high, column = x * s.stride_wide - s.pad_wide;
+    const int top = std::max(0, -row), left = std::max(0, -column);
+    return {top, std::max(top, std::min(s.kernel_high, s.high - row)),
+            left, std::max(left, std::min(s.kernel_wide, s.wide - column))};
+}
+
+// S[g], the last of the terms of each group of weights, from the prefix sums.
+void add_offset_terms(const Layer& layer, const Tile& t, int32_t* counts) {
+    const Step& s = layer.step;
+    const int terms = layer.a_terms(), outputs = layer.blocks() * BLOCK;
+    const size_t cell = size_t(s.w_groups) * outputs;
+    for (int i = 0; i < t.n; i++) {
+        const Inside in = inside(s, t.y, t.x + i);
+        auto at = [&](int y, int x) {
+            return layer.prefix.data() + cell * (y * (s.kernel_wide + 1) + x) + t.block * BLOCK;
+        };
+        const int32_t *a = at(in.bottom, in.right), *b = at(in.top, in.right);
+        const int32_t *c = at(in.bottom, in.left), *d = at(in.top, in.left);
+        for (int g = 0; g < s.w_groups; g++)
+            for (int lane = 0; lane < BLOCK; lane++)
+                counts[((size_t(i) * s.w_groups + g) * terms + terms - 1) * BLOCK + lane] =
+                    a[size_t(g) * outputs + lane] - b[size_t(g) * outputs + lane] -
+                    c[size_t(g) * outputs + lane] + d[size_t(g) * outputs + lane];
+    }
+}
+
+// What `finish` needs of a layer for one block of outputs.
+struct Values {
+    const float *shift, *w_value, *w_offset;  // of the block's first output; w_offset may be null
+    float a_value[MOST_TERMS];                // of each term, the offset last
+    int terms, groups, outputs, used;         // outputs: floats between groups; used: of the block
+    bool relu;
+    float ceiling;
+};
+
+Values values_of(const Layer& layer, int block) {
+    const Step& s = layer.step;
+    const int first = block * BLOCK;
+    Values v{layer.shift.data() + first, layer.w_value.data() + first,
+             s.w_offset ? layer.w_offset.data() + first : nullptr, {}, layer.a_terms(), s.w_groups,
+             layer.blocks() * BLOCK, std::min(BLOCK, s.outputs - first), s.relu != 0, s.ceiling};
+    std::copy(s.a_value, s.a_value + s.a_groups, v.a_value);
+    v.a_value[s.a_groups] = s.a_offset;
+    return v;
+}
+
+// The outputs y of one pixel and block; sums: of the input over the taps, (terms,). other may be
+// null. The order of the additions is that of the formula at the top.
+template <int TERMS>
+void finish(const Values& v, const int32_t* counts, const int32_t* sums, const float* other, float* y) {
+    const int terms = TERMS ? TERMS : v.terms;
+    float base = 0;
+    if (v.w_offset) {
+        base = float(sums[0]) * v.a_value[0];
+        for (int h = 1; h < terms; h++) base += float(sums[h]) * v.a_value[h];
+    }
+    for (int lane = 0; lane < v.used; lane += FLOATS) {
+        Floats total = read<Floats>(v.shift + lane);
+        const int32_t* term = counts + lane;
+        for (int g = 0; g < v.groups; g++, term += terms * BLOCK) {
+            Floats sum = __builtin_convertvector(read<Integers>(term), Floats) * v.a_value[0];
+            for (int h = 1; h < terms; h++)
+                sum += __builtin_convertvector(read<Integers>(term + h * BLOCK), Floats) * v.a_value[h];
+            total += read<Floats>(v.w_value + size_t(g) * v.outputs + lane) * sum;
+        }
+        if (v.w_offset) total += read<Floats>(v.w_offset + lane) * base;
+        const int left = std::min(FLOATS, v.used - lane);
+        float added[FLOATS] = {};
+        if (other && left < FLOATS) std::memcpy(added, other + lane, sizeof(float) * left);
+        if (other) total += read<Floats>(left < FLOATS ? added : other + lane);
+        if (v.relu) {
+            total = total > 0 ? total : Floats{};
+            total = total < v.ceiling ? total : Floats{} + v.ceiling;
+        }
+        if (left == FLOATS)
+            std::memcpy(y + lane, &total, sizeof total);
+        else
+            std::memcpy(y + lane, &total, sizeof(float) * left);
+    }
+}
+
+using Finish = void (*)(const Values&, const int32_t*, const int32_t*, const float*, float*);
+
+Finish finish_for(int terms) {
+    return terms == 1 ? finish<1> : terms == 2 ? finish<2> : terms == 3 ? finish<3> : finish<0>;
+}
+
+// Sums of the input's integers over the taps of every output pixel of row y: (OW, terms).
+// columns: memory for the sums of each column, (W + 2 pw, a_groups).
+void patch_sums(const Layer& layer, const int32_t* pixels, int y, int32_t* columns, int32_t* to) {
+    const Step& s = layer.step;
+    const int terms = layer.a_terms(), groups = s.a_groups;
+    const size_t row = size_t(layer.padded_wide()) * groups;
+    const int32_t* from = pixels + row * y * s.stride_high;
+    std::copy(from, from + row, columns);
+    for (int ky = 1; ky < s.kernel_high; ky++) {
+        from += row;
+        for (size_t i = 0; i < row; i++) columns[i] += from[i];
+    }
+    for (int x = 0; x < s.out_wide; x++, to += terms, columns += s.stride_wide * groups) {
+        for (int h = 0; h < groups; h++) {
+            int32_t sum = 0;
+            for (int kx = 0; kx < s.kernel_wide; kx++) sum += columns[kx * groups + h];
+            to[h] = sum;
+        }
+        if (terms > groups) to[groups] = inside(s, y, x).taps() * s.channels;
+    }
+}
+
+void store_counts(const Layer& layer, const Tile& t, const int32_t* counts, int32_t* to) {
+    const Step& s = layer.step;
+    const int each = s.w_groups * layer.a_terms();
+    for (int i = 0; i < t.n; i++)
+        for (int k = 0; k < each; k++)
+            for (int lane = 0; lane < std::min(BLOCK, s.outputs - t.block * BLOCK); lane++) {
+                const size_t pixel = size_t(t.y) * s.out_wide + t.x + i;
+                to[(pixel * s.outputs + t.block * BLOCK + lane) * each + k] =
+                    counts[(size_t(i) * each + k) * BLOCK + lane];
+            }
+}
+
+}  // namespace
+
+// counts: null, or (OH, OW, O, groups of weights, terms), to which the integers are copied.
+void run_counts(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch,
+                int threads, int32_t* counts) {
+    const Step& s = layer.step;
+    const Kernel& kernel = *layer.kernel;
+    const int terms = layer.a_terms(), high = layer.padded_high(), wide = layer.padded_wide();
+    uint8_t* packed = (uint8_t*)scratch.packed.data();
+    int32_t* pixels = scratch.sums.data();
+    int32_t* patches = pixels + size_t(high) * wide * s.a_groups;
+    const size_t each = size_t(s.w_groups) * terms * BLOCK;
+    const Finish finish = finish_for(terms);
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<int32_t> tile_counts(each * kernel.pixels), columns(size_t(wide) * s.a_groups);
+#pragma omp for
+        for (int row = 0; row < high; row++) {
+            kernel.pack_rows(layer, x, packed, row, row + 1);
+            if (s.kernel_high == 1 && row % s.stride_high) continue;
+            kernel.row_sums(layer, packed, row, pixels + size_t(row) * wide * s.a_groups);
+        }
+#pragma omp for
+        for (int row = 0; row < s.out_high; row++)
+            patch_sums(layer, pixels, row, columns.data(), patches + size_t(row) * s.out_wide * terms);
+#pragma omp for collapse(2)
+        for (int block = 0; block < layer.blocks(); block++)
+            for (int row = 0; row < s.out_high; row++)
+                for (int column = 0; column < s.out_wide; column += kernel.pixels) {
+                    const Tile t{row, column, std::min(kernel.pixels, s.out_wide - column), block};
+                    const size_t pixel = size_t(row) * s.out_wide + column;
+                    const int32_t* sums = patches + pixel * terms;
+                    int32_t* made = tile_counts.data();
+                    const Values values = values_of(layer, block);
+                    kernel.tile(layer, packed, t, sums, made);
+                    if (terms > s.a_groups) add_offset_terms(layer, t, made);
+                    if (counts) store_counts(layer, t, made, counts);
+                    for (int i = 0; i < t.n; i++) {
+                        const size_t at = (pixel + i) * s.outputs + block * BLOCK;
+                        finish(values, made + i * each, sums + i * terms, other ? other + at : nullptr, y + at);
+                    }
+                }
+    }
+}

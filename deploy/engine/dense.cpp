@@ -1,0 +1,131 @@
+// Convolutions in float32: the first and last layer, and what is dequantized.
+//
+// A vector holds neighbouring outputs. Each output is a sum of products in one order: kernel rows,
+// then columns, then channels, with a new partial sum after every PART products of a row.
+#include <algorithm>
+#include <cstring>
+
+#include "kernel.h"
+#include "lanes.h"
+
+namespace {
+
+constexpr int PART = 64;
+constexpr int VECTORS = BLOCK / FLOATS;
+constexpr int PIXELS = FLOATS == 16 ? 12 : FLOATS == 8 ? 5 : 2;
+
+struct Operands {
+    const float* x;       // the first tap of the first pixel
+    const float* weight;  // of the block: (kernel rows, run, BLOCK)
+    size_t row, pixel;    // floats between kernel rows and between output pixels
+    int rows, run;        // kernel rows; products of one
+};
+
+template <int X>
+void products(const Operands& at, float* sums) {
+    std::memset(sums, 0, sizeof(float) * X * BLOCK);
+    const float* weight = at.weight;
+    for (int row = 0; row < at.rows; row++)
+        for (int first = 0; first < at.run; first += PART) {
+            const float* x = at.x + at.row * row + first;
+            const int n = std::min(PART, at.run - first);
+            Floats part[X][VECTORS] = {};
+            for (int i = 0; i < n; i++, weight += BLOCK) {
+                Floats w[VECTORS];
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++) w[v] = read<Floats>(weight + v * FLOATS);
+#pragma GCC unroll 12
+                for (int k = 0; k < X; k++)
+#pragma GCC unroll 4
+                    for (int v = 0; v < VECTORS; v++) part[k][v] = part[k][v] + w[v] * x[k * at.pixel + i];
+            }
+            for (int k = 0; k < X; k++)
+                for (int v = 0; v < VECTORS; v++) {
+                    float* to = sums + k * BLOCK + v * FLOATS;
+                    const Floats sum = read<Floats>(to) + part[k][v];
+                    std::memcpy(to, &sum, sizeof sum);
+                }
+        }
+}
+
+// x (H, W, C) with its zero padding; x itself where there is none.
+const float* padded(const Layer& layer, const float* x, Scratch& scratch, int threads) {
+    const Step& s = layer.step;
+    if (s.pad_high == 0 && s.pad_wide == 0) return x;
+    const size_t wide = size_t(layer.padded_wide()) * s.channels, row = size_t(s.wide) * s.channels;
+    float* to = scratch.padded.data();
+#pragma omp parallel for num_threads(threads)
+    for (int y = 0; y < layer.padded_high(); y++) {
+        std::memset(to + wide * y, 0, sizeof(float) * wide);
+        const int from = y - s.pad_high;
+        if (from >= 0 && from < s.high)
+            std::memcpy(to + wide * y + s.pad_wide * s.channels, x + row * from, sizeof(float) * row);
+    }
+    return to;
+}
+
+}  // namespace
+
+// Weights in blocks: (blocks, kernel rows, run, BLOCK).
+void prepare_dense(Layer& layer) {
+    const Step& s = layer.step;
+    const size_t size = size_t(s.kernel_high) * s.kernel_wide * s.channels;
+    layer.shift.assign(size_t(layer.blocks()) * BLOCK, 0);
+    std::copy(s.shift, s.shift + s.outputs, layer.shift.begin());
+    layer.weight.assign(size * layer.blocks() * BLOCK, 0);
+    for (int o = 0; o < s.outputs; o++)
+        for (size_t i = 0; i < size; i++)
+            layer.weight[(size * (o / BLOCK) + i) * BLOCK + o % BLOCK] = s.weight[size * o + i];
+}
+
+void run_dense(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch,
+               int threads) {
+    const Step& s = layer.step;
+    x = padded(layer, x, scratch, threads);
+    const size_t row = size_t(layer.padded_wide()) * s.channels;
+    const int run = s.kernel_wide * s.channels;
+#pragma omp parallel for collapse(2) num_threads(threads)
+    for (int block = 0; block < layer.blocks(); block++)
+        for (int oy = 0; oy < s.out_high; oy++) {
+            const int first = block * BLOCK, used = std::min(BLOCK, s.outputs - first);
+            Operands at{x + row * oy * s.stride_high,
+                        layer.weight.data() + size_t(block) * s.kernel_high * run * BLOCK, row,
+                        size_t(s.stride_wide) * s.channels, s.kernel_high, run};
+            float sums[PIXELS * BLOCK];
+            for (int ox = 0; ox < s.out_wide;) {
+                const int n = ox + PIXELS <= s.out_wide ? PIXELS : 1;
+                n == 1 ? products<1>(at, sums) : products<PIXELS>(at, sums);
+                for (int k = 0; k < n; k++, ox++) {
+                    const size_t to = (size_t(oy) * s.out_wide + ox) * s.outputs + first;
+                    for (int lane = 0; lane < used; lane++) {
+                        const float sum = sums[k * BLOCK + lane] + layer.shift[first + lane];
+                        y[to + lane] = limited(s, other ? sum + other[to + lane] : sum);
+                    }
+                }
+                at.x += n * at.pixel;
+            }
+        }
+}
+
+void run_depthwise(const Layer& layer, const float* x, const float* other, float* y, int threads) {
+    const Step& s = layer.step;
+    const int taps = s.kernel_high * s.kernel_wide, channels = s.channels;
+#pragma omp parallel for num_threads(threads)
+    for (int oy = 0; oy < s.out_high; oy++)
+        for (int ox = 0; ox < s.out_wide; ox++) {
+            float* to = y + (size_t(oy) * s.out_wide + ox) * channels;
+            std::fill(to, to + channels, 0.0f);
+            for (int tap = 0; tap < taps; tap++) {
+                const int iy = oy * s.stride_high - s.pad_high + tap / s.kernel_wide;
+                const int ix = ox * s.stride_wide - s.pad_wide + tap % s.kernel_wide;
+                if (iy < 0 || iy >= s.high || ix < 0 || ix >= s.wide) continue;
+                const float* from = x + (size_t(iy) * s.wide + ix) * channels;
+                const float* weight = layer.weight.data() + size_t(tap) * channels;
+                for (int c = 0; c < channels; c++) to[c] += weight[c] * from[c];
+            }
+            for (int c = 0; c < channels; c++) {
+                const float sum = to[c] + s.shift[c];
+                to[c] = limited(s, other ? sum + other[to + c - y] : sum);
+            }
+        }
+}

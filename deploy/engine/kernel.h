@@ -1,0 +1,66 @@
+// What a kernel of counts is: a way to compute the integers of a convolution on codes.
+//
+// All kernels give the same integers, so any of them may be chosen for a layer.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "step.h"
+
+struct Kernel;
+
+// A step with what was made from it at load.
+struct Layer {
+    Step step;
+    const Kernel* kernel = nullptr;
+    std::vector<uint32_t> packed;     // COUNTS: weights in the kernel's layout
+    std::vector<float> weight, shift; // in blocks of output channels, filled up with zeros
+    std::vector<float> w_value, w_offset;
+    std::vector<int32_t> prefix;      // sums of W_g over taps, for inputs with an offset
+    int padded_high() const { return step.high + 2 * step.pad_high; }
+    int padded_wide() const { return step.wide + 2 * step.pad_wide; }
+    int blocks() const { return (step.outputs + BLOCK - 1) / BLOCK; }
+    // Groups of the input's integers, and one more for its offset.
+    int a_terms() const { return step.a_groups + (step.a_offset != 0); }
+};
+
+// Where a tile lies: n output pixels (y, x) to (y, x + n - 1), and a block of output channels.
+struct Tile {
+    int y, x, n, block;
+};
+
+struct Kernel {
+    const char* name;
+    bool (*serves)(const Step&);
+    void (*pack_weights)(Layer&);
+    size_t (*input_bytes)(const Layer&);
+    // Pack rows [first, end) of the padded input (H + 2 ph rows) from x (H, W, C).
+    void (*pack_rows)(const Layer&, const float* x, uint8_t* packed, int first, int end);
+    // A_h of each pixel of a row of the padded input, summed over its channels: (W + 2 pw, a_groups).
+    void (*row_sums)(const Layer&, const uint8_t* packed, int row, int32_t* sums);
+    int pixels;  // at most, of a tile
+    // counts[i][g][h][lane] = sum of W_g A_h over the taps of pixel x + i, for the block's outputs.
+    // sums[i][h]: sum of A_h over the taps. h runs over a_terms(); only a_groups are written.
+    void (*tile)(const Layer&, const uint8_t* packed, Tile, const int32_t* sums, int32_t* counts);
+};
+
+extern const Kernel POPCOUNT;
+
+const Kernel* choose_kernel(const Step&);
+
+struct Scratch {
+    std::vector<uint64_t> packed;
+    std::vector<int32_t> sums;
+    std::vector<float> padded;
+};
+
+void prepare_counts(Layer&);
+void run_counts(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads,
+                int32_t* counts);
+void prepare_dense(Layer&);
+void run_dense(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads);
+void run_depthwise(const Layer&, const float* x, const float* other, float* y, int threads);
+void run_dequantize(const Layer&, const float* x, float* y, int threads);
+void run_pool(const Layer&, const float* x, float* y, int threads);
+void run_elementwise(const Layer&, const float* x, const float* other, float* y, int threads);

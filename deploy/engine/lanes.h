@@ -1,0 +1,146 @@
+// Vectors of 32-bit words that count bits, one output channel a lane, for each instruction set.
+//
+// add_bits(counts, w, a) adds the number of bits of w & a to each lane's counts. Counts may be kept
+// in parts of a lane, so `flush` must come after at most `most` calls.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512VPOPCNTDQ__)
+
+struct Lanes {
+    using V = __m512i;
+    static constexpr const char* name = "popcount (AVX-512)";
+    static constexpr int count = 16, most = 1 << 20, registers = 28;
+    static V zero() { return _mm512_setzero_si512(); }
+    static V load(const uint32_t* p) { return _mm512_loadu_si512(p); }
+    static V broadcast(uint32_t word) { return _mm512_set1_epi32(int(word)); }
+    static V add_bits(V counts, V w, V a) {
+        return _mm512_add_epi32(counts, _mm512_popcnt_epi32(_mm512_and_si512(w, a)));
+    }
+    static V whole(V counts) { return counts; }
+    static void add_to(int32_t* total, V counts) {
+        _mm512_storeu_si512(total, _mm512_add_epi32(_mm512_loadu_si512(total), counts));
+    }
+};
+
+#elif defined(__AVX2__)
+
+struct Lanes {
+    using V = __m256i;
+    static constexpr const char* name = "popcount (AVX2)";
+    static constexpr int count = 8, most = 31, registers = 8;  // 31 words of at most 8 a byte
+    static V zero() { return _mm256_setzero_si256(); }
+    static V load(const uint32_t* p) { return _mm256_loadu_si256((const V*)p); }
+    static V broadcast(uint32_t word) { return _mm256_set1_epi32(int(word)); }
+    static V add_bits(V counts, V w, V a) {
+        const V ones = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
+                                        0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+        const V low = _mm256_set1_epi8(15);
+        V both = _mm256_and_si256(w, a);
+        V part = _mm256_shuffle_epi8(ones, _mm256_and_si256(both, low));
+        V rest = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        return _mm256_add_epi8(_mm256_add_epi8(counts, part), _mm256_shuffle_epi8(ones, rest));
+    }
+    static V whole(V counts) {
+        V pairs = _mm256_maddubs_epi16(counts, _mm256_set1_epi8(1));
+        return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+    static void add_to(int32_t* total, V counts) {
+        _mm256_storeu_si256((V*)total, _mm256_add_epi32(load((uint32_t*)total), counts));
+    }
+};
+
+#elif defined(__SSSE3__)
+
+struct Lanes {
+    using V = __m128i;
+    static constexpr const char* name = "popcount (SSSE3)";
+    static constexpr int count = 4, most = 31, registers = 8;
+    static V zero() { return _mm_setzero_si128(); }
+    static V load(const uint32_t* p) { return _mm_loadu_si128((const V*)p); }
+    static V broadcast(uint32_t word) { return _mm_set1_epi32(int(word)); }
+    static V add_bits(V counts, V w, V a) {
+        const V ones = _mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+        const V low = _mm_set1_epi8(15);
+        V both = _mm_and_si128(w, a);
+        V part = _mm_shuffle_epi8(ones, _mm_and_si128(both, low));
+        V rest = _mm_and_si128(_mm_srli_epi16(both, 4), low);
+        return _mm_add_epi8(_mm_add_epi8(counts, part), _mm_shuffle_epi8(ones, rest));
+    }
+    static V whole(V counts) {
+        V pairs = _mm_maddubs_epi16(counts, _mm_set1_epi8(1));
+        return _mm_madd_epi16(pairs, _mm_set1_epi16(1));
+    }
+    static void add_to(int32_t* total, V counts) {
+        _mm_storeu_si128((V*)total, _mm_add_epi32(load((uint32_t*)total), counts));
+    }
+};
+
+#else
+
+struct Lanes {
+    typedef uint32_t V __attribute__((vector_size(16)));
+    static constexpr const char* name = "popcount (portable)";
+    static constexpr int count = 4, most = 31, registers = 4;
+    static V zero() { return V{}; }
+    static V load(const uint32_t* p) {
+        V v;
+        std::memcpy(&v, p, sizeof v);
+        return v;
+    }
+    static V broadcast(uint32_t word) { return V{} + word; }
+    static V add_bits(V counts, V w, V a) {
+        V x = w & a;
+        x -= (x >> 1) & 0x55555555u;
+        x = (x & 0x33333333u) + ((x >> 2) & 0x33333333u);
+        return counts + ((x + (x >> 4)) & 0x0f0f0f0fu);
+    }
+    static V whole(V counts) {
+        V pairs = (counts & 0x00ff00ffu) + ((counts >> 8) & 0x00ff00ffu);
+        return (pairs & 0xffffu) + (pairs >> 16);
+    }
+    static void add_to(int32_t* total, V counts) {
+        V sum = load((const uint32_t*)total) + counts;
+        std::memcpy(total, &sum, sizeof sum);
+    }
+};
+
+#endif
+
+// The widest float vector; arithmetic on it is that of each lane.
+#if defined(__AVX512F__)
+constexpr int FLOATS = 16;
+#elif defined(__AVX__)
+constexpr int FLOATS = 8;
+#else
+constexpr int FLOATS = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * FLOATS)));
+typedef int32_t Integers __attribute__((vector_size(4 * FLOATS)));
+
+template <class V, class T>
+inline V read(const T* p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// Eight bits: bit i says whether x[i] >= t. False for a NaN.
+inline uint32_t reaches(const float* x, float t) {
+#if defined(__AVX__)
+    return uint32_t(_mm256_movemask_ps(
+        _mm256_cmp_ps(_mm256_loadu_ps(x), _mm256_set1_ps(t), _CMP_GE_OQ)));
+#elif defined(__x86_64__)
+    __m128 limit = _mm_set1_ps(t);
+    int low = _mm_movemask_ps(_mm_cmpge_ps(_mm_loadu_ps(x), limit));
+    return uint32_t(low | _mm_movemask_ps(_mm_cmpge_ps(_mm_loadu_ps(x + 4), limit)) << 4);
+#else
+    uint32_t bits = 0;
+    for (int i = 0; i < 8; i++) bits |= uint32_t(x[i] >= t) << i;
+    return bits;
+#endif
+}

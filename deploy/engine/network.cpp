@@ -1,0 +1,114 @@
+// The library's functions: a network is made from steps, runs images, and is freed.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "kernel.h"
+
+namespace {
+
+struct Network {
+    std::vector<Layer> layers;
+    std::vector<int64_t> offsets;  // of each tensor in the arena, in floats
+    std::vector<float> arena;
+    Scratch scratch;
+    int64_t image, scores;  // floats of one input and one output
+};
+
+void prepare(Layer& layer, Scratch& scratch) {
+    const Step& s = layer.step;
+    const size_t pixels = size_t(layer.padded_high()) * layer.padded_wide();
+    auto grow = [](auto& buffer, size_t size) { buffer.resize(std::max(buffer.size(), size)); };
+    if (s.kind == COUNTS) {
+        layer.kernel = choose_kernel(s);
+        if (!layer.kernel) throw std::bad_alloc();  // the plan asks only for what can be counted
+        prepare_counts(layer);
+        grow(scratch.packed, layer.kernel->input_bytes(layer) / 8 + 8);
+        grow(scratch.sums, pixels * s.a_groups + size_t(s.out_high) * s.out_wide * layer.a_terms());
+    } else if (s.kind == DENSE) {
+        prepare_dense(layer);
+        grow(scratch.padded, pixels * s.channels);
+    } else if (s.kind == DEPTHWISE) {  // (taps, C)
+        const int taps = s.kernel_high * s.kernel_wide;
+        layer.weight.resize(size_t(taps) * s.channels);
+        for (int c = 0; c < s.channels; c++)
+            for (int tap = 0; tap < taps; tap++)
+                layer.weight[size_t(tap) * s.channels + c] = s.weight[size_t(c) * taps + tap];
+    }
+}
+
+void run_step(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch, int threads,
+              int32_t* counts) {
+    switch (layer.step.kind) {
+        case COUNTS: return run_counts(layer, x, other, y, scratch, threads, counts);
+        case DENSE: return run_dense(layer, x, other, y, scratch, threads);
+        case DEPTHWISE: return run_depthwise(layer, x, other, y, threads);
+        case DEQUANTIZE: return run_dequantize(layer, x, y, threads);
+        case MAX_POOL:
+        case MEAN_POOL: return run_pool(layer, x, y, threads);
+        default: return run_elementwise(layer, x, other, y, threads);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Null if the memory does not suffice. Tensor 0 is the image, tensor `output` the scores.
+void* network_new(const Step* steps, int32_t count, const int64_t* offsets, int32_t tensors, int64_t arena,
+                  int64_t image, int32_t output, int64_t scores) try {
+    auto network = std::make_unique<Network>();
+    network->layers.resize(count);
+    for (int i = 0; i < count; i++) {
+        network->layers[i].step = steps[i];
+        prepare(network->layers[i], network->scratch);
+    }
+    network->offsets.assign(offsets, offsets + tensors);
+    network->offsets.push_back(offsets[output]);
+    network->arena.resize(arena);
+    network->image = image;
+    network->scores = scores;
+    return network.release();
+} catch (const std::bad_alloc&) {
+    return nullptr;
+}
+
+void network_free(void* network) { delete (Network*)network; }
+
+// The name of the kernel of a step; empty where it counts nothing.
+const char* network_kernel(void* network, int32_t step) {
+    const Kernel* kernel = ((Network*)network)->layers[step].kernel;
+    return kernel ? kernel->name : "";
+}
+
+// images (n, H, W, C) -> scores (n, classes). seconds: null, or (steps,), to which times are added.
+void network_run(void* pointer, const float* images, int64_t n, float* scores, int32_t threads,
+                 double* seconds) {
+    auto& network = *(Network*)pointer;
+    float* arena = network.arena.data();
+    const auto& offsets = network.offsets;
+    for (int64_t i = 0; i < n; i++) {
+        std::memcpy(arena + offsets[0], images + i * network.image, sizeof(float) * network.image);
+        for (size_t k = 0; k < network.layers.size(); k++) {
+            const Step& s = network.layers[k].step;
+            const auto began = std::chrono::steady_clock::now();
+            run_step(network.layers[k], arena + offsets[s.input],
+                     s.other < 0 ? nullptr : arena + offsets[s.other], arena + offsets[s.output],
+                     network.scratch, threads, nullptr);
+            if (seconds)
+                seconds[k] += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+        }
+        std::memcpy(scores + i * network.scores, arena + offsets.back(), sizeof(float) * network.scores);
+    }
+}
+
+// One step alone, on tensors of the caller. counts: null, or where the integers go (see counts.cpp).
+void network_step(void* pointer, int32_t step, const float* x, const float* other, float* y, int32_t threads,
+                  int32_t* counts) {
+    auto& network = *(Network*)pointer;
+    run_step(network.layers[step], x, other, y, network.scratch, threads, counts);
+}
+
+}

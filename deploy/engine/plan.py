@@ -1,0 +1,189 @@
+"""The steps in which the engine runs a graph, and where each tensor lies in memory.
+
+The plan joins what one pass over memory can do: a quantizer is the beginning of the convolution
+that reads it, a residual sum and a ReLU are the end of the operation before them.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deploy import graph
+from deploy.graph import COUNTS, Add, Convolution, Graph, Operation, Pool, Quantize, Relu
+
+COUNT, DENSE, DEPTHWISE, DEQUANTIZE, ADD, RELU, MAX_POOL, MEAN_POOL = range(8)  # Kind in step.h
+LINE = 16  # floats: tensors begin at a multiple of it
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """One step: an operation of the graph, and what is done in the same pass.
+
+    quantizer: of the input of a convolution by counts. other: a tensor that is added to the result.
+    relu: the result is limited to [0, ceiling].
+    """
+
+    kind: int
+    operation: Operation
+    input: str
+    output: str
+    other: str | None = None
+    quantizer: Quantize | None = None
+    relu: bool = False
+    ceiling: float = math.inf
+
+
+def plan(network: Graph) -> list[Planned]:
+    """The steps of a network, in the order in which they run."""
+    return _fuse_additions(network, _fuse_relus(network, _steps(network)))
+
+
+def _steps(network: Graph) -> list[Planned]:
+    """One step an operation; quantizers move into the convolutions that count."""
+    quantizers = {op.output: op for op in network.operations if isinstance(op, Quantize)}
+    floats = {
+        op.input
+        for op in network.operations
+        if isinstance(op, Convolution) and op.compute != COUNTS
+    }
+    steps = []
+    for op in network.operations:
+        if isinstance(op, Convolution) and op.compute == COUNTS:
+            quantizer = quantizers[op.input]
+            steps.append(Planned(COUNT, op, quantizer.input, op.output, quantizer=quantizer))
+        elif isinstance(op, Quantize):
+            if op.output in floats:
+                steps.append(Planned(DEQUANTIZE, op, op.input, op.output))
+        elif isinstance(op, Add):
+            steps.append(Planned(ADD, op, op.input, op.output, other=op.other))
+        elif isinstance(op, Relu):
+            ceiling = math.inf if op.ceiling is None else op.ceiling
+            steps.append(Planned(RELU, op, op.input, op.output, relu=True, ceiling=ceiling))
+        else:
+            steps.append(Planned(_kind(op), op, op.input, op.output))
+    return steps
+
+
+def _kind(op: Convolution | Pool) -> int:
+    if isinstance(op, Pool):
+        return MEAN_POOL if op.mean else MAX_POOL
+    return DEPTHWISE if op.depthwise else DENSE
+
+
+def _reads(step: Planned) -> tuple[str, ...]:
+    return (step.input,) if step.other is None else (step.input, step.other)
+
+
+def _readers(steps: list[Planned]) -> dict[str, list[Planned]]:
+    readers = defaultdict(list)
+    for step in steps:
+        for name in _reads(step):
+            readers[name].append(step)
+    return readers
+
+
+def _unchanged_by_relu(step: Planned, ceiling: float) -> bool:
+    """Whether a step reads the same from min(max(x, 0), ceiling) as from x."""
+    if step.kind == RELU:
+        return step.ceiling == ceiling
+    quantizer = step.operation if step.kind == DEQUANTIZE else step.quantizer
+    if quantizer is None:
+        return False
+    reachable = quantizer.thresholds[np.isfinite(quantizer.thresholds)]
+    return bool(((reachable > 0) & (reachable <= ceiling)).all())
+
+
+def _fuse_relus(network: Graph, steps: list[Planned]) -> list[Planned]:
+    """Let the step before do a ReLU, where every reader of its result reads the same after it."""
+    readers, makers = _readers(steps), {step.output for step in steps if step.kind != DEQUANTIZE}
+    ceilings: dict[str, float] = {}
+    renamed: dict[str, str] = {}
+    for step in steps:
+        source = step.input
+        if step.kind != RELU or source not in makers or source == network.output:
+            continue
+        if all(_unchanged_by_relu(reader, step.ceiling) for reader in readers[source]):
+            ceilings[source] = step.ceiling
+            renamed[step.output] = source
+    fused = []
+    for step in steps:
+        if step.output in renamed and step.kind == RELU:
+            continue
+        if step.output in ceilings and not step.relu:
+            step = replace(step, relu=True, ceiling=ceilings[step.output])
+        other = step.other if step.other is None else renamed.get(step.other, step.other)
+        fused.append(replace(step, input=renamed.get(step.input, step.input), other=other))
+    return fused
+
+
+def _fuse_additions(network: Graph, steps: list[Planned]) -> list[Planned]:
+    """Let the convolution before a sum add the other part, if nothing else reads its result."""
+    readers = _readers(steps)
+    place = {step.output: number for number, step in enumerate(steps)}
+    fused = list(steps)
+    for number, step in enumerate(steps):
+        if step.kind != ADD or step.input == step.other:
+            continue
+        for mine, other in ((step.input, step.other), (step.other, step.input)):
+            at = place.get(mine, -1)
+            maker = fused[at] if at >= 0 else None
+            if maker is None or maker.kind not in (COUNT, DENSE, DEPTHWISE) or maker.relu:
+                continue
+            if len(readers[mine]) == 1 and place.get(other, -1) < at and maker.other is None:
+                fused[at] = replace(
+                    maker, other=other, output=step.output, relu=step.relu, ceiling=step.ceiling
+                )
+                fused[number] = None
+                place[step.output] = at
+                break
+    return [step for step in fused if step is not None]
+
+
+def output_name(network: Graph, steps: list[Planned]) -> str:
+    """The tensor that holds the scores, after ReLUs were joined to what comes before them."""
+    made = {step.output for step in steps}
+    if network.output in made:
+        return network.output
+    (relu,) = (op for op in network.operations if op.output == network.output)
+    return relu.input
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Where tensors lie: `numbers` by name, `offsets` by number, in an arena of `size` floats."""
+
+    numbers: dict[str, int]
+    offsets: list[int]
+    size: int
+
+
+def place_tensors(network: Graph, steps: list[Planned], output: str) -> Memory:
+    """Give every tensor a place that no other tensor has while it is in use."""
+    sizes = {name: math.prod(shape) for name, shape in graph.shapes(network).items()}
+    last = {name: number for number, step in enumerate(steps) for name in _reads(step)}
+    last[output] = len(steps)
+    numbers: dict[str, int] = {}
+    offsets: list[int] = []
+    used: dict[str, tuple[int, int]] = {}  # the tensors in use: [start, end)
+    size = 0
+
+    def put(name: str) -> None:
+        nonlocal size
+        need, start = -(-sizes[name] // LINE) * LINE, 0
+        for begin, end in sorted(used.values()):
+            if start + need <= begin:
+                break
+            start = max(start, end)
+        used[name] = (start, start + need)
+        numbers[name] = len(offsets)
+        offsets.append(start)
+        size = max(size, start + need)
+
+    put(network.input)
+    for number, step in enumerate(steps):
+        put(step.output)
+        for name in [name for name in used if last.get(name, -1) <= number]:
+            del used[name]
+    return Memory(numbers, offsets, size)

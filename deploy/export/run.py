@@ -1,0 +1,138 @@
+"""Reads the network of a finished run and writes it to a file."""
+
+import json
+import lzma
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import baselines
+from deploy import fileformat
+from deploy.export.trace import trace
+from deploy.fileformat import About
+from deploy.graph import Convolution, Graph, Quantize
+from lowbit_core.data.normalisation import MEAN_STD
+from lowbit_core.data.torch_reader import CENTER_RATIO
+from lowbit_core.datasets.catalog import Dataset, dataset
+from lowbit_core.datasets.manifest import read_manifest
+from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.files import write_bytes
+from lowbit_core.runtime.run_folder import RunFolder
+from lowbit_core.training.trained import trained_network
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A finished run: its configuration, its final record and its network, ready to evaluate."""
+
+    config: dict
+    final: dict
+    model: nn.Module
+    data: Dataset
+
+
+def read_run(folder: Path) -> TrainedRun:
+    """The run in `folder`. Raises InputError where it is not finished, diverged or damaged."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such run folder")
+    files = RunFolder(folder)
+    config, final = files.read_json("config.json"), files.finished(weights=True)
+    if config is None or final is None:
+        raise InputError(f"{folder}: not the folder of a finished run: it has no final.json")
+    if final["status"] != "done":
+        raise InputError(f"{folder}: the run is {final['status']}: there is no network to export")
+    data, method = dataset(config["dataset"]), baselines.method(config["method"])
+    model = trained_network(folder, method)
+    model.eval().to(memory_format=torch.channels_last)
+    return TrainedRun(config, final, model, data)
+
+
+def export_run(folder: Path, out: Path, data_folder: Path) -> dict:
+    """Write the run's network to `out`; returns its sizes (see `sizes`).
+
+    data_folder holds the prepared data sets; class names are read from there, if it is there.
+    """
+    run = read_run(folder)
+    network = trace(run.model, (run.data.channels, run.data.side, run.data.side))
+    fileformat.save(out, network, about(run, data_folder))
+    return sizes(out, network)
+
+
+def export_onnx(folder: Path, out: Path, data_folder: Path) -> int:
+    """Write the run's network to `out` as ONNX; returns the size in bytes.
+
+    The file's metadata say how images are normalised, and name the classes.
+    """
+    try:
+        import onnx  # noqa: F401
+    except ImportError:
+        raise InputError("the package onnx is not installed: `pip install onnx`") from None
+    from deploy.export.onnx import onnx_model
+
+    run = read_run(folder)
+    model = onnx_model(trace(run.model, (run.data.channels, run.data.side, run.data.side)))
+    for key, value in asdict(about(run, data_folder)).items():
+        model.metadata_props.add(key=key, value=json.dumps(value))
+    data = model.SerializeToString(deterministic=True)
+    write_bytes(out, data)
+    return len(data)
+
+
+def about(run: TrainedRun, data_folder: Path) -> About:
+    """What a file says of a run besides its network."""
+    mean, std = MEAN_STD[run.data.name]
+    keys = ("run_id", "dataset", "arch", "arch_options", "method", "w_bits", "a_bits", "policy")
+    model = {key: run.config[key] for key in keys}
+    return About(
+        model | {"top1": run.final["top1"]},
+        class_names(run.data, data_folder),
+        mean,
+        std,
+        None if run.data.stored_raw else CENTER_RATIO,
+    )
+
+
+def class_names(data: Dataset, data_folder: Path) -> tuple[str, ...]:
+    """The names in the data set's manifest; the numbers of the classes where there is none."""
+    try:
+        return tuple(read_manifest(data_folder / data.name, "test")["class_names"])
+    except InputError:
+        return tuple(str(number) for number in range(data.classes))
+
+
+def sizes(path: Path, network: Graph) -> dict[str, int]:
+    """Bytes of the file, of the information in it, and of the file's content after LZMA.
+
+    The information is what no reader could do without: every code in its bits, every other number
+    in four bytes. Header, checksum and alignment are what the file adds.
+    """
+    bits = 0
+    for op in network.operations:
+        if isinstance(op, Quantize):
+            bits += 32 * (op.thresholds.size + op.levels.size)
+        if isinstance(op, Convolution):
+            weight = op.weight
+            floats = op.shift.size + (0 if op.scale is None else op.scale.size)
+            if weight.codes is None:
+                floats += weight.values.size
+            else:
+                floats += (weight.levels if weight.basis is None else weight.basis).size
+                bits += weight.codes.size * (weight.levels.shape[1] - 1).bit_length()
+            bits += 32 * floats
+    data = path.read_bytes()
+    return {
+        "file": len(data),
+        "information": -(-bits // 8),
+        "compressed": len(lzma.compress(data, preset=9)),
+        "float32": 4 * sum(_numbers(op) for op in network.operations),
+    }
+
+
+def _numbers(op: object) -> int:
+    """Parameters of a layer in full precision, with batch norm folded."""
+    if not isinstance(op, Convolution):
+        return 0
+    return int(np.prod(op.weight.shape)) + op.shift.size

@@ -1,0 +1,154 @@
+"""Networks for the tests of deploy: small, calibrated, with batch norms that are not trivial."""
+
+import platform
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import baselines
+from deploy.export.trace import trace
+from deploy.fileformat import About, basis_levels
+from deploy.graph import Add, Convolution, Graph, Pool, Quantize, Relu, Weight
+from deploy.network import Network
+from lowbit_core import models
+from lowbit_core.conversion.layers import calibrate
+from lowbit_core.conversion.policy import QuantPolicy
+from lowbit_core.conversion.swap import convert
+
+OPTIONS = {
+    "alexnet": {"width": 4, "stem": "small_stride2"},
+    "resnet18": {"width": 8, "stem": "small"},
+    "resnet20": {"width": 8, "stem": "small"},
+    "mobilenetv2": {"width": 0.25, "stem": "small", "repeats": 1, "last_channels": 64},
+}
+SIDE, CHANNELS, CLASSES = 16, 3, 7
+
+
+@cache
+def quantized(
+    arch: str, method: str, w_bits: int, a_bits: int, first_last: str = "fp"
+) -> tuple[nn.Module, torch.Tensor]:
+    """(A network in evaluation mode, images (N, C, H, W)); nothing is trained."""
+    torch.manual_seed(1)
+    model = models.build(arch, CLASSES, CHANNELS, **OPTIONS[arch])
+    convert(
+        model,
+        QuantPolicy(baselines.method(method), w_bits, a_bits, first_last=first_last),
+        torch.zeros(1, CHANNELS, SIDE, SIDE),
+    )
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.uniform_(module.weight, -1.5, 1.5)  # a negative scale turns comparisons around
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    images = torch.randn(16, CHANNELS, SIDE, SIDE)
+    calibrate(model, images)
+    model.train()
+    with torch.no_grad():
+        for _ in range(5):
+            model(images)
+    return model.eval(), images
+
+
+def about(classes: int = CLASSES, channels: int = CHANNELS) -> About:
+    return About(
+        {"run_id": "test"}, tuple(map(str, range(classes))), (0.5,) * channels, (0.25,) * channels,
+        None,
+    )  # fmt: skip
+
+
+@cache
+def network(arch: str, method: str, w_bits: int, a_bits: int) -> tuple[Network, Graph]:
+    model, _ = quantized(arch, method, w_bits, a_bits)
+    graph = trace(model, (CHANNELS, SIDE, SIDE))
+    return Network(graph, about()), graph
+
+
+def one_layer(
+    rng: np.random.Generator,
+    w_levels: np.ndarray,
+    a_levels: np.ndarray,
+    channels: int,
+    outputs: int,
+    side: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+) -> Graph:
+    """A quantizer, a convolution on codes and a mean over its pixels, with random numbers."""
+    shape = (outputs, kernel, kernel, channels)
+    weight = Weight(
+        codes=rng.integers(0, w_levels.shape[1], shape, np.uint8),
+        levels=w_levels.astype(np.float32),
+    )
+    thresholds = np.sort(rng.normal(0, 1, len(a_levels) - 1)).astype(np.float32)
+    scale = rng.uniform(-2, 2, outputs).astype(np.float32)
+    shift = rng.normal(0, 1, outputs).astype(np.float32)
+    quantize = Quantize("layer", "image", "q", thresholds, a_levels.astype(np.float32))
+    convolution = Convolution(
+        "layer", "q", "y", (stride,) * 2, (padding,) * 2, False, "counts", weight, scale, shift
+    )
+    return Graph("image", (channels, side, side), "y", (quantize, convolution))
+
+
+def every_operation() -> Graph:
+    """A graph of 8x8 images with each kind of operation and of weight, and signed activations."""
+    rng = np.random.default_rng(0)
+
+    def layer(source, output, weight, compute="float", depthwise=False, padding=1):
+        outputs, side = weight.shape[:2]
+        scale, shift = rng.normal(0, 1, (2, outputs)).astype(np.float32)
+        return Convolution(
+            output, source, output, (1, 1), (padding if side > 1 else 0,) * 2, depthwise, compute,
+            weight, scale if weight.codes is not None else None, shift,
+        )  # fmt: skip
+
+    def quantize(source, output, levels):
+        count = len(levels) - 1
+        thresholds = np.sort(rng.normal(0, 1, count)).astype(np.float32)
+        return Quantize(output, source, output, thresholds, np.array(levels, np.float32))
+
+    def codes(shape, levels):
+        return rng.integers(0, levels, shape, np.uint8)
+
+    basis = rng.uniform(0.1, 1, (8, 2)).astype(np.float32)
+    table = np.array([[-1, 0, 1]], np.float32)
+    return Graph(
+        "image",
+        (CHANNELS, 8, 8),
+        "scores",
+        (
+            layer("image", "a", Weight(values=rng.normal(0, 1, (8, 3, 3, 3)).astype(np.float32))),
+            Pool("a", "b", False, (2, 2), (2, 2), (0, 0)),
+            quantize("b", "c", [0, 0.5, 1, 1.5]),
+            layer(
+                "c",
+                "d",
+                Weight(codes=codes((8, 3, 3, 8), 4), levels=basis_levels(basis), basis=basis),
+                "counts",
+            ),
+            Relu("b", "e", 6.0),
+            Add("d", "e", "f"),
+            quantize("f", "g", [-1.5, -0.5, 0.5, 1.5]),
+            layer("g", "h", Weight(codes=codes((8, 3, 3, 1), 3), levels=table), depthwise=True),
+            quantize("h", "i", [-1.5, -0.5, 0.5, 1.5]),
+            layer("i", "j", Weight(codes=codes((5, 3, 3, 8), 3), levels=table), "counts"),
+            Pool("j", "k", True, size=(1, 1)),
+            layer("k", "scores", Weight(values=rng.normal(0, 1, (4, 1, 1, 5)).astype(np.float32))),
+        ),
+    )
+
+
+def targets() -> list[str]:
+    """The instruction sets that this processor has, besides the native one."""
+    if platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists():
+        return []
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    needs = {
+        "x86-64": set(),
+        "x86-64-v2": {"ssse3", "popcnt"},
+        "x86-64-v3": {"avx2", "fma", "bmi2"},
+    }
+    return [target for target, words in needs.items() if words <= flags]

@@ -1,0 +1,146 @@
+"""The file: what is written is read back, and whatever is wrong with it is refused."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mutants import parts, try_mutants
+from small_networks import about, every_operation
+
+from deploy import container, fileformat
+from deploy.network import Network, load
+from lowbit_core.runtime.errors import InputError
+
+MUTANTS = 500
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """A small file, and its graph."""
+    graph = every_operation()
+    path = tmp_path_factory.mktemp("files") / "model.lowbit"
+    fileformat.save(path, graph, about(4))
+    return path, graph
+
+
+def test_a_file_gives_back_its_network(example):
+    path, graph = example
+    net = load(path)
+    images = np.random.default_rng(0).normal(0, 1, (2, *graph.input_shape)).astype(np.float32)
+    np.testing.assert_array_equal(net.scores(images), Network(graph, about(4)).scores(images))
+    assert net.about == about(4)
+
+
+def test_equal_networks_give_equal_bytes(example, tmp_path):
+    path, graph = example
+    fileformat.save(tmp_path / "again.lowbit", graph, about(4))
+    assert (tmp_path / "again.lowbit").read_bytes() == path.read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["again.lowbit"]
+
+
+def _changed(data: bytes, offset: int) -> bytes:
+    return data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda data: b"", "not a .lowbit file"),
+        (lambda data: b"\x89PNG\r\n\x1a\n" + data[8:], "not a .lowbit file"),
+        (lambda data: data[:20], "cut short"),
+        (lambda data: data[:-1], "was written with"),
+        (lambda data: data + b"\0", "was written with"),
+        (lambda data: data[:8] + b"\2\0\0\0" + data[12:], "format version 2"),
+        (lambda data: _changed(data, len(data) - 9), "checksum differs"),
+        (lambda data: _changed(data, 12), "checksum differs"),
+        (lambda data: _changed(data, 70), "checksum differs"),
+    ],
+)
+def test_a_spoilt_file_is_refused_in_one_sentence(example, tmp_path, spoil, reason):
+    path = tmp_path / "spoilt.lowbit"
+    path.write_bytes(spoil(example[0].read_bytes()))
+    with pytest.raises(InputError, match=re.escape(reason)) as error:
+        load(path)
+    assert "\n" not in str(error.value) and str(error.value).startswith(str(path))
+
+
+def test_a_header_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    body = zlib.compress(bytes(container.MOST_HEADER_BYTES + 1), 9)
+    monkeypatch.setattr(zlib, "compress", lambda *_: body)
+    container.write(tmp_path / "bomb.lowbit", {}, [])
+    with pytest.raises(InputError, match="too long"):
+        load(tmp_path / "bomb.lowbit")
+
+
+def _operation(header, kind):
+    return next(op for op in header["operations"] if op["operation"] == kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "reason"),
+    [
+        ("convolution", {"padding": [5, 5]}, "not less than the kernel"),
+        ("convolution", {"stride": [0, 1]}, "whole numbers from 1"),
+        ("convolution", {"input": "nothing"}, "is not made before"),
+        ("convolution", {"output": "image"}, "is made twice"),
+        ("convolution", {"weight": [8, 3, 3, 5]}, "does not fit"),
+        ("convolution", {"compute": "counts"}, "cannot be computed by counts"),
+        ("convolution", {"shape": [1, 1, 1]}, "not (1, 1, 1) as written"),
+        ("quantize", {"operation": "relu", "ceiling": None}, "array"),
+        ("pool", {"size": [10**6, 1]}, "whole numbers from 1"),
+        ("pool", {"operation": "eval"}, "is none of"),
+    ],
+)
+def test_a_wrong_header_is_refused(example, tmp_path, kind, change, reason):
+    header, arrays = parts(example[0])
+    _operation(header, kind).update(change)
+    container.write(tmp_path / "wrong.lowbit", header, arrays)
+    with pytest.raises(InputError, match=re.escape(reason)):
+        load(tmp_path / "wrong.lowbit")
+
+
+def test_mutants_of_a_file_are_refused_or_run(example, tmp_path):
+    refused, ran = try_mutants(example[0], tmp_path, MUTANTS)
+    assert refused + ran == MUTANTS
+    assert refused > MUTANTS / 2 and ran > 20  # both happen, or the test tests little
+
+
+CHECKED = """
+import sys
+from pathlib import Path
+from mutants import try_mutants
+flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
+print(*try_mutants(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), flags=flags))
+"""
+
+
+@pytest.mark.slow
+def test_mutants_read_no_memory_that_is_not_theirs(example, tmp_path):
+    """The same mutants, with an engine in which each access to memory is checked."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    found = subprocess.run(
+        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "LD_PRELOAD": found,
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself leaks
+        "PYTHONPATH": f"{here.parents[1]}:{here}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKED, example[0], tmp_path, str(MUTANTS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    refused, ran = map(int, done.stdout.split())
+    assert refused + ran == MUTANTS and ran > 20
