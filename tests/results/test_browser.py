@@ -1,4 +1,4 @@
-"""The report in a browser: its filters, its sorting and its groups, clicked in headless Chromium."""
+"""The report in headless Chromium: its filters, its sorting and its groups, by clicks."""
 
 import json
 import re
