@@ -1,4 +1,4 @@
-"""The report in headless Chromium: its filters, its sorting and its groups of methods, clicked."""
+"""The report in headless Chromium: its filters, its sorting and its groups, by clicks."""
 
 import json
 import re
@@ -23,7 +23,6 @@ FAMILIES = ["full precision", "direct", "learned bases", "clipped uniform"]  # o
 
 # Appended to the page: every step notes what a reader would then see.
 CLICKS = """
-{
 const seen = {};
 const table = document.querySelector(".methods table");
 const label = (row) => row.cells[0].textContent.trim();
@@ -87,7 +86,6 @@ const answer = document.createElement("pre");
 answer.id = "seen";
 answer.textContent = JSON.stringify(seen);
 document.body.append(answer);
-}
 """
 
 
