@@ -48,3 +48,14 @@ inline Bytes look_up(Bytes tables, Bytes index) {
     return tables;
 #endif
 }
+
+// Keep a vector in a register: the compiler would rather load it again for each use.
+inline void keep(Bytes& v) {
+#if defined(__AVX512BW__)
+    asm("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+}

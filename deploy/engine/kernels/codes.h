@@ -10,6 +10,7 @@
 #include "../lanes.h"
 
 constexpr int GROUP = 4;
+constexpr int MOST_STEPS = 255;  // thresholds of a quantizer
 
 inline int pixel_groups(const Step& s) { return (s.channels + GROUP - 1) / GROUP; }
 
@@ -32,8 +33,9 @@ inline size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 struct Staircase {
     int steps;
     const float* threshold;
-    std::vector<int32_t> rise;
-    explicit Staircase(const Step& s) : steps(s.thresholds), threshold(s.threshold), rise(s.thresholds) {
+    int32_t rise[MOST_STEPS];
+    explicit Staircase(const Step& s) : steps(s.thresholds), threshold(s.threshold) {
+        std::fill(rise, rise + steps, 0);
         for (int i = 0; i < steps; i++)
             for (int j = 0; j < s.a_planes; j++) {
                 const uint8_t* bits = s.a_bits + j * (steps + 1);

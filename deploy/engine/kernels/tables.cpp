@@ -191,7 +191,8 @@ void add_codes(const Operands& at, Target* targets) {
                 for (int p = 0; p < P; p++) w[p] = read<Bytes>(weights + p * sizeof(Bytes));
 #pragma GCC unroll 8
                 for (int x = 0; x < X; x++) {
-                    const Bytes table = read<Bytes>(tables + x * at.pixel);
+                    Bytes table = read<Bytes>(tables + x * at.pixel);
+                    if (P > 1) keep(table);
 #pragma GCC unroll 4
                     for (int p = 0; p < P; p++) bytes[x][p] += look_up(table, w[p]);
                 }
@@ -206,38 +207,56 @@ void add_codes(const Operands& at, Target* targets) {
 
 using Add = void (*)(const Operands&, Target*);
 constexpr int MOST_P = 2;
-constexpr int PIXELS[MOST_P] = {8, 4};  // at a time, so that registers hold their sums
 constexpr Add ADD[MOST_P][MOST_PIXELS] = {
     {add_codes<1, 1>, add_codes<1, 2>, add_codes<1, 3>, add_codes<1, 4>, add_codes<1, 5>, add_codes<1, 6>,
      add_codes<1, 7>, add_codes<1, 8>},
     {add_codes<2, 1>, add_codes<2, 2>, add_codes<2, 3>, add_codes<2, 4>},
 };
 
+// The weights of one plane, or of two: its place, and where its sums go.
+struct Planes {
+    int first, count;
+    int32_t* counts[MOST_P];
+    int32_t factor[MOST_P], each[MOST_P];  // each: of the group; 0 for all but its first plane
+};
+
+Planes planes_of(const Layer& layer, int first, int32_t* counts) {
+    const Step& s = layer.step;
+    Planes planes{first, std::min(MOST_P, s.w_planes - first), {}, {}, {}};
+    for (int i = 0; i < planes.count; i++) {
+        const int p = first + i, group = s.w_group[p];
+        planes.counts[i] = counts + size_t(group) * layer.a_terms() * BLOCK;
+        planes.factor[i] = 2 * s.w_multiplier[p];
+        if (p != 0 && s.w_group[p - 1] == group) continue;
+        for (int q = p; q < s.w_planes && s.w_group[q] == group; q++) planes.each[i] += s.w_multiplier[q];
+    }
+    return planes;
+}
+
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
     const Step& s = layer.step;
     const int terms = layer.a_terms();
-    int32_t each[64] = {};  // the sum of all multipliers of a group of weights
-    for (int p = 0; p < s.w_planes; p++) each[s.w_group[p]] += s.w_multiplier[p];
-    const size_t pixel = size_t(pixel_groups(s)) * TABLE, row = row_bytes(layer);
+    const size_t pixel = size_t(pixel_groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer);
+    const size_t count = size_t(s.w_groups) * terms * BLOCK;  // integers of a pixel
     const uint8_t* weights = (const uint8_t*)aligned(layer.packed.data()) + block_bytes(s) * t.block;
-    const uint8_t* input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x * s.stride_wide;
-    for (int p0 = 0; p0 < s.w_planes; p0 += MOST_P) {
-        const int P = std::min(MOST_P, s.w_planes - p0), most = PIXELS[P - 1];
-        const int parts = (t.n + most - 1) / most;
-        for (int part = 0, x = 0; part < parts; part++) {
-            const int X = (t.n - x + parts - part - 1) / (parts - part);
-            Target targets[MOST_PIXELS];
-            for (int i = 0; i < X * P; i++) {
-                const int p = p0 + i % P, g = s.w_group[p], at = x + i / P;
-                targets[i] = {counts + (size_t(at) * s.w_groups + g) * terms * BLOCK, 2 * s.w_multiplier[p],
-                              -each[g] * sums[at * terms], p == 0 || s.w_group[p - 1] != g};
-            }
-            Operands operands{weights + p0 * sizeof(Bytes), input + pixel * x * s.stride_wide, row,
-                              pixel * s.stride_wide, s.kernel_high, steps(s), s.w_planes * sizeof(Bytes),
-                              MOST_SUM / (GROUP * top_code(s))};
-            ADD[P - 1][X - 1](operands, targets);
-            x += X;
-        }
+    const uint8_t* input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
+    Operands at{weights, input, row, pixel, s.kernel_high, steps(s), s.w_planes * sizeof(Bytes),
+                MOST_SUM / (GROUP * top_code(s))};
+    for (int p = 0; p < s.w_planes; p += MOST_P, at.weights += MOST_P * sizeof(Bytes)) {
+        const Planes planes = planes_of(layer, p, counts);
+        Target targets[MOST_PIXELS * MOST_P];
+        Target* next = targets;
+        for (int x = 0; x < t.n; x++)
+            for (int i = 0; i < planes.count; i++)
+                *next++ = {planes.counts[i] + x * count, planes.factor[i], -planes.each[i] * sums[x * terms],
+                           planes.each[i] != 0};
+        // Registers hold the sums of eight pixels and planes.
+        const int X = planes.count > 1 && t.n > MOST_PIXELS / 2 ? (t.n + 1) / 2 : t.n;
+        at.input = input;
+        ADD[planes.count - 1][X - 1](at, targets);
+        if (X == t.n) continue;
+        at.input += X * pixel;
+        ADD[planes.count - 1][t.n - X - 1](at, targets + X * planes.count);
     }
 }
 
