@@ -17,12 +17,15 @@ from deploy.graph import Convolution, Graph
 from lowbit_core.runtime.errors import InputError
 
 
-def load(path: str | Path, *, threads: int = 1, target: str = "native") -> "Network":
+def load(
+    path: str | Path, *, threads: int = 1, target: str = "native", kernel: str | None = None
+) -> "Network":
     """The network of a `.lowbit` file; InputError says in one sentence why it is refused.
 
     threads: of one image. target: the instruction set, as the C++ compiler names it (-march).
+    kernel: as for Network.
     """
-    return Network(*fileformat.load(path), threads=threads, target=target)
+    return Network(*fileformat.load(path), threads=threads, target=target, kernel=kernel)
 
 
 class Network:
