@@ -17,6 +17,7 @@ PAGES = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
 CODE = (
     "lowbit_core",
     "baselines",
+    "deploy",
     "workflow",
     "config",
     "profiles",
