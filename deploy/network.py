@@ -17,18 +17,23 @@ from deploy.graph import Convolution, Graph
 from lowbit_core.runtime.errors import InputError
 
 
-def load(path: str | Path, *, threads: int = 1, target: str = "native") -> "Network":
+def load(
+    path: str | Path, *, threads: int = 1, target: str = "native", kernel: str | None = None
+) -> "Network":
     """The network of a `.lowbit` file; InputError says in one sentence why it is refused.
 
     threads: of one image. target: the instruction set, as the C++ compiler names it (-march).
+    kernel: as for Network.
     """
-    return Network(*fileformat.load(path), threads=threads, target=target)
+    return Network(*fileformat.load(path), threads=threads, target=target, kernel=kernel)
 
 
 class Network:
     """Computes scores of images. `about` holds the classes, the preprocessing and the origin.
 
-    Results are the same to the bit on every instruction set and with any number of threads.
+    Results are the same to the bit on every instruction set, with any number of threads and with
+    every kernel. kernel: None measures the kernels that serve a layer and takes the fastest;
+    `popcount`, `tables` or `products` is taken wherever it serves, and popcount elsewhere.
     """
 
     def __init__(
@@ -39,15 +44,19 @@ class Network:
         threads: int = 1,
         target: str = "native",
         flags: tuple[str, ...] = (),
+        kernel: str | None = None,
     ) -> None:
         if threads < 1:
             raise InputError(f"threads {threads}: must be at least 1")
+        number = plan.kernel_number(kernel)
         self.graph, self.about, self.threads = network, about, threads
         self.steps = plan.plan(network)
         output = plan.output_name(network, self.steps)
         memory = plan.place_tensors(network, self.steps, output)
         shapes = graph.shapes(network)
         self.filled = [Filled(step, memory, shapes) for step in self.steps]
+        for filled in self.filled:
+            filled.step.kernel = number
         self.classes = shapes[output][0]
         self._library = library(target, flags)
         self._lock = threading.Lock()  # one image at a time is in the engine's memory

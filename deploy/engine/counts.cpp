@@ -8,12 +8,6 @@
 #include "kernel.h"
 #include "lanes.h"
 
-const Kernel* choose_kernel(const Step& step) {
-    for (const Kernel* kernel : {&POPCOUNT})
-        if (kernel->serves(step)) return kernel;
-    return nullptr;
-}
-
 void prepare_counts(Layer& layer) {
     const Step& s = layer.step;
     const int outputs = layer.blocks() * BLOCK;

@@ -12,9 +12,11 @@ import numpy as np
 
 from deploy import graph
 from deploy.graph import COUNTS, Add, Convolution, Graph, Operation, Pool, Quantize, Relu
+from lowbit_core.runtime.errors import InputError
 
 COUNT, DENSE, DEPTHWISE, DEQUANTIZE, ADD, RELU, MAX_POOL, MEAN_POOL = range(8)  # Kind in step.h
 LINE = 16  # floats: tensors begin at a multiple of it
+KERNELS = ("popcount", "tables", "products")  # as in kernels/choose.cpp
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,15 @@ class Planned:
 def plan(network: Graph) -> list[Planned]:
     """The steps of a network, in the order in which they run."""
     return _fuse_additions(network, _fuse_relus(network, _steps(network)))
+
+
+def kernel_number(kernel: str | None) -> int:
+    """The engine's number of a kernel; 0 for the fastest, which None stands for."""
+    if kernel is None:
+        return 0
+    if kernel not in KERNELS:
+        raise InputError(f"kernel {kernel!r}: must be one of {', '.join(KERNELS)}, or None")
+    return 1 + KERNELS.index(kernel)
 
 
 def _steps(network: Graph) -> list[Planned]:

@@ -38,6 +38,7 @@ struct Step {
     const int32_t *w_multiplier, *w_group;
     const float* w_value;   // (O, groups), times the scale of output channel o
     const float* w_offset;  // (O,), likewise; null where it is zero
+    int32_t kernel;  // 0: the fastest, else the number of one of KERNELS in kernels/choose.cpp, from 1
 };
 
 // Float addition is not associative, and results must not depend on the instruction set: every sum

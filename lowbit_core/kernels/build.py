@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def built(folder: Path, name: str, flags: tuple[str, ...]) -> Path:
-    """The library of the C++ files in `folder`, from the cache or built now.
+    """The library of the C++ files in and below `folder`, from the cache or built now.
 
     Raises OSError where no compiler is found, CalledProcessError where it fails.
     """
@@ -56,7 +56,8 @@ def built(folder: Path, name: str, flags: tuple[str, ...]) -> Path:
     if command is None:
         raise FileNotFoundError("no C++ compiler is found")
     version = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
-    code = {f.name: f.read_text() for f in sorted(folder.iterdir()) if f.suffix in (".cpp", ".h")}
+    files = sorted(f for f in folder.rglob("*") if f.suffix in (".cpp", ".h"))
+    code = {str(f.relative_to(folder)): f.read_text() for f in files}
     parts = (code, *flags, version.stdout, _processor())
     path = cache_folder() / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     if path.exists():

@@ -1,0 +1,106 @@
+// Which kernel counts a layer: the fastest on this machine, measured once for each shape.
+//
+// All kernels give the same integers, so a measurement that comes out differently changes no result.
+#include <algorithm>
+#include <array>
+#include <ctime>
+#include <map>
+#include <mutex>
+
+#include "../kernel.h"
+
+extern const Kernel TABLE_SUMS;
+#if defined(__SSSE3__)
+extern const Kernel PRODUCTS;
+#endif
+
+namespace {
+
+// In the order of `kernel` in step.h.
+const Kernel* const KERNELS[] = {
+    &POPCOUNT,
+    &TABLE_SUMS,
+#if defined(__SSSE3__)
+    &PRODUCTS,
+#endif
+};
+constexpr int COUNT = sizeof KERNELS / sizeof *KERNELS;
+
+constexpr int64_t ENOUGH = 8'000'000;  // products of weights and inputs in a measurement
+constexpr int MOST_OUTPUTS = 128;          // so that few weights must be laid out for it
+constexpr int REPEATS = 3;
+
+// Everything that the time of a layer depends on.
+std::array<int, 18> shape(const Step& s) {
+    return {s.channels, s.high, s.wide, s.outputs, s.kernel_high, s.kernel_wide, s.stride_high, s.stride_wide,
+            s.pad_high, s.pad_wide, s.thresholds, s.a_planes, s.a_groups, s.a_offset != 0, s.w_planes, s.w_groups,
+            s.a_multiplier[s.a_planes - 1], s.w_multiplier[s.w_planes - 1]};
+}
+
+// The same layer with fewer outputs, and for an image of fewer rows: it takes a fraction of a millisecond.
+Step shortened(Step s) {
+    s.outputs = std::min(s.outputs, MOST_OUTPUTS);
+    const int64_t row = int64_t(s.out_wide) * s.outputs * s.channels * s.kernel_high * s.kernel_wide;
+    const int rows = int(std::min<int64_t>(s.out_high, ENOUGH / row + 1));
+    const int high = (rows - 1) * s.stride_high + s.kernel_high;
+    if (high > s.high) return s;
+    s.out_high = rows;
+    s.high = high;
+    s.pad_high = 0;
+    return s;
+}
+
+// Time of this thread alone, so that other programs disturb the measurement less.
+double thread_seconds() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+struct Trial {
+    Layer layer;
+    Scratch scratch;
+    double seconds = 1e30;
+    Trial(const Step& step, const Kernel* kernel) {
+        layer.step = step;
+        layer.kernel = kernel;
+        prepare_counts(layer);
+        const size_t pixels = size_t(layer.padded_high()) * layer.padded_wide();
+        scratch.packed.resize(kernel->input_bytes(layer) / 8 + 8);
+        scratch.sums.resize(pixels * step.a_groups + size_t(step.out_high) * step.out_wide * layer.a_terms());
+    }
+    void run(const float* x, float* y) {
+        const double began = thread_seconds();
+        run_counts(layer, x, nullptr, y, scratch, 1, nullptr);
+        seconds = std::min(seconds, thread_seconds() - began);
+    }
+};
+
+const Kernel* fastest(const Step& whole, const std::vector<const Kernel*>& kernels) {
+    const Step step = shortened(whole);
+    std::vector<Trial> trials;
+    for (const Kernel* kernel : kernels) trials.emplace_back(step, kernel);
+    const std::vector<float> x(size_t(step.high) * step.wide * step.channels);
+    std::vector<float> y(size_t(step.out_high) * step.out_wide * step.outputs);
+    for (int i = 0; i < REPEATS; i++)
+        for (Trial& trial : trials) trial.run(x.data(), y.data());
+    const auto slower = [](const Trial& a, const Trial& b) { return a.seconds < b.seconds; };
+    return std::min_element(trials.begin(), trials.end(), slower)->layer.kernel;
+}
+
+}  // namespace
+
+const Kernel* choose_kernel(const Step& step) {
+    if (step.kernel > 0 && step.kernel <= COUNT && KERNELS[step.kernel - 1]->serves(step))
+        return KERNELS[step.kernel - 1];
+    std::vector<const Kernel*> serving;
+    for (const Kernel* kernel : KERNELS)
+        if (kernel->serves(step)) serving.push_back(kernel);
+    if (serving.size() <= 1 || step.kernel > 0) return serving.empty() ? nullptr : serving.front();
+    static std::mutex mutex;
+    static std::map<std::array<int, 18>, const Kernel*> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    auto [place, missing] = known.try_emplace(shape(step));
+    if (missing) place->second = fastest(step, serving);
+    return place->second;
+}

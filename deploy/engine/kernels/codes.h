@@ -1,0 +1,108 @@
+// The codes of a row of the input as bytes, for the kernels that need equally spaced levels.
+//
+// A code here is the integer A of step.h: the level is a_offset + a_value x A. Channels are filled up
+// to a multiple of four with zeros, so that a pixel is a whole number of groups of four codes.
+#pragma once
+#include <algorithm>
+#include <cstring>
+
+#include "../kernel.h"
+#include "../lanes.h"
+
+constexpr int GROUP = 4;
+constexpr int MOST_STEPS = 255;  // thresholds of a quantizer
+
+inline int pixel_groups(const Step& s) { return (s.channels + GROUP - 1) / GROUP; }
+
+// The largest code.
+inline int top_code(const Step& s) {
+    int sum = 0;
+    for (int j = 0; j < s.a_planes; j++) sum += s.a_multiplier[j];
+    return sum;
+}
+
+// Buffers come from std::vector; loads that cross a cache line would cost twice as much.
+template <class T>
+inline T* aligned(T* p) {
+    return (T*)((uintptr_t(p) + 63) / 64 * 64);
+}
+
+inline size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// The steps of the staircase from x to its code: the code rises by rise[i] where x >= threshold[i].
+struct Staircase {
+    int steps;
+    const float* threshold;
+    int32_t rise[MOST_STEPS];
+    explicit Staircase(const Step& s) : steps(s.thresholds), threshold(s.threshold) {
+        std::fill(rise, rise + steps, 0);
+        for (int i = 0; i < steps; i++)
+            for (int j = 0; j < s.a_planes; j++) {
+                const uint8_t* bits = s.a_bits + j * (steps + 1);
+                rise[i] += s.a_multiplier[j] * (bits[i + 1] - bits[i]);
+            }
+    }
+};
+
+typedef uint8_t FewBytes __attribute__((vector_size(FLOATS)));
+
+inline FewBytes few_codes(const Staircase& stairs, const float* x) {
+    Integers code = {};
+    for (int i = 0; i < stairs.steps; i++)
+        code += (Integers)(read<Floats>(x) >= stairs.threshold[i]) & stairs.rise[i];
+    return __builtin_convertvector(code, FewBytes);
+}
+
+// The codes of n floats. The compiler's conversion of single vectors is slow, so 32 go together.
+inline void codes_of(const Staircase& stairs, const float* x, int n, uint8_t* to) {
+    int i = 0;
+#if defined(__AVX2__)
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (; i + 32 <= n; i += 32) {
+        __m256i code[4] = {};
+        for (int k = 0; k < stairs.steps; k++) {
+            const __m256 t = _mm256_set1_ps(stairs.threshold[k]);
+            const __m256i rise = _mm256_set1_epi32(stairs.rise[k]);
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
+                const __m256 reached = _mm256_cmp_ps(_mm256_loadu_ps(x + i + 8 * v), t, _CMP_GE_OQ);
+                code[v] = _mm256_add_epi32(code[v], _mm256_and_si256(_mm256_castps_si256(reached), rise));
+            }
+        }
+        const __m256i low = _mm256_packs_epi32(code[0], code[1]), high = _mm256_packs_epi32(code[2], code[3]);
+        const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+        _mm256_storeu_si256((__m256i*)(to + i), bytes);
+    }
+#endif
+    for (; i + FLOATS <= n; i += FLOATS) {
+        const FewBytes codes = few_codes(stairs, x + i);
+        std::memcpy(to + i, &codes, sizeof codes);
+    }
+    if (i == n) return;
+    float rest[FLOATS] = {};
+    std::memcpy(rest, x + i, sizeof(float) * (n - i));
+    const FewBytes codes = few_codes(stairs, rest);
+    std::memcpy(to + i, &codes, n - i);
+}
+
+// The codes of row y of the image: (W, groups of the pixel x GROUP).
+inline void row_codes(const Step& s, const Staircase& stairs, const float* x, int y, uint8_t* to) {
+    const int each = pixel_groups(s) * GROUP;
+    x += size_t(y) * s.wide * s.channels;
+    if (each == s.channels) return codes_of(stairs, x, s.wide * s.channels, to);
+    for (int pixel = 0; pixel < s.wide; pixel++, x += s.channels, to += each) {
+        codes_of(stairs, x, s.channels, to);
+        std::memset(to + s.channels, 0, each - s.channels);
+    }
+}
+
+// The sum of n codes, a multiple of four.
+inline int32_t sum_of_codes(const uint8_t* codes, int n) {
+    const uint64_t mask = 0x00ff00ff00ff00ff;
+    uint64_t total = 0;
+    for (; n > 0; n -= 8, codes += 8) {
+        const uint64_t eight = n >= 8 ? read<uint64_t>(codes) : read<uint32_t>(codes);
+        total += (((eight & mask) + (eight >> 8 & mask)) * 0x0001000100010001) >> 48;
+    }
+    return int32_t(total);
+}

@@ -1,0 +1,192 @@
+// The kernel for equally spaced levels on both sides: products of small integers.
+//
+// Four codes of a pixel are broadcast and multiplied with the weights of four channels for each output
+// channel. Without an instruction for sums of four products, sums of two are kept in 16-bit words for
+// as long as these cannot overflow.
+#include "codes.h"
+
+#if defined(__SSSE3__)
+
+namespace {
+
+constexpr int MOST_PIXELS = 8;
+
+#if defined(__AVX2__)
+typedef __m256i Vector;
+inline Vector load(const void* p) { return _mm256_loadu_si256((const Vector*)p); }
+inline Vector broadcast(uint32_t codes) { return _mm256_set1_epi32(int(codes)); }
+inline Vector add_words(Vector a, Vector b) { return _mm256_add_epi16(a, b); }
+inline Vector in_pairs(Vector codes, Vector w) { return _mm256_maddubs_epi16(codes, w); }
+inline Vector pairs_of(Vector words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
+#else
+typedef __m128i Vector;
+inline Vector load(const void* p) { return _mm_loadu_si128((const Vector*)p); }
+inline Vector broadcast(uint32_t codes) { return _mm_set1_epi32(int(codes)); }
+inline Vector add_words(Vector a, Vector b) { return _mm_add_epi16(a, b); }
+inline Vector in_pairs(Vector codes, Vector w) { return _mm_maddubs_epi16(codes, w); }
+inline Vector pairs_of(Vector words) { return _mm_madd_epi16(words, _mm_set1_epi16(1)); }
+#endif
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#define PRODUCTS_NAME "8-bit products (VNNI)"
+constexpr bool FOUR = true;
+inline Vector add_products(Vector sums, Vector codes, Vector w) { return _mm256_dpbusd_epi32(sums, codes, w); }
+#elif defined(__AVXVNNI__)
+#define PRODUCTS_NAME "8-bit products (VNNI)"
+constexpr bool FOUR = true;
+inline Vector add_products(Vector sums, Vector codes, Vector w) { return _mm256_dpbusd_avx_epi32(sums, codes, w); }
+#else
+#if defined(__AVX2__)
+#define PRODUCTS_NAME "8-bit products (AVX2)"
+#else
+#define PRODUCTS_NAME "8-bit products (SSSE3)"
+#endif
+constexpr bool FOUR = false;
+inline Vector add_products(Vector sums, Vector codes, Vector w) { return add_words(sums, in_pairs(codes, w)); }
+#endif
+
+constexpr int LANES = sizeof(Vector) / 4, VECTORS = BLOCK / LANES;
+typedef int32_t Sums __attribute__((vector_size(sizeof(Vector))));
+
+int top_weight(const Step& s) {
+    int sum = 0;
+    for (int p = 0; p < s.w_planes; p++) sum += s.w_multiplier[p];
+    return sum;
+}
+
+bool serves(const Step& s) {
+    const int code = top_code(s), weight = top_weight(s);
+    return s.a_groups == 1 && s.w_groups == 1 && code <= 255 && weight <= 127 && 2 * code * weight <= 32767;
+}
+
+// A row: the codes of its pixels.
+size_t row_bytes(const Layer& layer) { return size_t(layer.padded_wide()) * pixel_groups(layer.step) * GROUP; }
+
+size_t input_bytes(const Layer& layer) { return row_bytes(layer) * layer.padded_high() + 64; }
+
+// Weights [block][kernel row][group][output][channel of the group], each W in a byte.
+size_t block_bytes(const Step& s) {
+    return size_t(s.kernel_high) * s.kernel_wide * pixel_groups(s) * GROUP * BLOCK;
+}
+
+void pack_weights(Layer& layer) {
+    const Step& s = layer.step;
+    layer.packed.assign(block_bytes(s) * layer.blocks() / 4 + 16, 0);
+    int8_t* packed = (int8_t*)aligned(layer.packed.data());
+    std::vector<int8_t> integer(s.w_levels);
+    for (int q = 0; q < s.w_levels; q++)
+        for (int p = 0; p < s.w_planes; p++)
+            integer[q] += s.w_multiplier[p] * (2 * s.w_bits[p * s.w_levels + q] - 1);
+    const uint8_t* code = s.w_codes;
+    for (int o = 0; o < s.outputs; o++)
+        for (int tap = 0; tap < s.kernel_high * s.kernel_wide; tap++)
+            for (int c = 0; c < s.channels; c++, code++) {
+                const size_t group = size_t(tap) * pixel_groups(s) + c / GROUP;
+                packed[block_bytes(s) * (o / BLOCK) + (group * BLOCK + o % BLOCK) * GROUP + c % GROUP] = integer[*code];
+            }
+}
+
+void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, int end) {
+    const Step& s = layer.step;
+    const Staircase stairs(s);
+    const size_t side = size_t(s.pad_wide) * pixel_groups(s) * GROUP;
+    for (int padded = first; padded < end; padded++) {
+        if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
+        uint8_t* row = aligned(packed) + row_bytes(layer) * padded;
+        const int y = padded - s.pad_high;
+        if (y < 0 || y >= s.high) {
+            std::memset(row, 0, row_bytes(layer));
+            continue;
+        }
+        std::memset(row, 0, side);
+        row_codes(s, stairs, x, y, row + side);
+        std::memset(row + row_bytes(layer) - side, 0, side);
+    }
+}
+
+void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
+    const int each = pixel_groups(layer.step) * GROUP;
+    const uint8_t* codes = aligned(packed) + row_bytes(layer) * row;
+    for (int x = 0; x < layer.padded_wide(); x++, codes += each) sums[x] = sum_of_codes(codes, each);
+}
+
+struct Operands {
+    const int8_t* weights;
+    const uint8_t* input;  // the codes of the first pixel's first tap
+    size_t row, pixel;     // bytes between kernel rows and between output pixels
+    int kernel_high, run;  // kernel rows; groups of a row of taps
+    int most;              // groups whose products 16-bit words hold
+    size_t count;          // integers between the counts of two pixels
+};
+
+template <int X>
+void add_up(const Operands& at, int32_t* counts) {
+    Vector sums[X][VECTORS];
+    Sums total[X][VECTORS] = {};
+    int left = 0;
+    auto flush = [&] {
+        for (int x = 0; x < X; x++)
+            for (int v = 0; v < VECTORS; v++) total[x][v] += (Sums)(FOUR ? sums[x][v] : pairs_of(sums[x][v]));
+    };
+    const int8_t* weights = at.weights;
+    for (int ky = 0; ky < at.kernel_high; ky++) {
+        const uint8_t* codes = at.input + at.row * ky;
+        for (int todo = at.run; todo > 0;) {
+            if (left == 0) {
+                left = at.most;
+                for (auto& row : sums)
+                    for (auto& cell : row) cell = Vector{};
+            }
+            const int n = std::min(todo, left);
+            todo -= n;
+            left -= n;
+            for (int i = 0; i < n; i++, weights += GROUP * BLOCK, codes += GROUP) {
+                Vector w[VECTORS];
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++) w[v] = load(weights + v * sizeof(Vector));
+#pragma GCC unroll 8
+                for (int x = 0; x < X; x++) {
+                    const Vector four = broadcast(read<uint32_t>(codes + x * at.pixel));
+#pragma GCC unroll 4
+                    for (int v = 0; v < VECTORS; v++) sums[x][v] = add_products(sums[x][v], four, w[v]);
+                }
+            }
+            if (left == 0) flush();
+        }
+    }
+    if (left != 0) flush();
+    for (int x = 0; x < X; x++, counts += at.count) std::memcpy(counts, total[x], sizeof total[x]);
+}
+
+using Add = void (*)(const Operands&, int32_t*);
+constexpr Add ADD[] = {add_up<1>, add_up<2>, add_up<3>, add_up<4>};
+constexpr int PIXELS = 4;  // at a time, so that registers hold their sums
+
+void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int32_t* counts) {
+    const Step& s = layer.step;
+    const size_t pixel = size_t(pixel_groups(s)) * GROUP * s.stride_wide, row = row_bytes(layer);
+    const uint8_t* input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
+    Operands at{(const int8_t*)aligned(layer.packed.data()) + block_bytes(s) * t.block,
+                input,
+                row,
+                pixel,
+                s.kernel_high,
+                s.kernel_wide * pixel_groups(s),
+                FOUR ? 1 << 30 : 32767 / (2 * top_code(s) * top_weight(s)),
+                size_t(layer.a_terms()) * BLOCK};
+    const int parts = (t.n + PIXELS - 1) / PIXELS;
+    for (int part = 0, x = 0; part < parts; part++) {
+        const int X = (t.n - x + parts - part - 1) / (parts - part);
+        at.input = input + pixel * x;
+        ADD[X - 1](at, counts + at.count * x);
+        x += X;
+    }
+}
+
+}  // namespace
+
+extern const Kernel PRODUCTS;
+const Kernel PRODUCTS{PRODUCTS_NAME, serves,   pack_weights, input_bytes, pack_rows,
+                      row_sums,      MOST_PIXELS, tile};
+
+#endif

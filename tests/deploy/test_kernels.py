@@ -1,0 +1,111 @@
+"""The kernels that count: each gives the same integers as the slow form, wherever it serves."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slow_reference import counts
+from small_networks import CHANNELS, SIDE, about, network, one_layer, targets
+
+from deploy.engine.plan import KERNELS
+from deploy.graph import Graph
+from deploy.network import Network
+from lowbit_core.runtime.errors import InputError
+
+
+def basis(rng: np.random.Generator, bits: int, rows: int) -> np.ndarray:
+    """The levels (rows, 2^bits) of random bases."""
+    v = rng.uniform(0.1, 1, (rows, bits)).cumsum(1) * 2.0 ** np.arange(bits)
+    signs = 2 * (np.arange(2**bits)[:, None] >> np.arange(bits) & 1) - 1
+    return v @ signs.T
+
+
+def uniform(rng: np.random.Generator, bits: int, rows: int) -> np.ndarray:
+    scale = rng.uniform(0.1, 1, (rows, 1))
+    return scale * (2 * np.arange(2**bits) - 2**bits + 1)
+
+
+def a_layer(rng, w_levels, a_bits, signed, sizes, window) -> Graph:
+    channels, outputs, side = sizes
+    lowest = -(2 ** (a_bits - 1)) if signed else 0
+    a_levels = rng.uniform(0.1, 1) * (lowest + np.arange(2**a_bits))
+    return one_layer(rng, w_levels, a_levels, channels, outputs, max(side, window[0]), *window)
+
+
+def check(graph: Graph, rng: np.random.Generator, serving: tuple[str, ...]) -> None:
+    """Every kernel: the integers of the slow form, and the same floats to the bit."""
+    channels, side, _ = graph.input_shape
+    x = rng.normal(0, 1, (side, side, channels)).astype(np.float32)
+    quantizer, convolution = graph.operations
+    expected, results = counts(x, convolution, quantizer), []
+    for kernel in (*KERNELS, None):
+        net = Network(graph, about(), kernel=kernel)
+        y, integers = net.run_step(0, x)
+        np.testing.assert_array_equal(integers, expected)
+        results.append(y)
+        if kernel is not None:
+            name = net.kernels()[0][1]
+            word = {"products": "8-bit products"}.get(kernel, kernel)
+            assert name.startswith(word if kernel in serving else "popcount")
+    for y in results[1:]:
+        np.testing.assert_array_equal(y, results[0])
+
+
+WINDOWS = [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (2, 1, 0), (3, 1, 0)]
+
+
+@given(
+    w_bits=st.integers(1, 4),
+    a_bits=st.integers(1, 4),
+    flags=st.tuples(st.booleans(), st.booleans()),
+    sizes=st.tuples(st.integers(1, 70), st.integers(1, 40), st.integers(1, 12)),
+    window=st.sampled_from(WINDOWS),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_convolution(w_bits, a_bits, flags, sizes, window, seed):
+    rng = np.random.default_rng(seed)
+    signed, is_basis = flags
+    levels = (basis if is_basis else uniform)(rng, w_bits, sizes[1])
+    serving = ("popcount", "tables") if is_basis and w_bits > 1 else KERNELS
+    check(a_layer(rng, levels, a_bits, signed, sizes, window), rng, serving)
+
+
+# The largest sums that a byte and a 16-bit word must hold, and that must be carried on.
+@pytest.mark.parametrize("a_bits", [1, 2, 3, 4])
+@pytest.mark.parametrize(("channels", "side", "kernel"), [(9001, 1, 1), (520, 7, 7)])
+def test_long_sums_of_the_largest_codes(a_bits, channels, side, kernel):
+    rng = np.random.default_rng(0)
+    graph = a_layer(
+        rng, uniform(rng, 4, 1), a_bits, False, (channels, 17, side), (kernel, 1, kernel // 2)
+    )
+    quantizer, convolution = graph.operations
+    convolution.weight.codes[:2] = 15
+    convolution.weight.codes[2:4] = 0
+    quantizer.thresholds[:] = -100
+    check(graph, rng, KERNELS)
+
+
+def test_levels_that_are_not_equally_spaced_are_left_to_popcount():
+    rng = np.random.default_rng(0)
+    levels = np.array([0.0, 0.1, 0.5, 2.0])
+    graph = one_layer(rng, uniform(rng, 2, 5), levels, 12, 5, 6, 3, 1, 1)
+    check(graph, rng, ("popcount",))
+
+
+@pytest.mark.parametrize("target", ["native", *targets()])
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    ("arch", "method", "w_bits", "a_bits"),
+    [("resnet20", "pact", 3, 3), ("resnet20", "direct", 2, 2), ("alexnet", "direct", 1, 2)],
+)
+def test_every_kernel_gives_the_same_scores(target, kernel, arch, method, w_bits, a_bits):
+    net, graph = network(arch, method, w_bits, a_bits)
+    images = np.random.default_rng(0).normal(0, 1, (3, CHANNELS, SIDE, SIDE)).astype(np.float32)
+    other = Network(graph, about(), target=target, kernel=kernel).scores(images)
+    np.testing.assert_array_equal(other.view(np.int32), net.scores(images).view(np.int32))
+
+
+def test_an_unknown_kernel_is_refused():
+    graph = network("resnet20", "pact", 3, 3)[1]
+    with pytest.raises(InputError, match="kernel 'lut': must be one of popcount, tables, products"):
+        Network(graph, about(), kernel="lut")
