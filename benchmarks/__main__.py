@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks import loaders, plot, quantizers, startup, steps
+from benchmarks import deploy, loaders, plot, quantizers, startup, steps
 from benchmarks.timing import DEVICE
 from lowbit_core.kernels.fused import compiler_found
 from lowbit_core.runtime.errors import InputError, run_cli
@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
     ),
     "loaders": lambda given: loaders.measure(given.jpegs, 1 if given.quick else 3),
     "startup": lambda given: startup.measure(1 if given.quick else 3),
+    "deploy": lambda given: deploy.measure(given.quick),
 }
 
 
@@ -50,11 +51,13 @@ def _arguments() -> argparse.Namespace:
 
 def _write(path: Path, rows: list[dict], about: dict) -> None:
     """Write the rows, with the columns `about` the machine, and print them."""
-    table = pd.DataFrame(rows).assign(**about)
+    table = pd.DataFrame(rows)
+    added = {key: value for key, value in about.items() if key not in table}  # deploy has threads
+    table = table.assign(**added)
     with replace_file(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
     print(f"\n{path.stem} ({about['hardware']}, {about['threads']} threads)")
-    print(table.drop(columns=list(about)).round(2).to_string(index=False), flush=True)
+    print(table.drop(columns=list(added)).round(2).to_string(index=False), flush=True)
 
 
 def main() -> None:
