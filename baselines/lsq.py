@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lowbit_core.quantizers.interface import Method, WeightQuantizer
+from lowbit_core.quantizers.interface import Method, ShadowWeight
 from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation, quantize_pieces
 from lowbit_core.quantizers.range_search import best_range_of_grid
 from lowbit_core.quantizers.ste_mask import rectified
@@ -87,7 +87,7 @@ class StepGrid(nn.Module):
         return Pieces(edges, levels, gradient_scale * offset, gain, slope=self.inside)
 
 
-class LSQWeight(WeightQuantizer):
+class LSQWeight(ShadowWeight):
     """A full-precision shadow weight, quantized with one learned step for the layer."""
 
     GROUPS = {"weight": "weights", "step": "levels"}
@@ -112,9 +112,6 @@ class LSQWeight(WeightQuantizer):
 
     def forward(self) -> Tensor:
         return quantize_pieces(self.weight, self.pieces(), signed=True)[0].view(self.shape)
-
-    def latent(self) -> Tensor:
-        return self.weight
 
     def levels(self) -> Tensor:
         return self.grid.levels(self.used_step())[None]

@@ -2,5 +2,6 @@
 
 import os
 
-# Read when torch is imported: above all levels, so that its profiler prints nothing.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+# Read when torch is imported: its profiler and its allocator print nothing between the tables.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # above all levels
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -4,17 +4,21 @@ import argparse
 import os
 import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from benchmarks import deploy, loaders, plot, quantizers, startup, steps
+from benchmarks.peers import PEERS, find_peer
 from benchmarks.timing import DEVICE
+from lowbit_core.kernels.bindings import kernel_lanes
 from lowbit_core.kernels.fused import compiler_found
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import replace_file
-from lowbit_core.runtime.hardware import git_commit, hardware_name
+from lowbit_core.runtime.files import replace_file, write_json
+from lowbit_core.runtime.hardware import git_commit, hardware_name, instruction_set, versions
 from lowbit_core.runtime.progress import say
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
@@ -49,15 +53,23 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
+def _about() -> dict:
+    """The machine and the versions that a table was measured with."""
+    about = {"hardware": hardware_name(DEVICE), "instruction_set": instruction_set()}
+    about |= {"kernel_lanes": kernel_lanes(), "threads": torch.get_num_threads()}
+    peers = {name: version(name) for name in PEERS if find_peer(name)} | deploy.versions()
+    about |= {"date": datetime.now(UTC).date().isoformat(), "versions": versions() | peers}
+    return about | {"commit": git_commit()}
+
+
 def _write(path: Path, rows: list[dict], about: dict) -> None:
-    """Write the rows, with the columns `about` the machine, and print them."""
+    """Write the rows to `path`.csv and what they were measured with to `path`.json; print them."""
     table = pd.DataFrame(rows)
-    added = {key: value for key, value in about.items() if key not in table}  # deploy has threads
-    table = table.assign(**added)
-    with replace_file(path) as temporary:
+    with replace_file(path.with_suffix(".csv")) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    print(f"\n{path.stem} ({about['hardware']}, {about['threads']} threads)")
-    print(table.drop(columns=list(added)).round(2).to_string(index=False), flush=True)
+    write_json(path.with_suffix(".json"), about)
+    print(f"\n{path.name} ({about['hardware']}, {about['threads']} threads)")
+    print(table.round(2).to_string(index=False), flush=True)
 
 
 def main() -> None:
@@ -67,15 +79,16 @@ def main() -> None:
     warnings.simplefilter("ignore")  # torch.ao and Brevitas use what is deprecated
     if not compiler_found():
         say("warning: no C++ compiler found: the quantizers are measured uncompiled")
-    about = {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    about |= {"hardware": hardware_name(DEVICE), "commit": git_commit()}
+    about = _about()
     for name in given.only or PARTS:
         if rows := PARTS[name](given):
-            _write(given.out / f"{name}.csv", rows, about)
+            _write(given.out / name, rows, about)
     made = [given.out / "quantizers.csv", given.out / "steps.csv"]
     if all(path.exists() for path in made):
         plot.draw(*map(pd.read_csv, made), given.out)
-        print(f"\n{given.out}/*.csv, {given.out}/speed.svg and .png are written")
+    print(
+        f"\nwritten to {given.out}; docs/performance.md: python -m benchmarks.document {given.out}"
+    )
 
 
 if __name__ == "__main__":

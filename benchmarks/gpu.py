@@ -19,7 +19,7 @@ import torch
 
 import baselines
 from benchmarks.agreement import disagreement
-from benchmarks.steps import METHODS, NETWORKS, Network, Setting, compare, training_step
+from benchmarks.steps import CORE, NETWORKS, Network, Setting, compare, training_step
 from benchmarks.timing import DEVICE, now
 from lowbit_core.kernels.fused import set_compile
 from lowbit_core.runtime import hardware
@@ -167,7 +167,7 @@ def main() -> None:
     networks = (TINY,) if tiny else NETWORKS_OF_GPU
     check_agreement(contact)
     for network in networks:
-        measure_steps(contact, network, "quantizers", ("fp", "direct") if tiny else METHODS)
+        measure_steps(contact, network, "quantizers", ("fp", "direct") if tiny else CORE)
     say("processes that share the device")
     setting = Setting(networks[0], precision="bf16", device=device)
     how = ((2, 1), 0.1) if tiny else ((8, 4, 2, 1), 3.0)

@@ -1,19 +1,18 @@
 """Forward and backward of one quantizer, as a ratio to ReLU (activations) or to a copy (weights).
 
-The peers are Brevitas, torch.ao and the same quantizer without compiled kernels ("eager").
+The peers are Brevitas, torchao, torch.ao and the same quantizer without compiled kernels ("eager").
 """
 
 import copy
-import importlib.util
 from collections.abc import Callable
-from functools import cache, partial
-from types import ModuleType
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize
 
 import baselines
+from benchmarks.peers import PEERS, BrevitasActivation, TorchaoActivation, find_peer, peers_found
 from benchmarks.timing import DEVICE, ratios, timed
 from lowbit_core.kernels.fused import set_compile
 from lowbit_core.runtime.progress import say
@@ -78,41 +77,29 @@ def _rows(kind: str, calls: dict, x: Tensor, bits: int, rounds: int, base: str) 
     return [about | {"what": name} | row for name, row in measured.items()]
 
 
-def _without_input(module: nn.Module, weight: Callable | None = None) -> Callable:
-    """The function of any input that calls `weight` (else `module`) with new gradients."""
+def _without_input(module: nn.Module) -> Callable:
+    """The function of any input that calls `module` with new gradients."""
 
     def run(_: Tensor) -> Tensor:
         module.zero_grad(set_to_none=True)
-        return (weight or module)()
+        return module()
 
     return run
 
 
 def _peer_activations(bits: int) -> dict[str, Callable]:
     peers = {"torch.ao FakeQuantize": FakeQuantize(quant_min=0, quant_max=2**bits - 1)}
-    if brevitas := find_brevitas():
+    if find_peer("brevitas"):
         # By default it collects percentiles in its first 300 steps, and learns the scale later.
-        peers["Brevitas QuantReLU, first steps"] = brevitas.QuantReLU(bit_width=bits)
-        peers["Brevitas QuantReLU"] = brevitas.QuantReLU(bit_width=bits, collect_stats_steps=1)
+        first_steps = BrevitasActivation(bits, False, collect_stats_steps=300)
+        peers["Brevitas QuantReLU, first steps"] = first_steps
+        peers["Brevitas QuantReLU"] = BrevitasActivation(bits, False)
+    if find_peer("torchao"):
+        peers["torchao IntxFakeQuantizer"] = TorchaoActivation(bits, False)
     return {name: peer.to(DEVICE).train() for name, peer in peers.items()}
 
 
 def _peer_weights(w: Tensor, bits: int) -> dict[str, Callable]:
-    brevitas = find_brevitas()
-    if bits == 1 or not brevitas:  # its signed grid of 1 bit is empty and gives NaN
-        return {}
-    out, planes, side, _ = w.shape
-    layer = brevitas.QuantConv2d(planes, out, side, bias=False, weight_bit_width=bits)
-    layer = layer.to(DEVICE).train()
-    layer.weight.data.copy_(w)
-    run = _without_input(layer, lambda: layer.quant_weight().value)
-    return {"Brevitas QuantConv2d weight": run}
-
-
-@cache
-def find_brevitas() -> ModuleType | None:
-    """The layers of Brevitas; if it is not installed, say once that its rows are left out."""
-    if importlib.util.find_spec("brevitas"):
-        return importlib.import_module("brevitas.nn")
-    say("brevitas is not installed: its rows are left out (make bench installs it)")
-    return None
+    labels = {"brevitas": "Brevitas QuantConv2d weight", "torchao": "torchao IntxFakeQuantizer"}
+    peers = {labels[name]: PEERS[name].weight(w, bits) for name in peers_found(bits)}
+    return {name: _without_input(peer.to(DEVICE).train()) for name, peer in peers.items()}

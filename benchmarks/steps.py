@@ -1,4 +1,4 @@
-"""Time and memory of a whole training step: each method against full precision."""
+"""Time and memory of a whole training step: each method and each peer against full precision."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import baselines
+from benchmarks.peers import PEERS, peers_found
 from benchmarks.timing import DEVICE, ratios, timed
 from lowbit_core import models
 from lowbit_core.conversion.layers import calibrate
@@ -34,7 +35,8 @@ NETWORKS = {
     "alexnet": Network("alexnet", {"width": 32, "stem": "small"}),
     "mobilenetv2": Network("mobilenetv2", {"width": 0.5, "stem": "small"}),
 }
-METHODS = ("fp", "dorefa", "pact", "lq_nets", "lq_channel_aware", "direct_plain", "direct")
+CORE = ("fp", "dorefa", "pact", "lsq", "lq_nets", "lq_channel_aware", "direct_plain", "direct")
+METHODS = tuple(name for name, method in baselines.METHODS.items() if not method.ablation)
 COMPILE = ("off", "quantizers", "model")
 PRECISIONS = ("fp32", "bf16")
 
@@ -60,7 +62,8 @@ def training_step(method: str, setting: Setting) -> Callable[[], None]:
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(100, (network.batch,), device=device)
     if method != "fp":
-        policy = QuantPolicy(baselines.method(method), setting.w_bits, setting.a_bits)
+        found = PEERS.get(method) or baselines.method(method)
+        policy = QuantPolicy(found, setting.w_bits, setting.a_bits)
         convert(model, policy, images[:1])
     model = model.to(memory_format=torch.channels_last)
     if method != "fp":
@@ -105,8 +108,13 @@ def measure(
     bits: int = 2,
     precisions: Iterable[str] = PRECISIONS,
 ) -> list[dict]:
-    """The rows of `compare` for each network and precision, each against `fp` in that precision."""
-    rows = []
+    """The rows of `compare` for each network and precision, each against `fp` in that precision.
+
+    The peers that can be imported are among the methods, unless whole networks are compiled.
+    """
+    rows: list[dict] = []
+    methods = [name for name in METHODS if baselines.method(name).offers(bits)]
+    methods += [] if compile == "model" else peers_found(bits)
     if "bf16" in precisions and DEVICE.type == "cpu" and not computes_bfloat16():
         say("this processor has no bfloat16 instructions: the rows of bf16 are left out")
         precisions = [name for name in precisions if name != "bf16"]
@@ -114,7 +122,7 @@ def measure(
         for arch in archs:
             say(f"training steps of {arch}, {precision}, compile {compile}")
             setting = Setting(NETWORKS[arch], bits, bits, precision, compile)
-            rows += compare(setting, METHODS, rounds)
+            rows += compare(setting, methods, rounds)
     return rows
 
 

@@ -8,10 +8,10 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,15 @@ def _found(name: str) -> bool:
         say(f"{name}: its columns stay empty (make bench installs it): {reason}")
         return False
     return True
+
+
+def versions() -> dict[str, str]:
+    """Of the peers' packages, as far as they are installed."""
+    found = {}
+    for package in ("onnx", "onnxruntime", "openvino"):
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def write_files(subject: Subject, folder: Path) -> Files:

@@ -51,6 +51,8 @@ void prepare_counts(Layer& layer) {
 
 namespace {
 
+constexpr int MOST_TERMS = 16;  // more than the planes of inputs that any kernel serves
+
 // The taps of output pixel (y, x) that lie inside the image: [top, bottom) x [left, right).
 struct Inside {
     int top, bottom, left, right;
@@ -84,48 +86,65 @@ void add_offset_terms(const Layer& layer, const Tile& t, int32_t* counts) {
     }
 }
 
-// sum_h a_value[h] term[h], in this order; term(h) is a number or a vector.
-template <class F, class Term>
-inline F weighted(const Step& s, int terms, Term term) {
-    F sum = term(0) * s.a_value[0];
-    for (int h = 1; h < s.a_groups; h++) sum = sum + term(h) * s.a_value[h];
-    if (terms > s.a_groups) sum = sum + term(s.a_groups) * s.a_offset;
-    return sum;
+// What `finish` needs of a layer for one block of outputs.
+struct Values {
+    const float *shift, *w_value, *w_offset;  // of the block's first output; w_offset may be null
+    float a_value[MOST_TERMS];                // of each term, the offset last
+    int terms, groups, outputs, used;         // outputs: floats between groups; used: of the block
+    bool relu;
+    float ceiling;
+};
+
+Values values_of(const Layer& layer, int block) {
+    const Step& s = layer.step;
+    const int first = block * BLOCK;
+    Values v{layer.shift.data() + first, layer.w_value.data() + first,
+             s.w_offset ? layer.w_offset.data() + first : nullptr, {}, layer.a_terms(), s.w_groups,
+             layer.blocks() * BLOCK, std::min(BLOCK, s.outputs - first), s.relu != 0, s.ceiling};
+    std::copy(s.a_value, s.a_value + s.a_groups, v.a_value);
+    v.a_value[s.a_groups] = s.a_offset;
+    return v;
 }
 
-// The outputs of one pixel and block; sums: of the input over the taps, (terms,).
-void finish(const Layer& layer, int block, const int32_t* counts, const int32_t* sums, const float* other,
-            float* y) {
-    const Step& s = layer.step;
-    const int terms = layer.a_terms(), outputs = layer.blocks() * BLOCK, first = block * BLOCK;
-    const int used = std::min(BLOCK, s.outputs - first);
+// The outputs y of one pixel and block; sums: of the input over the taps, (terms,). other may be
+// null. The order of the additions is that of the formula at the top.
+template <int TERMS>
+void finish(const Values& v, const int32_t* counts, const int32_t* sums, const float* other, float* y) {
+    const int terms = TERMS ? TERMS : v.terms;
     float base = 0;
-    if (s.w_offset) base = weighted<float>(s, terms, [&](int h) { return float(sums[h]); });
-    const float* values = layer.w_value.data() + first;
-    for (int lane = 0; lane < used; lane += FLOATS, counts += FLOATS) {
-        Floats total = read<Floats>(layer.shift.data() + first + lane);
-        const int32_t* term = counts;
-        for (int g = 0; g < s.w_groups; g++) {
-            Floats sum = weighted<Floats>(s, terms, [&](int h) {
-                return __builtin_convertvector(read<Integers>(term + h * BLOCK), Floats);
-            });
-            total = total + read<Floats>(values + size_t(g) * outputs + lane) * sum;
-            term += terms * BLOCK;
-        }
-        if (s.w_offset) total = total + read<Floats>(layer.w_offset.data() + first + lane) * base;
-        float* to = y + first + lane;
-        if (used - lane < FLOATS) {
-            for (int i = 0; i < used - lane; i++)
-                to[i] = limited(s, other ? total[i] + other[first + lane + i] : total[i]);
-            return;
-        }
-        if (other) total = total + read<Floats>(other + first + lane);
-        if (s.relu) {
-            total = total > 0 ? total : Floats{};
-            total = total < s.ceiling ? total : Floats{} + s.ceiling;
-        }
-        std::memcpy(to, &total, sizeof total);
+    if (v.w_offset) {
+        base = float(sums[0]) * v.a_value[0];
+        for (int h = 1; h < terms; h++) base += float(sums[h]) * v.a_value[h];
     }
+    for (int lane = 0; lane < v.used; lane += FLOATS) {
+        Floats total = read<Floats>(v.shift + lane);
+        const int32_t* term = counts + lane;
+        for (int g = 0; g < v.groups; g++, term += terms * BLOCK) {
+            Floats sum = __builtin_convertvector(read<Integers>(term), Floats) * v.a_value[0];
+            for (int h = 1; h < terms; h++)
+                sum += __builtin_convertvector(read<Integers>(term + h * BLOCK), Floats) * v.a_value[h];
+            total += read<Floats>(v.w_value + size_t(g) * v.outputs + lane) * sum;
+        }
+        if (v.w_offset) total += read<Floats>(v.w_offset + lane) * base;
+        const int left = std::min(FLOATS, v.used - lane);
+        float added[FLOATS] = {};
+        if (other && left < FLOATS) std::memcpy(added, other + lane, sizeof(float) * left);
+        if (other) total += read<Floats>(left < FLOATS ? added : other + lane);
+        if (v.relu) {
+            total = total > 0 ? total : Floats{};
+            total = total < v.ceiling ? total : Floats{} + v.ceiling;
+        }
+        if (left == FLOATS)
+            std::memcpy(y + lane, &total, sizeof total);
+        else
+            std::memcpy(y + lane, &total, sizeof(float) * left);
+    }
+}
+
+using Finish = void (*)(const Values&, const int32_t*, const int32_t*, const float*, float*);
+
+Finish finish_for(int terms) {
+    return terms == 1 ? finish<1> : terms == 2 ? finish<2> : terms == 3 ? finish<3> : finish<0>;
 }
 
 // Sums of the input's integers over the taps of every output pixel of row y: (OW, terms).
@@ -174,6 +193,7 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
     int32_t* pixels = scratch.sums.data();
     int32_t* patches = pixels + size_t(high) * wide * s.a_groups;
     const size_t each = size_t(s.w_groups) * terms * BLOCK;
+    const Finish finish = finish_for(terms);
 #pragma omp parallel num_threads(threads)
     {
         std::vector<int32_t> tile_counts(each * kernel.pixels), columns(size_t(wide) * s.a_groups);
@@ -194,12 +214,13 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
                     const size_t pixel = size_t(row) * s.out_wide + column;
                     const int32_t* sums = patches + pixel * terms;
                     int32_t* made = tile_counts.data();
+                    const Values values = values_of(layer, block);
                     kernel.tile(layer, packed, t, sums, made);
                     if (terms > s.a_groups) add_offset_terms(layer, t, made);
                     if (counts) store_counts(layer, t, made, counts);
                     for (int i = 0; i < t.n; i++) {
-                        const size_t at = (pixel + i) * s.outputs;
-                        finish(layer, block, made + i * each, sums + i * terms, other ? other + at : nullptr, y + at);
+                        const size_t at = (pixel + i) * s.outputs + block * BLOCK;
+                        finish(values, made + i * each, sums + i * terms, other ? other + at : nullptr, y + at);
                     }
                 }
     }

@@ -78,7 +78,8 @@ void prepare_dense(Layer& layer) {
             layer.weight[(size * (o / BLOCK) + i) * BLOCK + o % BLOCK] = s.weight[size * o + i];
 }
 
-void run_dense(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch, int threads) {
+void run_dense(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch,
+               int threads) {
     const Step& s = layer.step;
     x = padded(layer, x, scratch, threads);
     const size_t row = size_t(layer.padded_wide()) * s.channels;

@@ -84,7 +84,8 @@ const char* network_kernel(void* network, int32_t step) {
 }
 
 // images (n, H, W, C) -> scores (n, classes). seconds: null, or (steps,), to which times are added.
-void network_run(void* pointer, const float* images, int64_t n, float* scores, int32_t threads, double* seconds) {
+void network_run(void* pointer, const float* images, int64_t n, float* scores, int32_t threads,
+                 double* seconds) {
     auto& network = *(Network*)pointer;
     float* arena = network.arena.data();
     const auto& offsets = network.offsets;

@@ -154,6 +154,7 @@ void count_ones(const Operands& at, int32_t* ones) {
 }
 
 constexpr int MOST_PIXELS = 8;
+constexpr int MOST_PAIRS = 8;  // of a plane of weights and one of inputs, counted together
 constexpr int tile_pixels(int planes) {
     return std::max(1, std::min(MOST_PIXELS, Lanes::registers / planes));
 }
@@ -178,20 +179,23 @@ constexpr Count COUNT[MOST_P][MOST_J] = {
 
 typedef int32_t Sums __attribute__((vector_size(4 * Lanes::count)));
 
-// counts += 2 x multiplier x ones, of P and J planes from p0 and j0.
-void add_ones(const Layer& layer, int n, int sub, int p0, int P, int j0, int J, const int32_t* ones,
-              int32_t* counts) {
+// counts += 2 x multiplier x ones, of P and J planes from p0 and j0; counts of the sub-block.
+void add_ones(const Layer& layer, int n, int p0, int P, int j0, int J, const int32_t* ones, int32_t* counts) {
     const Step& s = layer.step;
-    const int terms = layer.a_terms();
-    for (int x = 0; x < n; x++)
-        for (int p = p0; p < p0 + P; p++)
-            for (int j = j0; j < j0 + J; j++, ones += Lanes::count) {
-                const int32_t factor = 2 * s.w_multiplier[p] * s.a_multiplier[j];
-                const size_t group = (size_t(x) * s.w_groups + s.w_group[p]) * terms + s.a_group[j];
-                int32_t* to = counts + group * BLOCK + sub * Lanes::count;
-                const Sums sum = read<Sums>(to) + read<Sums>(ones) * factor;
-                std::memcpy(to, &sum, sizeof sum);
-            }
+    const int terms = layer.a_terms(), planes = P * J;
+    int32_t factor[MOST_PAIRS];
+    int place[MOST_PAIRS];
+    for (int k = 0; k < planes; k++) {
+        const int p = p0 + k / J, j = j0 + k % J;
+        factor[k] = 2 * s.w_multiplier[p] * s.a_multiplier[j];
+        place[k] = (s.w_group[p] * terms + s.a_group[j]) * BLOCK;
+    }
+    for (int x = 0; x < n; x++, counts += s.w_groups * terms * BLOCK)
+        for (int k = 0; k < planes; k++, ones += Lanes::count) {
+            int32_t* to = counts + place[k];
+            const Sums sum = read<Sums>(to) + read<Sums>(ones) * factor[k];
+            std::memcpy(to, &sum, sizeof sum);
+        }
 }
 
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
@@ -200,13 +204,15 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
     const size_t plane = row_bytes(layer), row = plane * s.a_planes;
     int32_t each[64] = {};  // the sum of all multipliers of a group of weights
     for (int p = 0; p < s.w_planes; p++) each[s.w_group[p]] += s.w_multiplier[p];
-    for (int x = 0; x < t.n; x++)
+    int32_t* to = counts;
+    for (int x = 0; x < t.n; x++, sums += terms)
         for (int g = 0; g < s.w_groups; g++)
-            for (int h = 0; h < s.a_groups; h++) {
-                int32_t* to = counts + ((size_t(x) * s.w_groups + g) * terms + h) * BLOCK;
-                std::fill(to, to + BLOCK, -each[g] * sums[x * terms + h]);
-            }
-    int32_t ones[MOST_PIXELS * 8 * Lanes::count];
+            for (int h = 0; h < terms; h++)
+                for (int lane = 0; lane < BLOCK; lane += Lanes::count, to += Lanes::count) {
+                    const Sums first = Sums{} - each[g] * sums[h];
+                    std::memcpy(to, &first, sizeof first);
+                }
+    int32_t ones[MOST_PIXELS * MOST_PAIRS * Lanes::count];
     const int used = std::min(SUBBLOCKS, (s.outputs - t.block * BLOCK + Lanes::count - 1) / Lanes::count);
     const size_t sub_size = size_t(s.kernel_high) * words(s) * s.w_planes * Lanes::count;
     const uint8_t* input = packed + row * t.y * s.stride_high + size_t(t.x) * s.stride_wide * bytes;
@@ -220,7 +226,7 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
                 Operands at{weights + p0 * Lanes::count, input + j0 * plane, row, plane, s.w_planes,
                             s.stride_wide * bytes, s.kernel_high, words(s)};
                 COUNT[P - 1][J - 1](at, t.n, ones);
-                add_ones(layer, t.n, sub, p0, P, j0, J, ones, counts);
+                add_ones(layer, t.n, p0, P, j0, J, ones, counts + sub * Lanes::count);
             }
         }
     }

@@ -176,7 +176,7 @@ class DirectWeight(_BasisWeight):
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        return self._nearest_code().to(torch.uint8)
+        return self._nearest_code().to(torch.uint8).view(self.shape[0], -1)
 
     def read(self, bits: int) -> tuple[Tensor, Tensor]:
         v = UpperBasis.apply(self.v, bits)
@@ -190,7 +190,8 @@ class DirectWeight(_BasisWeight):
 
     @torch.no_grad()
     def hold(self, codes: Tensor, mask: Tensor) -> None:
-        self.z.copy_(torch.where(mask, codes.to(self.z.dtype), self.z))
+        held = codes.view_as(self.z).to(self.z.dtype)  # one row, if the layer has one basis
+        self.z.copy_(torch.where(mask.view_as(self.z), held, self.z))
 
     @torch.no_grad()
     def dampen(self, strength: float) -> None:

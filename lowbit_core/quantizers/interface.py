@@ -205,6 +205,11 @@ class Method:
     w_bits: tuple[int, ...] | None = None
     """The bit-widths of weights that the method is defined for; None for all of them."""
 
+    def weight_class(self, w_bits: int) -> type[WeightQuantizer]:
+        """The class of its weight quantizers of `w_bits` bits; it has some."""
+        assert self.weight is not None
+        return type(self.weight(torch.linspace(-1.0, 1.0, 8).view(2, 4), w_bits))
+
     def offers(self, w_bits: int) -> bool:
         """Whether the method is defined for weights of `w_bits` bits."""
         return self.w_bits is None or w_bits in self.w_bits

@@ -20,10 +20,7 @@ BELOW_RANGE = 8  # x is at or below the bottom of the clipping range (signed)
 
 def rectified(x: Tensor, signed: bool, ceiling: float) -> Tensor:
     """The values to quantize: x if `signed`, else relu(x), at most `ceiling`. NaN stays NaN."""
-    if signed:
-        return x
-    x = torch.where(x < 0, 0.0, x)
-    return torch.where(x > ceiling, ceiling, x)
+    return x if signed else x.clamp(0.0, ceiling)
 
 
 def ste_mask_of(x: Tensor, passes: Tensor, signed: bool, ceiling: float) -> Tensor:

@@ -167,7 +167,7 @@ def _warn_where_bfloat16_is_emulated() -> None:
     if not hardware.computes_bfloat16():
         say(
             "warning: precision bf16: this processor has no bfloat16 instructions: torch emulates "
-            "them, and a training step takes longer than in fp32"
+            "them, and a training step takes several times as long as in fp32"
         )
 
 

@@ -7,7 +7,6 @@ Training", ICML 2022 (arXiv:2203.11086), and its code, Qualcomm-AI-research/osci
 
 import math
 from collections.abc import Iterable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +24,13 @@ def check_oscillation(settings: dict, method: Method, w_bits: Iterable[int]) -> 
     how = f"oscillation: {settings['method']}"
     if method.weight is None:
         raise InputError(f"{how}: method {method.name!r} does not quantize weights: leave it out")
-    if min(w_bits) > MOST_BITS:
+    fewest = min(w_bits)
+    if fewest > MOST_BITS:
         raise InputError(
             f"{how}: it is for weights of at most {MOST_BITS} bits, and no layer has such weights"
         )
-    kind = method.weight.func if isinstance(method.weight, partial) else method.weight
-    if settings["method"] != "track" and kind.hold is WeightQuantizer.hold:  # type: ignore
+    cannot_hold = method.weight_class(fewest).hold is WeightQuantizer.hold
+    if settings["method"] != "track" and cannot_hold:
         raise InputError(
             f"{how}: method {method.name!r} cannot hold the code of a weight: only "
             "`oscillation: {method: track}` is possible with it"

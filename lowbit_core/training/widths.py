@@ -11,7 +11,6 @@ import copy
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +34,7 @@ def check_widths(recipe: dict, method: Method, bits: tuple[int, int]) -> None:
     """Raise InputError where the option makes no sense; bits: the full width of the run."""
     if method.weight is None:
         raise InputError(f"widths: method {method.name!r} does not quantize weights: leave it out")
-    kind = method.weight.func if isinstance(method.weight, partial) else method.weight
-    if kind.read is WeightQuantizer.read:  # type: ignore[attr-defined]
+    if method.weight_class(bits[0]).read is WeightQuantizer.read:
         raise InputError(
             f"widths: the weights of method {method.name!r} cannot be read with fewer bits: it is "
             "for methods whose levels are sums of a basis"

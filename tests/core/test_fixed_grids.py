@@ -580,7 +580,7 @@ def test_apot_starts_at_the_least_error():
 def test_other_widths_are_refused_in_one_sentence(name, wrong, own):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
     net.append(nn.Linear(64, 2))
-    net.signed_inputs, net.shortcut_layers = frozenset({"0"}), frozenset()
+    net.signed_inputs = frozenset({"0"})
     policy = QuantPolicy(baselines.method(name), wrong, 2)
     with pytest.raises(InputError, match=f"'{name}' has no weights of {wrong} bits.*offers {own}"):
         convert(net, policy, torch.zeros(1, 1, 8, 8))

@@ -489,7 +489,7 @@ def test_a_network_learns(name, bits):
         nn.Conv2d(16, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
         nn.Flatten(), nn.Linear(64, 4),
     )  # fmt: skip
-    net.signed_inputs, net.shortcut_layers = frozenset({"0", "2"}), frozenset()
+    net.signed_inputs = frozenset({"0", "2"})
     labels = torch.arange(64) % 4
     images = torch.randn(64, 1, 8, 8) + torch.randn(4, 1, 8, 8)[labels]
     convert(net, QuantPolicy(baselines.method(name), bits, bits), images[:1])

@@ -35,7 +35,8 @@ TRACK = {"method": "track", "momentum": 0.05}
 HOLDING = [
     name
     for name, method in baselines.METHODS.items()
-    if method.weight is not None and method.weight.hold is not WeightQuantizer.hold
+    if method.weight is not None
+    and method.weight_class((method.w_bits or (2,))[0]).hold is not WeightQuantizer.hold
 ]
 
 
@@ -114,8 +115,8 @@ def test_dampening_starts_at_nothing_and_rises():
 @pytest.mark.parametrize("name", HOLDING)
 def test_held_weights_use_the_given_levels_and_others_stay(name, bits):
     method = baselines.method(name)
-    if not method.offers(bits):
-        pytest.skip(f"{name} has no weights of {bits} bits")
+    if not method.offers(bits) or method.weight_class(bits).hold is WeightQuantizer.hold:
+        pytest.skip(f"{name} has no weights of {bits} bits whose codes can be held")
     torch.manual_seed(bits)
     quantizer = method.weight(torch.randn(5, 40), bits)
     before, latent = quantizer.codes(), quantizer.latent().detach().clone()

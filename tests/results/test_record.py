@@ -157,7 +157,7 @@ def test_finished_runs_of_a_suite(tmp_path: Path):
 def test_bad_job_line(tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"run_id": "x", "role": "walk", "runs": 1}) + "\n")
-    with pytest.raises(InputError, match="'walk' must be one of run, ablation, checkpoint"):
+    with pytest.raises(InputError, match="'walk' must be one of run, ablation, option, checkpoint"):
         read_jobs([path])
     path.write_text("{nonsense\n")
     with pytest.raises(InputError, match="line 1"):

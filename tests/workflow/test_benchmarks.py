@@ -5,18 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import baselines
+import benchmarks.__main__ as bench
 from baselines.dorefa import DoReFaWeight
-from benchmarks import agreement, quantizers, steps, timing
-from benchmarks.steps import METHODS, peak_bytes
+from benchmarks import agreement, document, peers, quantizers, steps, timing
+from benchmarks.steps import CORE, peak_bytes
 from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import QuantPolicy
 from lowbit_core.conversion.swap import convert
 from lowbit_core.kernels.fused import set_compile
+from lowbit_core.runtime.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,17 +58,54 @@ def test_quantizer_rows_name_every_quantizer_once(monkeypatch):
     assert all(row["ms"] > 0 and row["ratio"] > 0 for row in rows)
 
 
-def test_brevitas_is_timed_with_its_learned_scale_and_its_rows_have_values():
+def test_a_peer_that_cannot_be_imported_is_left_out_and_named_once(monkeypatch, capsys):
+    monkeypatch.setitem(peers.MODULES, "brevitas", "no_such_module")
+    peers.find_peer.cache_clear()
+    assert "brevitas" not in peers.peers_found(2) and "brevitas" not in peers.peers_found(2)
+    assert capsys.readouterr().err.count("brevitas: its rows are left out") == 1
+    peers.find_peer.cache_clear()
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_quantizes_to_at_most_as_many_values_as_its_bits_allow(name):
+    pytest.importorskip(name)
+    peer = peers.PEERS[name]
+    x = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    for bits in peers.WEIGHT_BITS:
+        for shape in ((8, 4, 3, 3), (8, 4)):
+            weight = peer.weight(torch.randn(shape), bits)
+            used = weight()
+            used.sum().backward()
+            assert used.shape == shape and torch.isfinite(used).all()
+            assert max(row.unique().numel() for row in used) <= 2**bits
+            assert all(p.grad is not None for p in weight.parameters())
+        for signed in (False, True):
+            activation = peer.activation(bits, signed).train()
+            y = activation(x)
+            assert y.shape == x.shape and y.unique().numel() <= 2**bits
+            assert signed == (y.min() < 0) and y.max() > 0
+        relu, y = peer.activation(bits, False).train()(x, also_relu=True)
+        assert torch.equal(relu, x.relu()) and y.shape == x.shape
+
+
+def test_brevitas_is_timed_with_its_learned_scale():
     pytest.importorskip("brevitas")
     peer = quantizers._peer_activations(2)["Brevitas QuantReLU"]
     x = torch.rand(2, 3, 4, 4)
     for _ in range(2):  # the warm-up of `timed`: its scale no longer follows the data afterwards
         peer(x)
     assert peer(10 * x).max() == peer(x).max() > 0
-    weight = torch.randn(8, 4, 3, 3)
-    for bits in (2, 3, 4, 8):
-        (run,) = quantizers._peer_weights(weight, bits).values()
-        assert run(weight).shape == weight.shape and torch.isfinite(run(weight)).all()
+
+
+def test_steps_of_the_peers_are_rows_beside_the_methods(monkeypatch):
+    for name in peers.PEERS:
+        pytest.importorskip(name)
+    tiny = steps.Network("resnet20", {"width": 8}, batch=2, side=8)
+    monkeypatch.setattr(steps, "NETWORKS", {"resnet20": tiny})
+    monkeypatch.setattr(steps, "METHODS", ("fp",))
+    rows = steps.measure(["resnet20"], 1, "off", precisions=["fp32"])
+    assert [row["method"] for row in rows] == ["fp", *peers.PEERS]
+    assert all(row["ratio"] > 0 and row["peak_ratio"] > 0 for row in rows)
 
 
 def test_peak_memory_is_that_of_the_tensors_held_at_once():
@@ -80,7 +120,8 @@ def test_peak_memory_is_that_of_the_tensors_held_at_once():
 
 def test_the_profiler_prints_nothing_between_the_tables():
     code = (
-        "import torch; from benchmarks.steps import peak_bytes; peak_bytes(lambda: torch.ones(9))"
+        "import torch; from benchmarks.steps import peak_bytes; held = [torch.ones(9)];"
+        "peak_bytes(held.clear)"  # frees what was there before, of which the allocator would warn
     )
     command = [sys.executable, "-c", f"import benchmarks; {code}"]  # as `python -m benchmarks` does
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -94,6 +135,7 @@ def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
     tiny = steps.Network("resnet20", {"width": 8}, batch=2, side=8)
     monkeypatch.setattr(steps, "NETWORKS", {"resnet20": tiny})
     monkeypatch.setattr(steps, "METHODS", ("fp", "dorefa"))
+    monkeypatch.setattr(steps, "peers_found", lambda bits: [])
     monkeypatch.setattr(steps, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(steps, "computes_bfloat16", lambda: fast)
     rows = steps.measure(["resnet20"], rounds=1, compile="off")
@@ -105,6 +147,95 @@ def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
     ]
     assert all(row["ratio"] == 1 for row in rows if row["method"] == "fp")
     assert capsys.readouterr().err.count("left out") == (not fast)
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A folder of committed figures, with those of two networks' steps in it."""
+    rows = [
+        {"arch": arch, "method": method, "precision": "fp32", "ratio": ratio, "peak_ratio": 1.5}
+        for arch, ratios in (("resnet20", (1, 1.084, 3)), ("alexnet", (1, 1.2, 4)))
+        for method, ratio in zip(("fp", "direct", "brevitas"), ratios, strict=True)
+    ]
+    about = {"hardware": "a processor", "instruction_set": "AVX2", "kernel_lanes": 8, "threads": 2}
+    about |= {"versions": {"torch": "2.13.0"}, "date": "2026-01-02", "commit": "abc"}
+    pd.DataFrame(rows).to_csv(tmp_path / "steps.csv", index=False)
+    (tmp_path / "steps.json").write_text(json.dumps(about))
+    monkeypatch.setattr(document, "MEASURED", tmp_path)
+    monkeypatch.setattr(document, "ROOT", tmp_path)
+    return tmp_path
+
+
+def region(name, table=""):
+    return f"before\n<!-- table: {name} -->\n{table}<!-- end of table -->\nafter"
+
+
+def test_a_table_of_the_page_has_the_figures_of_the_csv_file(measured):
+    lines = document.page(region("steps")).splitlines()
+    assert lines[0] == "before" and lines[-1] == "after"
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:-2]]
+    assert cells[2] == ["Direct + channel-aware", "fp32", "1.08", "1.20", "1.50", "1.50"]
+    assert [row[0] for row in cells[3:]] == ["Brevitas"] and cells[3][2:4] == ["3.00", "4.00"]
+    machine = document.page(region("machines"))
+    assert "a processor" in machine and "2026-01-02" in machine
+    assert document.page(document.page(region("steps"))) == document.page(region("steps"))
+
+
+def test_a_table_without_figures_stays_and_the_next_one_is_made(measured, capsys):
+    text = region("loaders", "old\n") + "\n" + region("steps")
+    made = document.page(text)
+    assert region("loaders", "old\n") in made and "Brevitas" in made
+    assert "table loaders stays as it is" in capsys.readouterr().err
+
+
+def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, monkeypatch):
+    def run(method, precision, seed, top1, role="run"):
+        config = {"method": method, "seed": seed, "pretrained": f"start{seed}"}
+        config["recipe"] = {"precision": precision}
+        return {"role": role, "config": config, "final": {"status": "done", "top1": top1}}
+
+    runs = [run("fp", "fp32", seed, None, "checkpoint") for seed in range(3)]
+    for seed in range(3):
+        for method, change in (("fp", 0.2 + seed), ("pact", 0.4 - seed)):
+            runs.append(run(method, "fp32", seed, 50.0))
+            runs.append(run(method, "bf16", seed, 50.0 + change))
+    runs.append(run("pact", "fp32", 3, 90.0))  # without its pair
+    (tmp_path / "precision" / "record").mkdir(parents=True)
+    monkeypatch.setattr(document, "REFERENCE", tmp_path)
+    monkeypatch.setattr(document.Record, "runs", runs)
+    lines = document.precision().splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[:4] for row in cells[:2]] == [
+        ["Full precision", "50.00", "51.20", "3"],
+        ["PACT", "50.00", "49.40", "3"],
+    ]
+    # The methods' changes of a start cancel but for 0.3: the mean has no spread.
+    assert cells[2] == ["all of them", "", "", "3", "+0.30 [+0.30, +0.30]", "leads"]
+
+
+def test_a_table_that_is_not_known_is_refused(measured):
+    with pytest.raises(InputError, match="'stepz'.*steps"):
+        document.page(region("stepz"))
+
+
+def test_the_page_is_what_its_committed_figures_give():
+    """`python -m benchmarks.document` changes nothing, and the page has a place for every table."""
+    text = document.PAGE.read_text()
+    assert document.page(text) == text
+    names = [match[2] for match in document.REGION.finditer(text)]
+    assert sorted(names) == sorted(document.TABLES)
+
+
+def test_a_table_is_written_with_what_it_was_measured_with(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(bench.PARTS, "startup", lambda given: [{"job": "one", "seconds": 6.5}])
+    monkeypatch.setattr(bench, "PEERS", {})
+    monkeypatch.setattr(sys, "argv", ["bench", "--only", "startup", "--out", str(tmp_path)])
+    bench.main()
+    assert (tmp_path / "startup.csv").read_text() == "job,seconds\none,6.5\n"
+    about = json.loads((tmp_path / "startup.json").read_text())
+    assert about["instruction_set"] and about["hardware"] and about["threads"] >= 1
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["date"].count("-") == 2 and "startup" in capsys.readouterr().out
 
 
 def test_values_agree_up_to_a_share_of_the_largest():
@@ -149,7 +280,7 @@ def test_first_contact_with_a_gpu_on_the_processor(tmp_path):
     assert found["device"] and found["instruction_set"] and found["versions"]["torch"]
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "fp"])
+@pytest.mark.parametrize("method", [m for m in CORE if m != "fp"])
 def test_a_quantized_step_holds_hardly_more_than_a_full_precision_one(method):
     def step(name):
         torch.manual_seed(0)

@@ -17,6 +17,7 @@ PAGES = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
 CODE = (
     "lowbit_core",
     "baselines",
+    "deploy",
     "workflow",
     "config",
     "profiles",
@@ -36,7 +37,7 @@ from lowbit_core.models import build
 from workflow.suite.suite import load_suite
 
 torch.manual_seed(0)
-runs = [run for job in load_suite("quick").jobs.values() for run in job.runs]
+runs = [run for job in load_suite("cpu_short").jobs.values() for run in job.runs]
 assert any(run["method"] == "ternary" for run in runs)
 model = build("resnet20", 10, 1, width=8)
 images = torch.randn(8, 1, 16, 16)

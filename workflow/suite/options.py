@@ -91,12 +91,13 @@ def option_text(options: dict) -> str:
 
     def text(value: object) -> str:
         if isinstance(value, dict):
-            return ", ".join(f"{key}={text(value[key])}" for key in sorted(value))
+            return "(" + ", ".join(f"{key}={text(value[key])}" for key in sorted(value)) + ")"
         if isinstance(value, list):
             return " & ".join(map(text, value))
         return str(value)
 
-    return "; ".join(f"{name}({text(options[name])})" for name in sorted(options))
+    found = {name: text(options[name]) for name in sorted(options)}
+    return "; ".join(f"{n}{t if t.startswith('(') else f'({t})'}" for n, t in found.items())
 
 
 def option_pairs(runs: Iterable[dict]) -> list[tuple[dict, dict]]:

@@ -1,0 +1,186 @@
+"""Write the tables of docs/performance.md: `python -m benchmarks.document [results/benchmarks]`.
+
+The folder's tables replace those that are committed in results/reference/benchmarks/, and the page
+is made from what is committed. Without a folder the page is only made again.
+"""
+
+import argparse
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import quantizers
+from benchmarks.steps import NETWORKS
+from lowbit_core.runtime.errors import InputError, run_cli
+from lowbit_core.runtime.files import write_text
+from lowbit_core.runtime.progress import say
+from workflow.results.claims import difference_text
+from workflow.results.columns import grouped
+from workflow.results.compare import Difference, difference, judge, pair_runs
+from workflow.results.labels import arch_name, dataset_name, method_label, method_order
+from workflow.results.main_table import markdown_table
+from workflow.results.record import Record, mean_of
+from workflow.suite.suite import ROOT
+
+PAGE = ROOT / "docs" / "performance.md"
+REFERENCE = ROOT / "results" / "reference"
+MEASURED = REFERENCE / "benchmarks"
+PEERS = {"brevitas": "Brevitas"}  # labels
+REGION = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.S)
+
+
+class NotMeasured(Exception):
+    """The figures of a table are not among the committed ones."""
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    header = [str(name) for name in table.columns]
+    rows = [["" if pd.isna(cell) else str(cell) for cell in row] for row in table.to_numpy()]
+    return markdown_table(header, rows, "l" + "r" * (len(header) - 1))
+
+
+def _by_bits(kind: str, shape: tuple, base: tuple[str, ...]) -> str:
+    """Ratios of the quantizers of a kind at one shape: a row each, a column for each bit-width."""
+    found = _read("quantizers")
+    found = found[(found["kind"] == kind) & (found["shape"] == "x".join(map(str, shape)))]
+    found = found[~found["what"].isin(base)]
+    table = found.pivot(index="what", columns="bits", values="ratio")
+    table = table.reindex(found["what"].unique())  # in the order in which they were measured
+    table = table.map(lambda ratio: None if pd.isna(ratio) else f"{ratio:.3g}")
+    table.columns = ["1 bit" if bits == 1 else f"{bits} bits" for bits in table.columns]
+    return _markdown(table.reset_index(names="quantizer"))
+
+
+def activations() -> str:
+    return _by_bits("activation", quantizers.SHAPE, ("relu", "copy"))
+
+
+def weights() -> str:
+    return _by_bits("weight", quantizers.WEIGHT_SHAPES[0], ("copy",))
+
+
+def steps() -> str:
+    """A row for each method and precision; time and memory of each network against `fp`."""
+    found = _read("steps").query("method != 'fp'")
+    rows = []
+    for (method, precision), mine in found.groupby(["method", "precision"], sort=False):
+        row = {"method": PEERS.get(method, method_label(method)), "precision": precision}
+        mine = mine.set_index("arch")
+        for column, what in (("ratio", "time"), ("peak_ratio", "memory")):
+            for arch in (name for name in NETWORKS if name in found["arch"].unique()):
+                value = mine[column].get(arch)
+                row[f"{arch_name(arch)}, {what}"] = None if value is None else f"{value:.2f}"
+        rows.append(row)
+    return _markdown(pd.DataFrame(rows))
+
+
+def loaders() -> str:
+    found = _read("loaders")
+    found = found[found["ratio"].notna()]
+    table = pd.DataFrame({"data": [dataset_name(name) for name in found["data"]]})
+    table["loader"] = found["loader"].to_list()
+    table["images/s"] = [f"{rate:,.0f}" for rate in found["images_per_s"]]
+    table["ratio"] = [f"{ratio:.3g}" for ratio in found["ratio"]]
+    return _markdown(table)
+
+
+def machines() -> str:
+    """What each table was measured with."""
+    rows = []
+    for path in sorted(MEASURED.glob("*.json")):
+        about = json.loads(path.read_text())
+        row = {"table": path.stem, "processor": about["hardware"]}
+        row |= {"instructions": about["instruction_set"], "kernel lanes": about["kernel_lanes"]}
+        row |= {"threads": about["threads"], "torch": about["versions"]["torch"]}
+        rows.append(row | {"date": about["date"], "commit": about["commit"]})
+    if not rows:
+        raise NotMeasured(f"{MEASURED.relative_to(ROOT)} holds no figures")
+    return _markdown(pd.DataFrame(rows))
+
+
+def precision() -> str:
+    """Test top-1 of training in bfloat16 minus float32, paired by start, by the project's rule."""
+    folder = REFERENCE / "precision" / "record"
+    if not folder.exists():
+        raise NotMeasured(f"{folder.relative_to(ROOT)} is missing (the suite `precision` makes it)")
+    runs = [
+        {**run["config"], **run["final"], "precision": run["config"]["recipe"]["precision"]}
+        for run in Record(folder).runs
+        if run["role"] != "checkpoint"
+    ]
+    rows, of_start = [], {}
+    for method, mine in grouped(runs, "method").items():
+        both = grouped(mine, "precision")
+        pairs = pair_runs(both.get("bf16", []), both.get("fp32", []))
+        found = difference([pairs.differences], pairs.diverged, pairs.other_diverged)
+        bf16, fp32 = (mean_of(pair[i]["top1"] for pair in pairs.runs) for i in (0, 1))
+        rows.append({"method": method, "found": found, "fp32": fp32, "bf16": bf16})
+        for key, value in zip(pairs.keys, pairs.differences, strict=True):
+            of_start.setdefault(key, []).append(value)
+    judge(rows)
+    rows.sort(key=lambda row: method_order(row["method"]))
+    # Runs that share their start are not independent: each start counts once, by its mean.
+    rows.append({"found": difference([list(map(mean_of, of_start.values()))])})
+    judge(rows[-1:])
+    return _markdown(pd.DataFrame(map(_precision_cells, rows)))
+
+
+def _precision_cells(row: dict) -> dict[str, str]:
+    found: Difference = row["found"]
+    cells = {"method": method_label(row["method"]) if "method" in row else "all of them"}
+    for name in ("fp32", "bf16"):
+        cells[name] = f"{row[name]:.2f}" if row.get(name) is not None else ""
+    cells |= {"n": str(found.n), "bf16 minus fp32": difference_text(found.columns)}
+    return cells | {"verdict": row["verdict"]}
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    table.__name__: table for table in (activations, weights, steps, loaders, machines, precision)
+}
+
+
+def page(text: str) -> str:
+    """The page with its tables made again; one whose figures are not committed stays as it is."""
+
+    def made(region: re.Match) -> str:
+        begin, name, old, end = region.groups()
+        if name not in TABLES:
+            raise InputError(f"{PAGE}: table {name!r}: it must be one of {', '.join(TABLES)}")
+        try:
+            return f"{begin}{TABLES[name]()}\n{end}"
+        except NotMeasured as missing:
+            say(f"table {name} stays as it is: {missing}")
+            return f"{begin}{old}{end}"
+
+    return REGION.sub(made, text)
+
+
+def _read(name: str) -> pd.DataFrame:
+    path = MEASURED / f"{name}.csv"
+    if not path.exists():
+        raise NotMeasured(f"{path.relative_to(ROOT)} is missing (python -m benchmarks makes it)")
+    return pd.read_csv(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="what `make bench` wrote")
+    folder = parser.parse_args().folder
+    measured = sorted(folder.glob("*.csv")) if folder else []
+    if folder and not measured:
+        raise InputError(f"{folder} holds no tables: `make bench` writes them")
+    for path in measured:  # each with the JSON file that says what it was measured with
+        for name in (path, path.with_suffix(".json")):
+            write_text(MEASURED / name.name, name.read_text())
+    if folder and (folder / "speed.png").exists():
+        shutil.copyfile(folder / "speed.png", PAGE.parent / "images" / "speed.png")
+    write_text(PAGE, page(PAGE.read_text()))
+    print(f"written: {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
