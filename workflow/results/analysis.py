@@ -81,6 +81,7 @@ def result_row(suite: str, run: dict) -> dict:
         "epochs": final["epochs_done"],
         "exceptions": json.dumps(exceptions, sort_keys=True) if exceptions else "",
         "signed_layers": run["signed_layers"],
+        "zero_level": {True: "yes", False: "no"}.get(run.get("zero_level")),
         "quantizer_weight_decay": group_setting(recipe["quantizer_groups"], "weight_decay"),
         "quantizer_lr_scale": group_setting(recipe["quantizer_groups"], "lr_scale"),
         "epoch_reported": "final",

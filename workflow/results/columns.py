@@ -47,7 +47,7 @@ KINDS = {
     "method": "method",
 }
 """Kinds of columns -> the columns; a column that is not listed holds numbers."""
-CHOICES = {"role": ROLES, "status": STATUSES, "verdict": VERDICTS}
+CHOICES = {"role": ROLES, "status": STATUSES, "verdict": VERDICTS, "zero_level": ("yes", "no", "")}
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ NAMES = {
     "results.csv": f"""
         {NETWORK} width method w_bits a_bits seed role status restarts diverged_layer top1 top5
         fp_top1 delta checkpoint_top1 val_top1 epochs size_bytes bitops first_last shortcut
-        exceptions signed_layers weight_granularity activation_granularity init pretrained
-        options quantizer_weight_decay quantizer_lr_scale schedule epoch_reported batch_size lr
-        weight_decay augmentation train_images val_images loader compile precision code_version
-        torch torchvision ffcv python hardware threads run_id""",
+        exceptions signed_layers zero_level weight_granularity activation_granularity init
+        pretrained options quantizer_weight_decay quantizer_lr_scale schedule epoch_reported
+        batch_size lr weight_decay augmentation train_images val_images loader compile precision
+        code_version torch torchvision ffcv python hardware threads run_id""",
     "timings.csv": "run_id seconds images_per_s data_wait_share peak_memory_mb",
     "epochs.csv": """
         run_id epoch train_loss train_top1 val_loss val_top1 mismatch flip_rate level_span
@@ -132,8 +132,8 @@ NAMES = {
         top1_difference_mean top1_difference_std top1_difference_low top1_difference_high p
         p_adjusted verdict""",
     "table_main.csv": f"""
-        {SETTING} method label n diverged top1_mean top1_std delta_mean best published_top1
-        published_difference published_policy published_source published_note""",
+        {SETTING} method label zero_level n diverged top1_mean top1_std delta_mean best
+        published_top1 published_difference published_policy published_source published_note""",
     "claims.csv": f"""
         {NETWORK} bits claim method other primary n pairs diverged other_diverged top1_mean
         other_top1_mean top1_difference_mean top1_difference_std top1_difference_low

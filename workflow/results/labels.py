@@ -11,8 +11,12 @@ from workflow.suite.suite import ROOT
 PATH = ROOT / "config" / "labels.yaml"
 COLORS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#882255", "#AA4499")
 MARKERS = ("<", ">", "p", "H", "8", "v", "s", "o")
-SECTIONS = {"methods": dict, "datasets": dict, "archs": dict, "paper_suites": list}
-METHOD_KEYS = {"label", "color", "marker"}
+OTHER = "other"
+"""The family of a method that names none."""
+SECTIONS = {
+    "families": list, "methods": dict, "datasets": dict, "archs": dict, "paper_suites": list,
+}  # fmt: skip
+METHOD_KEYS = {"label", "color", "marker", "family"}
 
 
 @cache
@@ -27,15 +31,33 @@ def load_labels() -> dict:
         is_right = isinstance(entry, dict) and set(entry) <= METHOD_KEYS
         legal = f"a mapping with no keys but {', '.join(sorted(METHOD_KEYS))}"
         file.check(is_right, f"methods.{name}", entry, legal)
+        family, families = entry.get("family", OTHER), [*labels["families"], OTHER]
+        legal = f"one of {', '.join(map(str, families))}"
+        file.check(family in families, f"methods.{name}.family", family, legal)
     return labels
 
 
 @cache
 def method_names() -> tuple[str, ...]:
-    """Every method that a table can name, in the order of tables and legends."""
+    """Every method that a table can name, in the order of tables and legends.
+
+    By family, as config/labels.yaml lists them; within one, those that are trained here come first.
+    """
     listed = load_labels()["methods"]
     ours = [name for name in listed if name in METHODS]
-    return tuple(dict.fromkeys([*ours, *METHODS, *listed]))
+    names = dict.fromkeys([*ours, *METHODS, *listed])
+    return tuple(sorted(names, key=lambda name: family_order(method_family(name))))
+
+
+def method_family(name: str) -> str:
+    """The family of a method; `other` if it names none."""
+    return _entry(name).get("family", OTHER)
+
+
+def family_order(family: str) -> int:
+    """The place of a family in tables, legends and panels; `other` comes last."""
+    families = load_labels()["families"]
+    return families.index(family) if family in families else len(families)
 
 
 def method_order(name: str) -> int:

@@ -48,6 +48,7 @@ def main_table(results: list[dict], published: list[dict]) -> list[dict]:
                 **{key: cells[0][key] for key in ("suite", *SETTING)},
                 "method": name,
                 "label": labels.method_label(name),
+                "zero_level": zero_level(runs),
                 **mean_and_spread(runs, "top1"),
                 "delta_mean": mean_of(run["delta"] for run in runs),
                 "best": "yes" if name == best else "",
@@ -60,6 +61,12 @@ def _order(row: dict) -> tuple:
     bits = row["w_bits"], row["a_bits"]
     network = row["dataset"], row["arch"]
     return *network, row["w_bits"] != FLOAT_BITS, *bits, labels.method_order(row["method"])
+
+
+def zero_level(runs: list[dict]) -> str:
+    """yes if zero is a level of the weights in every run, no if not; empty where none is known."""
+    known = {run["zero_level"] for run in runs} - {None}
+    return "" if not known else "yes" if known == {"yes"} else "no"
 
 
 def leader(methods: dict[str, list[dict]]) -> str | None:

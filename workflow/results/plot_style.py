@@ -1,6 +1,7 @@
 """How every plot looks: sizes, colours, headings, legends, and writing to disk."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -13,14 +14,19 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import offset_copy
 
 from lowbit_core.runtime.files import replace_file
+from workflow.comparisons import load_comparisons
 from workflow.results import labels as names
 
 INK, MUTED, GRID = "#1f2933", "#66717e", "#dde2e8"
 """Text, secondary text and grid; the report replaces them with the colours of its theme."""
 MIN_WIDTH = 8.2  # inches; the longest heading and a legend of four columns fit
 LEGEND_COLUMNS = 4
+MOST_METHODS = 8  # in a panel; more are drawn in one panel for each family
+FAMILY_COLUMNS = 4  # panels of families beside each other
+MARKERS_APART = 5  # points
 PERCENT_TICKS = FuncFormatter(lambda share, _: f"{100 * share:g}%")
 
 STYLE = {
@@ -53,6 +59,53 @@ def new_figure(
     for axis in axes.flat[panels:]:
         axis.remove()
     return figure, list(axes.flat[:panels])
+
+
+def method_groups(methods: Iterable[str]) -> dict[str, list[str]]:
+    """The quantized methods that a panel shows: {"": all of them}, or {family: its methods}.
+
+    A family also has the method of the benchmark, as the reference of all panels.
+    """
+    ordered = sorted(set(methods) - {"fp"}, key=names.method_order)
+    if len(ordered) <= MOST_METHODS:
+        return {"": ordered}
+    reference = load_comparisons().method
+    families = dict.fromkeys(map(names.method_family, ordered))
+    return {
+        family: [
+            name for name in ordered if names.method_family(name) == family or name == reference
+        ]
+        for family in families
+    }
+
+
+def new_blocks(
+    headings: list[str], groups: dict[str, list[str]], ylabel: str = ""
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure and, for each heading, the axes of the groups of `method_groups`.
+
+    A single group has the heading as its title. Several make a block of panels, titled by family,
+    with the heading beside each row.
+    """
+    if len(groups) == 1:
+        figure, axes = new_figure(len(headings))
+        for axis, heading in zip(axes, headings, strict=True):
+            axis.set_title(heading)
+        for axis in axes[::3]:
+            axis.set_ylabel(ylabel)
+        return figure, [[axis] for axis in axes]
+    columns = min(len(groups), FAMILY_COLUMNS)
+    size = columns * math.ceil(len(groups) / columns)  # of a block; its last panels may be unused
+    figure, axes = new_figure(len(headings) * size, columns, width=2.9, height=2.35)
+    blocks = [axes[start : start + size] for start in range(0, len(axes), size)]
+    for block, heading in zip(blocks, headings, strict=True):
+        for axis in block[::columns]:
+            axis.set_ylabel("\n".join(filter(None, (heading, ylabel))))
+        for axis, family in zip(block, groups, strict=False):
+            axis.set_title(family.capitalize())
+        for axis in block[len(groups) :]:
+            axis.remove()
+    return figure, [block[: len(groups)] for block in blocks]
 
 
 def add_heading_and_legend(figure: Figure, title: str, subtitle: str) -> None:
@@ -115,6 +168,20 @@ def draw_mean(
     axis.plot(x, mean, **marker_style(method, size), **options)
     color = names.method_color(method)
     axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+
+
+def draw_apart(axis: Axes, cells: pd.DataFrame, column: str) -> None:
+    """Mean accuracy against `column`; methods of one cost stand beside each other.
+
+    A marker is moved by points of the page, so the axis keeps its values.
+    """
+    methods = sorted(cells["method"].unique(), key=names.method_order)
+    for index, method in reversed(list(enumerate(methods))):
+        mine = cells[cells["method"] == method]
+        shift = MARKERS_APART * (index - (len(methods) - 1) / 2)
+        place = offset_copy(axis.transData, axis.figure, x=shift, units="points")
+        style = marker_style(method, 7)
+        axis.plot(mine[column], mine["top1_mean"], **style, linestyle="", transform=place)
 
 
 def accuracy_limits(axis: Axes, values: pd.Series, top: float) -> None:

@@ -87,27 +87,37 @@ def drawing_order(table: pd.DataFrame) -> list[str]:
     return sorted(table["method"].unique(), key=labels.method_order, reverse=True)
 
 
-def accuracy_panels(data: Data) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, pd.Series | None]]]:
-    """A figure, and (axis, quantized cells, full-precision cell) of the panel of each network.
+def full_precision(data: Data, row: pd.Series) -> pd.Series | None:
+    """The full-precision cell of the network of `row`."""
+    here = of_network(data.cells, row)
+    return next((cell for _, cell in here.iterrows() if cell["method"] == "fp"), None)
 
-    The panels have what all accuracy plots share: title, limits and the full-precision line.
+
+def accuracy_panels(
+    data: Data, heading: Callable[[pd.DataFrame], str]
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, pd.DataFrame]]]:
+    """A figure, and (axis, cells that it shows, all quantized cells of its network) of each panel.
+
+    Each network has one panel, or one for each family of methods. The panels have what all accuracy
+    plots share: names (`heading` of a network's cells), limits and the full-precision line.
     """
-    groups = data.quantized.groupby(NETWORK)
-    figure, axes = look.new_figure(groups.ngroups)
+    networks = [cells for _, cells in data.quantized.groupby(NETWORK)]
+    groups = look.method_groups(data.quantized["method"])
+    figure, blocks = look.new_blocks(list(map(heading, networks)), groups, "test top-1 (%)")
     panels = []
-    for axis, (_, cells) in zip(axes, groups, strict=True):
-        here = of_network(data.cells, cells.iloc[0])
-        fp = next((c for _, c in here.iterrows() if c["method"] == "fp"), None)
-        top = cells["top1_mean"].max()
-        if fp is not None:
-            style = {"color": labels.method_color("fp"), "linestyle": "--", "linewidth": 1.2}
-            axis.axhline(fp["top1_mean"], label=labels.method_label("fp"), **style)
-            top = max(top, fp["top1_mean"])
-        look.accuracy_limits(axis, cells["top1_mean"], top)
-        axis.set_title(panel_name(cells.iloc[0], data.quantized))
-        panels.append((axis, cells, fp))
-    for axis in axes[::3]:
-        axis.set_ylabel("test top-1 (%)")
+    for axes, cells in zip(blocks, networks, strict=True):
+        fp = full_precision(data, cells.iloc[0])
+        top = (
+            cells["top1_mean"].max()
+            if fp is None
+            else max(cells["top1_mean"].max(), fp["top1_mean"])
+        )
+        for axis, methods in zip(axes, groups.values(), strict=True):
+            if fp is not None:
+                style = {"color": labels.method_color("fp"), "linestyle": "--", "linewidth": 1.2}
+                axis.axhline(fp["top1_mean"], label=labels.method_label("fp"), **style)
+            look.accuracy_limits(axis, cells["top1_mean"], top)
+            panels.append((axis, cells[cells["method"].isin(methods)], cells))
     return figure, panels
 
 
@@ -115,14 +125,17 @@ def accuracy_vs_bits(data: Data) -> Drawn:
     """Mean accuracy of every method by bit-width, with a band of one standard deviation."""
     if data.quantized.empty:
         return NO_RUN
-    figure, panels = accuracy_panels(data)
+
+    def heading(cells: pd.DataFrame) -> str:
+        return f"{panel_name(cells.iloc[0], data.quantized)}  (n = {cells['n'].max()})"
+
+    figure, panels = accuracy_panels(data, heading)
     columns = list(data.quantized.sort_values(["w_bits", "a_bits"])["bits"].unique())
     for axis, cells, _ in panels:
         for method in drawing_order(cells):
             mine = cells[cells["method"] == method].sort_values(["w_bits", "a_bits"])
             x = list(map(columns.index, mine["bits"]))
             look.draw_mean(axis, method, x, mine["top1_mean"], mine["top1_std"], size=7)
-        axis.set_title(f"{axis.get_title(loc='left')}  (n = {cells['n'].max()})")
         axis.set_xticks(range(len(columns)), columns)
         axis.set_xlim(-0.25, len(columns) - 0.75)
         axis.grid(axis="x", visible=False)
@@ -142,23 +155,24 @@ def accuracy_vs_cost(data: Data, column: str, axis_label: str, unit: str) -> Dra
     """Mean accuracy of every method and setting against `column`, with the Pareto front."""
     if data.quantized.empty:
         return NO_RUN
-    figure, panels = accuracy_panels(data)
+
+    def heading(cells: pd.DataFrame) -> str:
+        name, fp = panel_name(cells.iloc[0], data.quantized), full_precision(data, cells.iloc[0])
+        return name if fp is None else f"{name}  (FP: {look.si(fp[column], unit)})"
+
+    figure, panels = accuracy_panels(data, heading)
     grey = {"color": look.MUTED, "linewidth": 1.2, "label": "Pareto front"}
-    for axis, cells, fp in panels:
+    for axis, shown, cells in panels:
         front = pareto(zip(cells[column], cells["top1_mean"], strict=True))
         axis.step(*zip(*front, strict=True), where="post", zorder=1, **grey)
-        for _, cell in cells.sort_values("top1_mean").iterrows():
-            style = look.marker_style(cell["method"], 8)
-            axis.plot(cell[column], cell["top1_mean"], **style, linestyle="")
-        if fp is not None:
-            axis.set_title(f"{axis.get_title(loc='left')}  (FP: {look.si(fp[column], unit)})")
+        look.draw_apart(axis, shown, column)
         low, high = cells[column].min(), cells[column].max()
         margin = (high / low) ** 0.15 * 1.05
         axis.set(xscale="log", xlim=(low / margin, high * margin), xlabel=axis_label)
         ticks = cells.groupby("bits")[column].mean()
         axis.set_xticks(ticks, [f"{bits}\n{look.si(cost, unit)}" for bits, cost in ticks.items()])
         axis.minorticks_off()
-    return figure, "test top-1, mean over seeds"
+    return figure, "test top-1, mean over seeds, markers set apart sideways"
 
 
 def channel_error_heatmap(data: Data) -> Drawn:
@@ -247,6 +261,22 @@ def draw_curves(axis: Axes, table: pd.DataFrame, column: str) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
+def curves_by_family(table: pd.DataFrame, curves: dict[str, str]) -> Figure:
+    """Curves {column: what it is}, one below the other, with a panel for each family of methods."""
+    groups = look.method_groups(table["method"])
+    figure, blocks = look.new_blocks(list(curves.values()), groups)
+    for axes, column in zip(blocks, curves, strict=True):
+        for axis, methods in zip(axes, groups.values(), strict=True):
+            draw_curves(axis, table[table["method"].isin([*methods, "fp"])], column)
+            axis.set_xlabel("epoch")
+            if column == "flip_rate":
+                axis.yaxis.set_major_formatter(look.PERCENT_TICKS)
+        limits = [axis.get_ylim() for axis in axes]
+        for axis in axes:
+            axis.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    return figure
+
+
 def training_curves(data: Data) -> Drawn:
     """Validation accuracy and training loss of all methods at one representative setting."""
     run = representative(data.runs[data.runs["method"] != "fp"].to_dict("records"))
@@ -254,12 +284,15 @@ def training_curves(data: Data) -> Drawn:
         return NO_RUN
     here = of_network(data.runs, run)
     chosen = here[(here["bits"] == run["bits"]) | (here["method"] == "fp")]
-    figure, axes = look.new_figure(2, width=4.9, height=3.2)
     table = epochs_of(data, chosen).dropna(subset="val_top1")
-    titles = (("val_top1", "validation top-1 (%)"), ("train_loss", "training loss"))
-    for axis, (column, title) in zip(axes, titles, strict=True):
-        draw_curves(axis, table, column)
-        axis.set(title=title, xlabel="epoch")
+    titles = {"val_top1": "validation top-1 (%)", "train_loss": "training loss"}
+    if len(look.method_groups(table["method"])) == 1:
+        figure, axes = look.new_figure(2, width=4.9, height=3.2)
+        for axis, (column, title) in zip(axes, titles.items(), strict=True):
+            draw_curves(axis, table, column)
+            axis.set(title=title, xlabel="epoch")
+    else:
+        figure = curves_by_family(table, titles)
     seeds = chosen["seed"].nunique()
     return figure, f"{labels.setting_name(run)}, n = {seeds}, band ± one std"
 
@@ -311,10 +344,17 @@ def levels_and_flips(data: Data) -> Drawn:
     run = representative(quantized.to_dict("records"))
     if run is None:
         return NO_RUN
-    groups = epochs_of(data, of_network(quantized, run)).groupby(["w_bits", "a_bits"])
-    settings = [(table["bits"].iloc[0], table) for _, table in groups]
-    figure = two_rows(settings, ("flip_rate", "level_span"))
-    return figure, f"{labels.network_name(run)}, mean over layers and seeds, band ± one std"
+    table, curves = epochs_of(data, of_network(quantized, run)), ("flip_rate", "level_span")
+    where, text = labels.network_name(run), "mean over layers and seeds, band ± one std"
+    if len(look.method_groups(table["method"])) == 1:
+        groups = table.groupby(["w_bits", "a_bits"])
+        settings = [(mine["bits"].iloc[0], mine) for _, mine in groups]
+        return two_rows(settings, curves), f"{where}, {text}"
+    where = labels.setting_name(run)
+    shown = table[(table["w_bits"] == run["w_bits"]) & (table["a_bits"] == run["a_bits"])]
+    return curves_by_family(
+        shown, {name: WEIGHT_CURVES[name] for name in curves}
+    ), f"{where}, {text}"
 
 
 BITOPS = {"column": "bitops", "axis_label": "bit operations an image (log scale)", "unit": ""}

@@ -66,8 +66,9 @@ class Record:
 
     @cached_property
     def runs(self) -> list[dict]:
-        """One dict a run: role, config, final, signed_layers, checkpoint_top1.
+        """One dict a run: role, config, final, signed_layers, zero_level, checkpoint_top1.
 
+        A record that was written before there was a zero_level has none.
         A run that was trained for several widths gives one more for each lower width, which names
         it as `width_of`.
         """
@@ -121,7 +122,8 @@ def _lower_widths(run: dict) -> Iterator[dict]:
         bits = {"w_bits": row["w_bits"], "a_bits": row["a_bits"]}
         run_id = f"{run['config']['run_id']}.{bits_label(*bits.values()).lower()}"
         config = {**run["config"], **bits, "run_id": run_id}
-        whole = {"width_of": run["config"]["run_id"]}
+        # At another width the grid may hold zero or not: the report of layers does not say.
+        whole = {"width_of": run["config"]["run_id"], "zero_level": None}
         yield {**run, **whole, "config": config, "final": {**run["final"], **row}}
 
 
@@ -185,7 +187,14 @@ def _run(folder: Path, role: str) -> dict:
         "config": config,
         "final": {key: final[key] for key in final if key not in ("files", "checksum")},
         "signed_layers": sum(row["status"] == "quantized" and row["signed"] for row in layers),
+        "zero_level": _zero_level(layers),
     }
+
+
+def _zero_level(layers: list[dict]) -> bool | None:
+    """Whether zero is a level of the weights of every quantized layer; None if none is known."""
+    known = [row["zero_level"] for row in layers if row.get("zero_level") is not None]
+    return all(known) if known else None
 
 
 def _epochs(folder: Path) -> list[dict]:

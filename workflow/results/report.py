@@ -47,12 +47,28 @@ Shown = str | Callable[[dict], str]
 """How a value is shown: a format, or a function of its row."""
 Columns = dict[str, tuple[str, Shown]]
 """Heading -> the column that is shown below it, and how."""
-Table = tuple[list[str], list[list[str | Number]]]
-"""Headings and rows; the first cell of a row is its name, and always text."""
+
+
+class Table(NamedTuple):
+    """Headings, and rows whose first cell is their name and always text.
+
+    families: the family of each row's method, by which the page filters the rows.
+    """
+
+    columns: list[str]
+    rows: list[list[str | Number]]
+    families: list[str]
 
 
 def make_table(columns: Columns, rows: Iterable[dict]) -> Table:
-    return list(columns), [[cell(row, *shown) for shown in columns.values()] for row in rows]
+    rows = list(rows)
+    cells = [[cell(row, *shown) for shown in columns.values()] for row in rows]
+    return Table(list(columns), cells, list(map(family_of, rows)))
+
+
+def family_of(row: dict) -> str:
+    """The family of a row's method; of a comparison, that of the other method."""
+    return labels.method_family(row.get("other") or row["method"])
 
 
 def cell(row: dict, column: str, shown: Shown) -> str | Number:
@@ -176,7 +192,7 @@ RUNS: Columns = {
     "Options": ("options", ""),
     "Top-1": ("top1", ".2f"), "Δ FP": ("delta", "+.2f"), "Top-5": ("top5", ".2f"),
     "Epochs": ("epochs", "g"), "Size": ("size_bytes", lambda row: si(row["size_bytes"], "B")),
-    "BitOps": ("bitops", lambda row: si(row["bitops"])),
+    "BitOps": ("bitops", lambda row: si(row["bitops"])), "Zero level": ("zero_level", ""),
     "Run": ("run_id", lambda row: Markup("<code>{}</code>").format(row["run_id"])),
 }  # fmt: skip
 TIMINGS: Columns = {
@@ -240,7 +256,9 @@ def main_tables(table: list[dict]) -> dict[str, Table]:
             [swatch({"method": name}), *(main_cell(row, seeds) for row in cells)]
             for name, cells in block["methods"]
         ]
-        found[f"{block['title']} · n = {seeds}"] = ["Method", *block["bits"]], rows
+        families = [labels.method_family(name) for name, _ in block["methods"]]
+        caption = f"{block['title']} · n = {seeds}"
+        found[caption] = Table(["Method", *block["bits"]], rows, families)
     return found
 
 
@@ -294,6 +312,7 @@ def render(folder: Path, plots: Path) -> str:
         tiles=tiles(results, table, timings),
         highest=highest_means(table),
         main_tables=main_tables(table),
+        families=sorted(set(map(family_of, [*table, *results])), key=labels.family_order),
         published=make_table(PUBLISHED, known),
         plots=figures,
         channel_rows=channels,
