@@ -146,6 +146,7 @@ def _rows(subject: Subject, setting: Setting, contenders: dict[str, Contender]) 
             row[f"x_{peer}"] = None
             if peer in seconds:
                 row[f"x_{peer}"] = float(np.median(np.divide(seconds[peer], seconds[name])))
-        row["file_bytes"] = row.pop("file_bytes")  # the last column
+        # The last column. With empty text instead of None, pandas keeps whole numbers.
+        row["file_bytes"] = row.pop("file_bytes") or ""
         rows.append(row)
     return rows

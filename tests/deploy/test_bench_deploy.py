@@ -129,6 +129,8 @@ def test_the_command_writes_a_table(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--only", "deploy", "--quick", "--out", tmp_path]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     table = pd.read_csv(tmp_path / "deploy.csv")
+    text = pd.read_csv(tmp_path / "deploy.csv", dtype=str)
+    assert text.file_bytes.dropna().str.fullmatch("[1-9][0-9]*").all()  # not rounded
     assert list(table)[: len(COLUMNS)] == COLUMNS
     assert set(table.threads) == {1, 2}
     assert set(table.network) == {subject.name for subject in compare.QUICK}
