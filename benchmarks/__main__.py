@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks import loaders, plot, quantizers, startup, steps
+from benchmarks import deploy, loaders, plot, quantizers, startup, steps
 from benchmarks.peers import PEERS, find_peer
 from benchmarks.timing import DEVICE
 from lowbit_core.kernels.bindings import kernel_lanes
@@ -32,6 +32,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
     ),
     "loaders": lambda given: loaders.measure(given.jpegs, 1 if given.quick else 3),
     "startup": lambda given: startup.measure(1 if given.quick else 3),
+    "deploy": lambda given: deploy.measure(given.quick),
 }
 
 
@@ -56,7 +57,7 @@ def _about() -> dict:
     """The machine and the versions that a table was measured with."""
     about = {"hardware": hardware_name(DEVICE), "instruction_set": instruction_set()}
     about |= {"kernel_lanes": kernel_lanes(), "threads": torch.get_num_threads()}
-    peers = {name: version(name) for name in PEERS if find_peer(name)}
+    peers = {name: version(name) for name in PEERS if find_peer(name)} | deploy.versions()
     about |= {"date": datetime.now(UTC).date().isoformat(), "versions": versions() | peers}
     return about | {"commit": git_commit()}
 

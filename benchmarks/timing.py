@@ -9,7 +9,19 @@ import torch
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def timed(calls: dict[str, Callable[[], object]], rounds: int, inner: int = 1) -> dict[str, list]:
+def now() -> float:
+    """Seconds on a clock, once the GPU has done all that it was given."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(
+    calls: dict[str, Callable[[], object]],
+    rounds: int,
+    inner: int = 1,
+    clock: Callable[[], float] = now,
+) -> dict[str, list[float]]:
     """{name: seconds of one call in each round}; `inner` calls are timed together.
 
     Each callable is called twice before: that compiles kernels and fills caches.
@@ -19,18 +31,11 @@ def timed(calls: dict[str, Callable[[], object]], rounds: int, inner: int = 1) -
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            began = now()
+            began = clock()
             for _ in range(inner):
                 call()
-            seconds[name].append((now() - began) / inner)
+            seconds[name].append((clock() - began) / inner)
     return seconds
-
-
-def now() -> float:
-    """Seconds on a clock, once the GPU has done all that it was given."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, object]]:
