@@ -9,6 +9,7 @@ import numpy as np
 
 import baselines
 from lowbit_core.runtime.run_folder import RunFolder
+from workflow.results import tables
 from workflow.results.record import write_record
 from workflow.suite.jobs import job_text, read_jobs
 
@@ -309,3 +310,9 @@ def record_suite(results: Path, suite: str = "quick") -> None:
     jobs = sorted((results / "jobs").glob("*.jsonl"))
     settings = {"suite": suite, "recipe": {"epochs": EPOCHS, "batch_size": 128, "lr": 0.05}}
     write_record(settings, read_jobs(jobs), results / "runs", results / "record")
+
+
+def make_tables(results: Path) -> None:
+    """All tables of a results folder, from its record."""
+    tables.main([str(results)])
+    tables.main([str(results), "--ablations"])

@@ -6,13 +6,7 @@ from pathlib import Path
 import fake_runs
 import pytest
 
-from workflow.results import plots, report, tables
-
-
-def make_tables(folder: Path) -> None:
-    """All tables of a results folder, from its record."""
-    tables.main([str(folder)])
-    tables.main([str(folder), "--ablations"])
+from workflow.results import plots, report
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +15,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("quick")
     fake_runs.write_suite(results)
     fake_runs.record_suite(results)
-    make_tables(results)
+    fake_runs.make_tables(results)
     return results
 
 
@@ -31,7 +25,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("paper")
     fake_runs.write_suite(results, dataset="imagenet")
     fake_runs.record_suite(results, "paper")
-    make_tables(results)
+    fake_runs.make_tables(results)
     return results
 
 
@@ -59,7 +53,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (results / "jobs").mkdir()
     fake_runs.write_job(results / "jobs" / "a.jsonl", lines)
     fake_runs.record_suite(results)
-    make_tables(results)
+    fake_runs.make_tables(results)
     plots.main([str(results)])
     report.main([str(results), "--out", str(results / "index.html")])
     return results
@@ -70,5 +64,5 @@ def every_method(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One network with every method, with tables."""
     results = tmp_path_factory.mktemp("every")
     fake_runs.write_every_method(results)
-    make_tables(results)
+    fake_runs.make_tables(results)
     return results

@@ -10,7 +10,6 @@ from statistics import mean, stdev
 import fake_runs
 import pytest
 import yaml
-from conftest import make_tables
 
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_folder import RunFolder
@@ -104,7 +103,7 @@ def test_a_damaged_record_is_refused(quick: Path, tmp_path: Path):
         whole = (tmp_path / "record" / name).read_bytes()
         (tmp_path / "record" / name).write_bytes(change(whole))
         with pytest.raises(InputError, match=message) as caught:
-            make_tables(tmp_path)
+            fake_runs.make_tables(tmp_path)
         assert name in str(caught.value)
         (tmp_path / "record" / name).write_bytes(whole)
 
@@ -117,7 +116,7 @@ def test_a_damaged_record_is_refused(quick: Path, tmp_path: Path):
     refused("epochs.csv.gz", lambda data: data[:-40], "cannot be read")
     (tmp_path / "record" / "channels.csv.gz").unlink()
     with pytest.raises(InputError, match="channels.csv.gz is missing"):
-        make_tables(tmp_path)
+        fake_runs.make_tables(tmp_path)
 
 
 def test_a_damaged_run_is_not_recorded(tmp_path):
