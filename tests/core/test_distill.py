@@ -215,11 +215,11 @@ def test_weights_that_others_load_are_made_again_if_they_are_missing(digits_root
 
 @pytest.mark.parametrize("name", [m.name for m in baselines.METHODS.values() if m.weight])
 def test_the_float_weight_of_a_new_quantizer_is_what_it_was_made_from(name):
-    """So a start loses nothing; without a shadow weight little, and more with sign codes."""
+    """So a start loses nothing; without a shadow weight little, and more without any latent."""
     method, weight = baselines.method(name), 0.05 * torch.randn(8, 4, 3, 3)
     quantizer = method.weight(weight.clone(), 2 if method.offers(2) else method.w_bits[0])
     found = float_weight(quantizer).detach().view(quantizer.shape)
     if "weight" in dict(quantizer.named_parameters()):
         assert torch.equal(found, weight)
-    most = 0.4 if name == "direct_sign" else 0.25
+    most = 0.4 if name in ("direct_sign", "direct_flip") else 0.25
     assert (found - weight).abs().mean() < most * weight.std()

@@ -10,6 +10,7 @@ from torch import nn
 import baselines
 from baselines.dorefa import DoReFaActivation, DoReFaWeight
 from baselines.lq_nets import LQWeight
+from baselines.lsq import LSQPlusActivation
 from baselines.pact import PACTActivation
 from lowbit_core.conversion.layers import QuantLayer, calibrate
 from lowbit_core.conversion.policy import QuantPolicy
@@ -276,6 +277,8 @@ def test_every_parameter_has_a_group_a_gradient_and_moves(method, bits, first_la
     for quantizer in net.modules():
         if isinstance(quantizer, PACTActivation):  # at 8 bits nothing lies above the first clip
             quantizer.alpha.data.mul_(0.5)
+        if isinstance(quantizer, LSQPlusActivation):  # likewise outside the first range
+            quantizer.step.data.mul_(0.5)
     groups = parameter_groups(net, 0.05, 1e-4, GROUPS)
     grouped = [p for group in groups for p in group["params"]]
     assert len(grouped) == len(set(grouped)) and set(grouped) == set(net.parameters())

@@ -487,12 +487,11 @@ def test_an_edit_of_any_source_makes_another_library(name, monkeypatch, tmp_path
     folder = tmp_path / "sources"
     shutil.copytree(build.FOLDER, folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "FOLDER", folder)
-    monkeypatch.setattr(build, "FLAGS", ("-std=c++17", "-fopenmp", "-shared", "-fPIC"))
-    first = build._built()
-    assert build._built() == first
+    flags = ("-std=c++17", "-fopenmp", "-shared", "-fPIC")
+    first = build.built(folder, "kernels", flags)
+    assert build.built(folder, "kernels", flags) == first
     (folder / name).write_text((folder / name).read_text() + "// edited\n")
-    assert build._built() != first
+    assert build.built(folder, "kernels", flags) != first
 
 
 def test_a_build_that_fails_is_one_sentence_and_no_crash(monkeypatch, capsys, tmp_path):

@@ -295,7 +295,9 @@ def test_a_quantized_step_holds_hardly_more_than_a_full_precision_one(method):
         return peak_bytes(lambda: net(x).sum().backward())
 
     # Eager quantizers hold temporaries; what lasts from forward to backward is what counts.
-    assert step(method) <= 1.6 * step("fp")
+    # LSQ keeps its input, too, from which the gradient of its step is made.
+    most = 1.9 if method == "lsq" else 1.6
+    assert step(method) <= most * step("fp")
 
 
 def _copy(layer):
