@@ -21,7 +21,7 @@ OPTIONS = """
 """.split()
 FAMILIES = ["full precision", "direct", "learned bases", "clipped uniform"]  # of the made suite
 
-# Appended to the page: every step notes what a reader would then see.
+# Appended to the page, in a block of its own: every step notes what a reader would then see.
 CLICKS = """
 const seen = {};
 const table = document.querySelector(".methods table");
@@ -98,7 +98,7 @@ def seen(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     text = (drawn / "index.html").read_text()
     first = "<script>const errors = []; onerror = (message) => { errors.push(message); };</script>"
     text = text.replace("<head>", f"<head>{first}", 1)
-    text = text.replace("</body>", f"<script>{CLICKS}</script></body>")
+    text = text.replace("</body>", f"<script>{{{CLICKS}}}</script></body>")
     (folder / "page.html").write_text(text)
     command = [CHROMIUM, *OPTIONS, f"--user-data-dir={folder / 'profile'}", "--dump-dom",
                (folder / "page.html").as_uri()]  # fmt: skip
