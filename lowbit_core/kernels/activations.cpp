@@ -10,12 +10,6 @@ namespace {
 // Bits of the STE mask, as in ste_mask.py.
 constexpr int QUANTIZER_PASSES = 1, ABOVE_RANGE = 2, RELU_PASSES = 4, BELOW_RANGE = 8;
 
-// relu(x), at most `ceiling`; a NaN stays NaN.
-inline Floats rectified(Floats x, float ceiling) {
-    x = select(x < 0.0f, broadcast(0), x);
-    return select(x > ceiling, broadcast(ceiling), x);
-}
-
 constexpr int MAX_ROWS = 255;  // of a block, as in blocks.py: its counts fit a byte
 constexpr int MANY_BITS = 4;   // from here on pairs of bits are counted afterwards, from the codes
 

@@ -11,11 +11,6 @@ constexpr int RELU_BIT = 128;  // the highest bit of a code, as in piecewise.py
 constexpr int MAX_PIECES = 128;
 constexpr int FORWARD_TILE = 4, BACKWARD_TILE = 2;  // vectors that share one reading of the table
 
-inline Floats rectified(Floats x, float ceiling) {
-    x = select(x < 0.0f, broadcast(0), x);
-    return select(x > ceiling, broadcast(ceiling), x);
-}
-
 // Calls body(whole, i, lanes, count) with `count` vectors at i, i + LANES, ...: TILE of them while
 // there are so many, then one by one.
 template <int TILE, class Body>

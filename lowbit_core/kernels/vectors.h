@@ -94,6 +94,12 @@ inline Floats broadcast(float value) { return Floats{} + value; }
 inline Floats select(Flags flags, Floats a, Floats b) { return flags ? a : b; }
 inline Floats zero_unless(Flags flags, Floats a) { return (Floats)(flags & (Flags)a); }
 
+// relu(x), at most `ceiling`; a NaN stays NaN.
+inline Floats rectified(Floats x, float ceiling) {
+    x = select(x < 0.0f, broadcast(0), x);
+    return select(x > ceiling, broadcast(ceiling), x);
+}
+
 template <class Sum = float, class Vector>
 inline Sum total(Vector x) {
     Sum sum = 0;

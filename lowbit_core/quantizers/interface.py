@@ -222,4 +222,4 @@ class Method:
         if self.weight is None or self.activation is None:
             return []
         w_bits, a_bits = (8 if bits == FLOAT_BITS else bits for bits in (w_bits, a_bits))
-        return [type(self.weight(torch.ones(1, 2), w_bits)), type(self.activation(a_bits, False))]
+        return [self.weight_class(w_bits), type(self.activation(a_bits, False))]
