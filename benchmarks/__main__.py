@@ -19,6 +19,7 @@ from lowbit_core.kernels.fused import compiler_found
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import replace_file, write_json
 from lowbit_core.runtime.hardware import git_commit, hardware_name, instruction_set, versions
+from lowbit_core.runtime.memory import keep_freed_memory
 from lowbit_core.runtime.progress import say
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
@@ -74,6 +75,7 @@ def _write(path: Path, rows: list[dict], about: dict) -> None:
 
 def main() -> None:
     given = _arguments()
+    keep_freed_memory()  # as in training
     # All parts share one cache of kernels, as a sweep does. Set before anything is compiled.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(".cache/inductor").resolve()))
     warnings.simplefilter("ignore")  # torch.ao and Brevitas use what is deprecated

@@ -21,8 +21,10 @@ def train_one(run: dict, data: Path, runs: Path, device, is_loaded: bool = False
     """
     import baselines
     from lowbit_core.runtime.backend import pick_backend
+    from lowbit_core.runtime.memory import keep_freed_memory
     from lowbit_core.training.run import Place, train_run
 
+    keep_freed_memory()
     config = {key: value for key, value in run.items() if key != "role"}
     config["loader"] = pick_backend(run["loader"])
     place = Place(data, runs, device, run["threads"])
