@@ -1,4 +1,4 @@
-"""Keeping freed memory in the process, so that the next step need not ask the system for it again."""
+"""Keeping freed memory in the process, so that the next step need not ask the system for it."""
 
 import ctypes
 import sys
@@ -10,9 +10,9 @@ _MOST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tell glibc's malloc to keep what is freed; returns whether it does. No other system needs it.
 
-    By default glibc takes a tensor of more than 32 MiB from the system and gives it back when it is freed.
-    The system fills every page of it with zeros first: a sixth of the time of a step of MobileNetV2.
-    The numbers stay the same. A process keeps the most memory that it has needed at once.
+    By default glibc takes a tensor of more than 32 MiB from the system and gives it back when it
+    is freed. The system then fills every page of it with zeros: a sixth of the time of a step of
+    MobileNetV2. The numbers stay the same. A process keeps the most memory that it has needed.
     """
     if sys.platform != "linux":
         return False
