@@ -221,6 +221,8 @@ class _Builder:
         target = node.target
         if target is operator.getitem and isinstance(self.values[node.args[0]], tuple):
             return self.values[node.args[0]][node.args[1]]
+        if not isinstance(_input(node), fx.Node):
+            raise InputError(f"{self.place}: a file cannot hold {_called(node)}")
         x = self._name(_input(node))
         in_place = target in _IN_PLACE or bool(node.kwargs.get("inplace"))
         if target in _SAME:

@@ -21,6 +21,7 @@ from torchvision.models.vgg import VGG, cfgs, make_layers
 import baselines
 import deploy
 from deploy.export import export_model
+from lowbit_core.conversion.layers import QuantLayer
 from lowbit_core.runtime.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -137,19 +138,13 @@ def test_the_size_is_that_of_the_codes(tmp_path):
     model = models.resnet18(num_classes=10)
     baselines.quantize(model, "pact", "W2A2", IMAGES[:2])
     sizes = export_model(model, IMAGES[:2], tmp_path / "model.lowbit")
-    quantized = [m for m in model.modules() if isinstance(m, baselines_layer())]
+    quantized = [m for m in model.modules() if isinstance(m, QuantLayer)]
     bits = sum(2 * m.used_weight().numel() for m in quantized)
     floats = model.conv1.weight.numel() + model.fc.weight.numel() + model.fc.bias.numel()
     numbers = sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     least = bits / 8 + 4 * floats + 8 * numbers  # a scale and a shift for each channel
     assert least <= sizes["information"] + 4 * 64  # the first norm has no scale of its own
     assert sizes["information"] <= 1.01 * least and sizes["file"] <= 1.01 * sizes["information"]
-
-
-def baselines_layer():
-    from lowbit_core.conversion.layers import QuantLayer
-
-    return QuantLayer
 
 
 def test_show_prints_what_the_network_is(tmp_path):
@@ -161,7 +156,7 @@ def test_show_prints_what_the_network_is(tmp_path):
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "network: _Narrow\n" in done.stdout
-    assert "weights: DirectWeight of 2 bits in 19 layers\n" in done.stdout
+    assert "weights: DirectWeight of 2 bits in 20 layers\n" in done.stdout
     assert "layer4.0.downsample.0: " in done.stdout
     about = deploy.load(tmp_path / "model.lowbit").about
     assert (about.classes, about.mean, about.std) == (tuple("abcd"), (0.0,) * 3, (0.5,) * 3)
@@ -231,7 +226,7 @@ def test_what_a_file_cannot_hold_is_refused_with_its_place(case, tmp_path):
         ({"images": IMAGES[:1]}, "at least 2 images"),
         ({"classes": "abc"}, "classes has 3 names, and the network has 4 scores"),
         ({"mean": (0.5,)}, "mean has 1 numbers, and the images 3 channels"),
-        ({"model": nn.Sequential(nn.Conv2d(3, 8, 1))}, "returns .* a file holds networks of scores"),
+        ({"model": nn.Sequential(nn.Conv2d(3, 8, 1))}, "returns .* holds networks of scores"),
     ],
 )  # fmt: skip
 def test_a_bad_argument_gets_one_sentence(changes, words, tmp_path):
