@@ -32,13 +32,15 @@ class Comparisons:
     claims: tuple[Claim, ...]
     channel_error: dict[str, dict[str, str]]
     """{measured method: {weighting of its channels: the method that trains with it}}"""
-    direct_weights: tuple[str, ...]
+    direct_weights: tuple[tuple[str, str], ...]
+    """The pairs of methods that ablation_direct_weights compares, the first against the second."""
 
     @property
     def ablation_methods(self) -> set[str]:
         """The methods whose runs the two ablation tables are made from."""
         trained = (name for by in self.channel_error.values() for name in by.values())
-        return {*self.channel_error, *trained, self.method, *self.direct_weights}
+        paired = (name for pair in self.direct_weights for name in pair)
+        return {*self.channel_error, *trained, *paired}
 
     def pairs(self, claim: Claim, methods: list[str]) -> list[tuple[str, str]]:
         """The pairs of a claim among `methods`; baselines keep the order of `methods`."""
@@ -80,6 +82,12 @@ class ConfigFile:
             self.check(name in METHODS, where, name, f"one of {', '.join(METHODS)}")
         return tuple(names)
 
+    def pairs(self, where: str, listed: object, also: str = "") -> tuple[tuple[str, str], ...]:
+        """Pairs of methods; `also`: what else may stand there, for the message."""
+        is_right = isinstance(listed, list) and all(type(p) is list and len(p) == 2 for p in listed)
+        self.check(is_right, where, listed, f"a list of [method, other]{also}")
+        return tuple(self.methods(where, pair) for pair in listed)
+
 
 @cache
 def load_comparisons(path: Path = PATH) -> Comparisons:
@@ -98,7 +106,7 @@ def load_comparisons(path: Path = PATH) -> Comparisons:
         file.methods("variants", data["variants"]),
         tuple(_claim(file, str(name), entry) for name, entry in claims),
         data["channel_error"],
-        file.methods("direct_weights", data["direct_weights"]),
+        file.pairs("direct_weights", data["direct_weights"]),
     )
 
 
@@ -107,6 +115,4 @@ def _claim(file: ConfigFile, name: str, entry: object) -> Claim:
     question, listed, where = str(entry["question"]), entry["pairs"], f"claims.{name}.pairs"
     if listed == BASELINES:
         return Claim(name, question, None)
-    is_right = isinstance(listed, list) and all(type(p) is list and len(p) == 2 for p in listed)
-    file.check(is_right, where, listed, f"a list of [method, other], or {BASELINES}")
-    return Claim(name, question, tuple(file.methods(where, pair) for pair in listed))
+    return Claim(name, question, file.pairs(where, listed, f", or {BASELINES}"))

@@ -326,7 +326,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path):
     ("change", "message"),
     [
         ({"method": "direkt"}, "method is 'direkt': it must be one of"),
-        ({"direct_weights": "indirect"}, "must be a list of methods"),
+        ({"direct_weights": "indirect"}, "must be a list of .method, other."),
+        ({"variants": "indirect"}, "must be a list of methods"),
         ({"claims": {"new": {"question": "Why?"}}}, "claims.new .* must be question, pairs"),
         ({"claims": {"new": {"question": "Why?", "pairs": [["fp"]]}}}, "list of .method, other."),
         ({"channel_error": {"direct": {"mean": "pact"}}}, "is 'mean': it must be one of equal"),

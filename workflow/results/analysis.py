@@ -204,26 +204,28 @@ def summarize_channel_errors(channels: list[dict], runs: list[dict]) -> list[dic
 
 
 def direct_weights(record: Record, runs: list[dict]) -> list[dict]:
-    """The method and its counterparts, at the settings where a counterpart ran."""
-    order = (load_comparisons().method, *load_comparisons().direct_weights)
+    """The runs of both methods of each pair that is compared, at the settings where both ran."""
+    pairs = load_comparisons().direct_weights
+    order = list(dict.fromkeys(name for pair in pairs for name in pair))
     family = [run for run in runs if run["method"] in order and run["w_bits"] != FLOAT_BITS]
     family = [run for run in family if run["role"] != "option"]
-    compared = {setting_of(run) for run in family if run["method"] != order[0]}
+    ran = {(setting_of(run), run["method"]) for run in family}
+    both = [(at, pair) for at, _ in ran for pair in pairs if {(at, m) for m in pair} <= ran]
+    compared = {(at, name) for at, pair in both for name in pair}
     rows = [
         {**run, **(weight_facts(record, run["run_id"]) if run["status"] == "done" else {})}
         for run in family
-        if setting_of(run) in compared
+        if (setting_of(run), run["method"]) in compared
     ]
     return sorted(rows, key=lambda r: (*setting_of(r), r["seed"], order.index(r["method"])))
 
 
 def summarize_direct_weights(rows: list[dict]) -> list[dict]:
-    """The method minus each counterpart, paired by checkpoint and seed: mean, std (ddof 1), n."""
-    method = load_comparisons().method
+    """The first method of a pair minus the second, paired by checkpoint and seed."""
     summary = []
     for _, found in sorted(grouped(rows, *SETTING).items()):
         methods = grouped(found, "method")
-        for other in load_comparisons().direct_weights:
+        for method, other in load_comparisons().direct_weights:
             pairs = pair_runs(methods.get(method, []), methods.get(other, []))
             if not pairs.runs:
                 continue
