@@ -41,6 +41,10 @@ def export_model(
     example = images.detach().to("cpu", torch.float32)
     channels, high, wide = example.shape[1:]
     network = trace(own, (channels, high, wide), example)
+    made = graph.shapes(network)[network.output]
+    if made[1:] != (1, 1) or not network.operations:
+        name = type(model).__name__
+        raise InputError(f"{name} returns {made} of an image: a file holds networks of scores")
     about = About(
         _origin(own), _names(network, classes), _each(mean, channels, 0.0, "mean"),
         _each(std, channels, 1.0, "std"), None,

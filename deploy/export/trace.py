@@ -78,9 +78,6 @@ class _Builder:
 
     def graph(self) -> Graph:
         operations = fold(self.operations, self.norms, self.output)
-        if self.output == "image" or self.shapes[self.output][1:] != (1, 1):
-            name, sides = type(self.model).__name__, self.shapes[self.output]
-            raise InputError(f"{name} returns {sides} of an image: a file holds networks of scores")
         return Graph("image", self.shapes["image"], self.output, tuple(operations))
 
     def add(self, node: fx.Node) -> None:
