@@ -1,1 +1,5 @@
-"""From a trained run to a file: everything here needs torch."""
+"""From a trained network to a file: everything here needs torch."""
+
+from deploy.export.model import export_model
+
+__all__ = ["export_model"]

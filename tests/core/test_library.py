@@ -509,3 +509,4 @@ def test_the_code_of_the_pages_runs(page, monkeypatch, tmp_path):
     for block in blocks:
         exec(compile(block, page, "exec"), names)
     assert any(p.grad is not None for p in names["model"].parameters())
+    assert (tmp_path / "model.lowbit").exists() and names["scores"].shape[0] == 8

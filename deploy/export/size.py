@@ -1,0 +1,43 @@
+"""How large a file is, and how much of it is information."""
+
+import lzma
+from pathlib import Path
+
+import numpy as np
+
+from deploy.graph import Convolution, Graph, Quantize
+
+
+def sizes(path: Path, network: Graph) -> dict[str, int]:
+    """Bytes of the file, of the information in it, and of the file's content after LZMA.
+
+    The information is what no reader could do without: every code in its bits, every other number
+    in four bytes. Header, checksum and alignment are what the file adds.
+    """
+    bits = 0
+    for op in network.operations:
+        if isinstance(op, Quantize):
+            bits += 32 * (op.thresholds.size + op.levels.size)
+        if isinstance(op, Convolution):
+            weight = op.weight
+            floats = op.shift.size + (0 if op.scale is None else op.scale.size)
+            if weight.codes is None:
+                floats += weight.values.size
+            else:
+                floats += (weight.levels if weight.basis is None else weight.basis).size
+                bits += weight.codes.size * (weight.levels.shape[1] - 1).bit_length()
+            bits += 32 * floats
+    data = path.read_bytes()
+    return {
+        "file": len(data),
+        "information": -(-bits // 8),
+        "compressed": len(lzma.compress(data, preset=9)),
+        "float32": 4 * sum(_numbers(op) for op in network.operations),
+    }
+
+
+def _numbers(op: object) -> int:
+    """Parameters of a layer in full precision, with batch norm folded."""
+    if not isinstance(op, Convolution):
+        return 0
+    return int(np.prod(op.weight.shape)) + op.shift.size
