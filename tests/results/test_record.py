@@ -14,11 +14,10 @@ import yaml
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_folder import RunFolder
 from workflow.comparisons import load_comparisons
-from workflow.results import analysis, record, tables
+from workflow.results import analysis, record, reference, tables
 from workflow.results.columns import TABLES, Column, read_table, write_table
 from workflow.results.record import Record
 from workflow.suite.jobs import read_jobs
-from workflow.suite.suite import Job, Suite
 
 ROOT = Path(__file__).parents[2]
 NOT_OF_QUICK = ("variants.csv", "ablation_options.csv")
@@ -67,7 +66,7 @@ def test_same_bytes_again_from_the_record_alone(quick: Path, tmp_path: Path):
     record.write_record(settings, read_jobs(jobs), quick / "runs", tmp_path / "again")
     for name in record.FILES:
         assert (tmp_path / "again" / name).read_bytes() == (quick / "record" / name).read_bytes()
-        assert (quick / "record" / name).stat().st_size < record.MOST_BYTES
+        assert (quick / "record" / name).stat().st_size < reference.MOST_BYTES
 
 
 def test_the_record_says_how_each_run_was_made(quick: Path):
@@ -79,7 +78,9 @@ def test_the_record_says_how_each_run_was_made(quick: Path):
 
 
 @pytest.mark.parametrize(
-    "folder", sorted((ROOT / record.REFERENCE).glob("*/record")), ids=lambda path: path.parent.name
+    "folder",
+    sorted((ROOT / reference.REFERENCE).glob("*/record")),
+    ids=lambda path: path.parent.name,
 )
 def test_committed_tables_are_what_the_committed_runs_give(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "record")
@@ -92,7 +93,7 @@ def test_committed_tables_are_what_the_committed_runs_give(folder, tmp_path):
     assert names
     for name in names:
         assert (tmp_path / name).read_bytes() == (folder.parent / name).read_bytes(), name
-    assert all(path.stat().st_size < record.MOST_BYTES for path in folder.iterdir())
+    assert all(path.stat().st_size < reference.MOST_BYTES for path in folder.iterdir())
 
 
 def test_a_damaged_record_is_refused(quick: Path, tmp_path: Path):
@@ -136,21 +137,6 @@ def test_incomplete_run_is_one_sentence(tmp_path: Path, text: str | None, messag
     final.unlink() if text is None else final.write_text(text)
     with pytest.raises(InputError, match=message):
         record.write_record({}, {run: "run"}, tmp_path / "runs", tmp_path / "out")
-
-
-def test_finished_runs_of_a_suite(tmp_path: Path):
-    """Those that are done, with the first of their roles; of how many."""
-    done, torn = (
-        fake_runs.write_run(tmp_path, "resnet20", name, (2, 2), 0) for name in ("direct", "pact")
-    )
-    RunFolder(tmp_path / torn).remove("final.json")
-    runs = [
-        {"run_id": name, "run_key": RunFolder(tmp_path / name).read_json("config.json")["run_key"],
-         "role": role}
-        for name, role in ((done, "ablation"), (done, "run"), (torn, "run"))
-    ]  # fmt: skip
-    suite = Suite("made", {}, {"a": Job("a", tuple(runs))})
-    assert record.finished_runs(suite, tmp_path) == ({done: "run"}, 2)
 
 
 def test_bad_job_line(tmp_path: Path):

@@ -1,10 +1,9 @@
 """The record of a suite's runs: a few small files that all tables, plots and reports are made from.
 
 usage: python -m workflow.results.record --suite S --jobs FILES --runs results/runs --out F/record
-   or: python -m workflow.results.record --suite S --runs results/runs --out F/record
 
-This is the only module that reads finished run folders for results. The second form takes no job
-files: it records the runs of the suite that are finished, wherever they were trained.
+This is the only module that reads finished run folders for results. `workflow.results.reference`
+records the finished runs of a suite without job files, wherever they were trained.
 """
 
 import argparse
@@ -22,25 +21,22 @@ from statistics import mean
 from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import json_text
-from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunFolder
-from lowbit_core.runtime.run_status import RunStatus, run_status
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import grouped, read_sealed, write_sealed
-from workflow.suite.jobs import check_jobs, check_run, main_role, read_jobs
+from workflow.suite.jobs import check_jobs, check_run, read_jobs
 from workflow.suite.options import option_pairs
-from workflow.suite.suite import COMPILE_MODES, Suite, load_suite
+from workflow.suite.suite import COMPILE_MODES, load_suite
 
 RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
     "runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json",
 )  # fmt: skip
-MOST_BYTES = 1_000_000  # of a file that is committed
 WEIGHTS = ("mismatch", "flip_rate", "level_span", "used_levels", "used_levels_lowest")
 OSCILLATING = "oscillating"  # the last column of epochs, only where a run tracked it
 EPOCH_COLUMNS = ("run_id", *METRICS, *TIMINGS[1:], *WEIGHTS)
 CHANNEL_COLUMNS = ("run_id", *CHANNEL_ERROR)
 TEXTS = ("run_id", "layer")  # every other column holds numbers
-REFERENCE = Path("results/reference")
+NO_HISTOGRAMS: dict = {"run_id": None, "layers": {}}
 
 
 # -- reading ---------------------------------------------------------------------------------
@@ -164,8 +160,8 @@ def write_record(
     texts = {
         RUNS: "".join(json.dumps(record, sort_keys=True) + "\n" for record in records),
         SUITE: json_text({"suite": settings, "variants": has_variants, "options": has_options}),
-        EPOCHS: _csv_text(epoch_columns, epochs),
-        CHANNELS: _csv_text(CHANNEL_COLUMNS, channels),
+        EPOCHS: csv_text(epoch_columns, epochs),
+        CHANNELS: csv_text(CHANNEL_COLUMNS, channels),
         HISTOGRAMS: json_text(_histograms(records, runs)),
     }
     for name, text in texts.items():
@@ -254,7 +250,7 @@ def _histograms(records: list[dict], runs: Path) -> dict:
         and (record["role"], record["final"]["status"]) == ("run", "done")
     )
     layers = run and RunFolder(runs / run["run_id"]).read_json("weight_histograms.json")
-    return {"run_id": run["run_id"], "layers": layers} if layers else {"run_id": None, "layers": {}}
+    return {"run_id": run["run_id"], "layers": layers} if layers else NO_HISTOGRAMS
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
@@ -265,26 +261,12 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _csv_text(columns: tuple[str, ...], rows: list[dict]) -> str:
+def csv_text(columns: tuple[str, ...], rows: list[dict]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def finished_runs(suite: Suite, runs: Path) -> tuple[dict[str, str], int]:
-    """{run_id: role} of the suite's finished runs, and how many runs the suite has in all."""
-    keys = {run["run_id"]: run["run_key"] for run in suite.runs}
-    roles: dict[str, str] = {}
-    for run in suite.runs:
-        roles[run["run_id"]] = main_role(run["role"], roles.get(run["run_id"]))
-    done = {
-        run_id: role
-        for run_id, role in roles.items()
-        if run_status(runs / run_id, keys[run_id], weights=False)[0] is RunStatus.DONE
-    }
-    return done, len(roles)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -293,23 +275,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--datasets", default="", help="only these, separated by commas")
     parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
     parser.add_argument("--runs", type=Path, default=Path("results/runs"))
-    parser.add_argument("--jobs", nargs="+", help="job files: exactly their runs, all finished")
-    parser.add_argument("--out", type=Path, help="results/reference/<suite>/record by default")
+    parser.add_argument("--jobs", nargs="+", required=True, help="exactly their runs, all finished")
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     suite = load_suite(args.suite, args.compile).only(args.datasets)
-    out = args.out or REFERENCE / args.suite.replace("_", "-") / "record"
-    if args.jobs:
-        check_jobs(args.jobs, args.runs)
-        write_record(suite.config, read_jobs(args.jobs), args.runs, out, suite.has_variants)
-        return
-    roles, total = finished_runs(suite, args.runs)
-    if not roles:
-        raise InputError(f"{args.runs} holds no finished run of suite {args.suite!r}")
-    write_record(suite.config, roles, args.runs, out, suite.has_variants)
-    for name in FILES:
-        if (size := (out / name).stat().st_size) > MOST_BYTES:
-            raise InputError(f"{out / name} has {size} bytes: write fewer data sets at once")
-    say(f"{len(roles)} of {total} runs of suite {args.suite} are in {out}")
+    check_jobs(args.jobs, args.runs)
+    write_record(suite.config, read_jobs(args.jobs), args.runs, args.out, suite.has_variants)
 
 
 if __name__ == "__main__":

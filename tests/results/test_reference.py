@@ -1,0 +1,94 @@
+"""The committed record of a suite, and how it grows."""
+
+import json
+from pathlib import Path
+
+import fake_runs
+
+from lowbit_core.runtime.run_folder import RunFolder
+from workflow.results import reference
+from workflow.results.record import FILES, Record, write_record
+from workflow.suite.packing import Job
+from workflow.suite.suite import Suite
+
+
+def test_finished_runs_of_a_suite(tmp_path: Path):
+    """Those that are done, with the first of their roles; of how many."""
+    done, torn = (
+        fake_runs.write_run(tmp_path, "resnet20", name, (2, 2), 0) for name in ("direct", "pact")
+    )
+    RunFolder(tmp_path / torn).remove("final.json")
+    runs = [
+        {"run_id": name, "run_key": RunFolder(tmp_path / name).read_json("config.json")["run_key"],
+         "role": role}
+        for name, role in ((done, "ablation"), (done, "run"), (torn, "run"))
+    ]  # fmt: skip
+    suite = Suite("made", {}, {"a": Job("a", tuple(runs))})
+    assert reference.finished_runs(suite, tmp_path) == ({done: "run"}, 2)
+
+
+def train(folder: Path, starts: dict[int, list[str]], version: str, out: Path) -> Suite:
+    """Runs of {seed: methods} by one version of the code, and their record in `out`."""
+    names = {}
+    for seed, methods in starts.items():
+        start = fake_runs.write_run(folder, "resnet20", "fp", (32, 32), seed)
+        names[start] = "checkpoint"
+        for method in methods:
+            run = fake_runs.write_run(folder, "resnet20", method, (2, 2), seed, pretrained=start)
+            names[run] = "run"
+    runs = []
+    for name, role in names.items():
+        config = RunFolder(folder / name).read_json("config.json") | {"code_version": version}
+        (folder / name / "config.json").write_text(json.dumps(config))
+        RunFolder(folder / name).finish(RunFolder(folder / name).read_json("final.json"))
+        runs.append(config | {"role": role})
+    write_record({"suite": "made"}, names, folder, out)
+    return Suite("made", {"suite": "made"}, {"a": Job("a", tuple(runs))})
+
+
+def found(record: Path) -> set[tuple[int, str, str]]:
+    configs = [run["config"] for run in Record(record).runs]
+    return {(config["seed"], config["method"], config["code_version"]) for config in configs}
+
+
+def test_a_record_grows_by_whole_starts(tmp_path: Path):
+    """A start that both hold keeps its pairs together: the side with more runs of it counts."""
+    whole = {0: ["direct"], 1: ["direct", "lsq"], 2: ["direct"], 3: ["direct"]}
+    suite = train(tmp_path / "all", whole, "new", tmp_path / "unused")
+    train(
+        tmp_path / "a",
+        {0: ["direct"], 1: ["direct", "lsq"], 2: ["direct"]},
+        "old",
+        tmp_path / "old",
+    )
+    train(tmp_path / "b", {1: ["direct"], 2: ["direct"], 3: ["direct"]}, "new", tmp_path / "new")
+    epochs = {**Record(tmp_path / "old").epochs, **Record(tmp_path / "new").epochs}
+    assert reference.add_earlier(tmp_path / "old", tmp_path / "new", suite) == 5
+    assert found(tmp_path / "new") == {
+        (0, "fp", "old"), (0, "direct", "old"),
+        (1, "fp", "old"), (1, "direct", "old"), (1, "lsq", "old"),
+        (2, "fp", "new"), (2, "direct", "new"),
+        (3, "fp", "new"), (3, "direct", "new"),
+    }  # fmt: skip
+    record = Record(tmp_path / "new")
+    assert list(record.epochs) == [run["config"]["run_id"] for run in record.runs]
+    assert all(rows == epochs[run_id] for run_id, rows in record.epochs.items())
+    assert record.histograms["run_id"] in record.epochs
+
+
+def test_runs_that_left_the_suite_leave_its_record(tmp_path: Path):
+    train(tmp_path / "a", {0: ["direct", "pact"]}, "old", tmp_path / "old")
+    suite = train(tmp_path / "b", {0: ["direct"], 1: ["direct"]}, "new", tmp_path / "new")
+    before = [(tmp_path / "new" / name).read_bytes() for name in FILES]
+    assert reference.add_earlier(tmp_path / "old", tmp_path / "new", suite) == 0
+    assert [(tmp_path / "new" / name).read_bytes() for name in FILES] == before
+
+
+def test_the_command_keeps_what_was_recorded(tmp_path: Path, monkeypatch, capsys):
+    out = tmp_path / "out" / "record"
+    suite = train(tmp_path / "a", {0: ["direct"], 1: ["direct"]}, "old", out)
+    train(tmp_path / "b", {1: ["direct"]}, "old", tmp_path / "unused")
+    monkeypatch.setattr(reference, "load_suite", lambda *_: suite)
+    reference.main(["--suite", "made", "--runs", str(tmp_path / "b"), "--out", str(out)])
+    assert "holds 4 runs of 4 of suite made, 2 of them kept" in capsys.readouterr().err
+    assert {seed for seed, *_ in found(out)} == {0, 1}

@@ -1,0 +1,163 @@
+"""The committed record of a suite, which grows: finished runs are added to those that it holds.
+
+usage: python -m workflow.results.reference --suite S [--runs results/runs] [--out FOLDER/record]
+
+It records the runs of the suite that are finished, wherever they were trained, and keeps those of
+the record that is there already.
+"""
+
+import argparse
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lowbit_core.runtime.errors import InputError, run_cli
+from lowbit_core.runtime.files import json_text
+from lowbit_core.runtime.progress import say
+from lowbit_core.runtime.run_status import RunStatus, run_status
+from workflow.results.columns import grouped, read_sealed, write_sealed
+from workflow.results.record import (
+    CHANNELS,
+    EPOCHS,
+    FILES,
+    HISTOGRAMS,
+    NO_HISTOGRAMS,
+    RUNS,
+    SUITE,
+    Record,
+    csv_text,
+    write_record,
+)
+from workflow.suite.jobs import main_role
+from workflow.suite.suite import COMPILE_MODES, Suite, load_suite
+
+REFERENCE = Path("results/reference")
+MOST_BYTES = 1_000_000  # of a file that is committed
+# What differs between two trainings of the same setting by two versions of the code.
+OF_CODE = ("run_id", "run_key", "code_version", "pretrained", "predecessor", "teachers", "role")
+
+
+def add_earlier(earlier: Path, new: Path, suite: Suite) -> int:
+    """Add to the record in `new` the runs of the record in `earlier` that it lacks; how many.
+
+    Runs are compared in pairs that start from the same full-precision network, and that network
+    has other weights on another machine or by other code. So the runs of a start stay together: of
+    a start that both records have, the record with more runs of it counts, and `new` if they have
+    as many. Runs whose setting is no longer in the suite are left out. Raises InputError if a
+    record is damaged.
+    """
+    old_runs, new_runs = (_lines(read_sealed(folder / RUNS)) for folder in (earlier, new))
+    settings = {_setting(run) for run in suite.runs}
+    old_runs = [run for run in old_runs if _setting(run["config"]) in settings]
+    kept = _of_fuller_starts(old_runs, new_runs, ties=False)
+    stays = _of_fuller_starts(new_runs, old_runs, ties=True)
+    if not kept:
+        return 0
+    order = {_setting(run): place for place, run in reversed(list(enumerate(suite.runs)))}
+    runs = sorted([*stays, *kept], key=lambda run: order[_setting(run["config"])])
+    ids = [run["config"]["run_id"] for run in runs]
+    records = Record(new), Record(earlier)
+    shown = next((r.histograms for r in records if r.histograms["run_id"] in ids), NO_HISTOGRAMS)
+    flags = {name: any(r.settings.get(name) for r in records) for name in ("variants", "options")}
+    texts = {
+        RUNS: "".join(json.dumps(run, sort_keys=True) + "\n" for run in runs),
+        SUITE: json_text(records[0].settings | flags),
+        HISTOGRAMS: json_text(shown),
+        EPOCHS: _joined(EPOCHS, new, earlier, ids),
+        CHANNELS: _joined(CHANNELS, new, earlier, ids),
+    }
+    for name, text in texts.items():
+        write_sealed(new / name, text.encode())
+    return len(kept)
+
+
+def _lines(data: bytes) -> list[dict]:
+    return [json.loads(line) for line in data.decode().splitlines()]
+
+
+def _setting(config: dict) -> str:
+    """What was trained, whatever the version of the code."""
+    setting = {key: value for key, value in config.items() if key not in OF_CODE}
+    return json.dumps(setting | {"is_start": config["pretrained"] is None}, sort_keys=True)
+
+
+def _by_start(runs: Iterable[dict]) -> dict[tuple, list[dict]]:
+    """The runs by network and seed of the full-precision run that they start from."""
+    starts = defaultdict(list)
+    for run in runs:
+        config = run["config"]
+        options = json.dumps(config["arch_options"], sort_keys=True)
+        starts[config["dataset"], config["arch"], options, config["seed"]].append(run)
+    return starts
+
+
+def _of_fuller_starts(runs: list[dict], others: list[dict], *, ties: bool) -> list[dict]:
+    """The runs of the starts of which `others` has fewer runs (with `ties`: no more)."""
+    theirs = _by_start(others)
+    return [
+        run
+        for start, mine in _by_start(runs).items()
+        for run in mine
+        if len(mine) > len(theirs.get(start, ())) - ties
+    ]
+
+
+def _joined(name: str, new: Path, earlier: Path, ids: list[str]) -> str:
+    """A table of both records with the rows of the runs in `ids`, in that order."""
+    rows: dict[str, list[dict]] = {}
+    columns: dict[str, None] = {}
+    for folder in (earlier, new):
+        table = csv.DictReader(io.StringIO(read_sealed(folder / name).decode(), newline=""))
+        columns |= dict.fromkeys(table.fieldnames or ())
+        rows |= grouped(table, "run_id")
+    return csv_text(tuple(columns), [row for run_id in ids for row in rows.get(run_id, ())])
+
+
+def finished_runs(suite: Suite, runs: Path) -> tuple[dict[str, str], int]:
+    """{run_id: role} of the suite's finished runs, and how many runs the suite has in all."""
+    keys = {run["run_id"]: run["run_key"] for run in suite.runs}
+    roles: dict[str, str] = {}
+    for run in suite.runs:
+        roles[run["run_id"]] = main_role(run["role"], roles.get(run["run_id"]))
+    done = {
+        run_id: role
+        for run_id, role in roles.items()
+        if run_status(runs / run_id, keys[run_id], weights=False)[0] is RunStatus.DONE
+    }
+    return done, len(roles)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--suite", required=True)
+    parser.add_argument("--datasets", default="", help="only these, separated by commas")
+    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
+    parser.add_argument("--runs", type=Path, default=Path("results/runs"))
+    parser.add_argument("--out", type=Path, help="results/reference/<suite>/record by default")
+    args = parser.parse_args(argv)
+    suite = load_suite(args.suite, args.compile).only(args.datasets)
+    out = args.out or REFERENCE / args.suite / "record"
+    roles, total = finished_runs(suite, args.runs)
+    if not roles:
+        raise InputError(f"{args.runs} holds no finished run of suite {args.suite!r}")
+    with TemporaryDirectory(dir=out.parent) as folder:
+        new = Path(folder)
+        write_record(suite.config, roles, args.runs, new, suite.has_variants)
+        kept = add_earlier(out, new, suite) if (out / RUNS).exists() else 0
+        for name in FILES:
+            if (size := (new / name).stat().st_size) > MOST_BYTES:
+                raise InputError(f"{out / name} would have {size} bytes: write fewer data sets")
+        for name in FILES:
+            write_sealed(out / name, read_sealed(new / name))
+    say(
+        f"{out} holds {len(Record(out).runs)} runs of {total} of suite {args.suite}, "
+        f"{kept} of them kept"
+    )
+
+
+if __name__ == "__main__":
+    run_cli(main)
