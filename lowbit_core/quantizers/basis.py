@@ -163,14 +163,18 @@ def fit_rows(x: Tensor, bits: int, iterations: int = 50) -> Tensor:
     A fit that starts far from its end stops short of it: each starts at the best uniform grid.
     """
     powers = 2.0 ** torch.arange(bits, device=x.device, dtype=x.dtype) / (2**bits - 1)
+    # On a GPU a start is too short a work to compile kernels for.
+    on_cpu = x.device.type == "cpu"
+    quantize = quantize_rows if on_cpu else quantize_rows.eager
+    refit = refit_rows if on_cpu else refit_rows.eager
 
     def error(top: Tensor) -> Tensor:
-        return (quantize_rows.eager(x, top * powers) - x).square().sum(1, keepdim=True)
+        return (quantize(x, top * powers) - x).square().sum(1, keepdim=True)
 
     shares = torch.linspace(0.05, 1, 20).to(x.device)
     v = best_range(x.abs().amax(1, keepdim=True).clamp_min(1e-8), shares, error) * powers
     for _ in range(iterations):
-        new = refit_rows.eager(x, v)[1]
+        new = refit(x, v)[1]
         if torch.allclose(new, v, rtol=1e-5, atol=1e-8):
             break
         v = new
