@@ -1,9 +1,12 @@
 // Convolutions in float32: the first and last layer, and what is dequantized.
 //
 // A vector holds neighbouring outputs. Each output is a sum of products in one order: kernel rows,
-// then columns, then channels, with a new partial sum after every PART products of a row.
+// then columns, then channels, with a new partial sum after every PART products of a row. A product
+// and the sum before it are rounded once (fused multiply-add), on every instruction set.
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "kernel.h"
 #include "lanes.h"
@@ -37,7 +40,7 @@ void products(const Operands& at, float* sums) {
 #pragma GCC unroll 12
                 for (int k = 0; k < X; k++)
 #pragma GCC unroll 4
-                    for (int v = 0; v < VECTORS; v++) part[k][v] = part[k][v] + w[v] * x[k * at.pixel + i];
+                    for (int v = 0; v < VECTORS; v++) part[k][v] = fused(w[v], spread(x[k * at.pixel + i]), part[k][v]);
             }
             for (int k = 0; k < X; k++)
                 for (int v = 0; v < VECTORS; v++) {
@@ -46,6 +49,39 @@ void products(const Operands& at, float* sums) {
                     std::memcpy(to, &sum, sizeof sum);
                 }
         }
+}
+
+using Products = void (*)(const Operands&, float*);
+
+template <int... X>
+constexpr std::array<Products, sizeof...(X)> up_to(std::integer_sequence<int, X...>) {
+    return {products<X + 1>...};
+}
+
+constexpr auto PRODUCTS_OF = up_to(std::make_integer_sequence<int, PIXELS>{});  // of 1 to PIXELS pixels
+
+// The outputs of a pixel and a block: the sums with shift, the other tensor and ReLU.
+void finish(const Layer& layer, int block, const float* sums, const float* other, float* y) {
+    const Step& s = layer.step;
+    const int first = block * BLOCK, used = std::min(BLOCK, s.outputs - first);
+    const float* shift = layer.shift.data() + first;
+    if (used == BLOCK) {
+#pragma GCC unroll 4
+        for (int lane = 0; lane < BLOCK; lane += FLOATS) {
+            Floats total = read<Floats>(sums + lane) + read<Floats>(shift + lane);
+            if (other) total += read<Floats>(other + lane);
+            if (s.relu) {
+                total = total > 0 ? total : Floats{};
+                total = total < s.ceiling ? total : Floats{} + s.ceiling;
+            }
+            std::memcpy(y + lane, &total, sizeof total);
+        }
+        return;
+    }
+    for (int lane = 0; lane < used; lane++) {
+        const float sum = sums[lane] + shift[lane];
+        y[lane] = limited(s, other ? sum + other[lane] : sum);
+    }
 }
 
 // x (H, W, C) with its zero padding; x itself where there is none.
@@ -87,22 +123,19 @@ void run_dense(const Layer& layer, const float* x, const float* other, float* y,
 #pragma omp parallel for collapse(2) num_threads(threads)
     for (int block = 0; block < layer.blocks(); block++)
         for (int oy = 0; oy < s.out_high; oy++) {
-            const int first = block * BLOCK, used = std::min(BLOCK, s.outputs - first);
             Operands at{x + row * oy * s.stride_high,
                         layer.weight.data() + size_t(block) * s.kernel_high * run * BLOCK, row,
                         size_t(s.stride_wide) * s.channels, s.kernel_high, run};
             float sums[PIXELS * BLOCK];
-            for (int ox = 0; ox < s.out_wide;) {
-                const int n = ox + PIXELS <= s.out_wide ? PIXELS : 1;
-                n == 1 ? products<1>(at, sums) : products<PIXELS>(at, sums);
-                for (int k = 0; k < n; k++, ox++) {
-                    const size_t to = (size_t(oy) * s.out_wide + ox) * s.outputs + first;
-                    for (int lane = 0; lane < used; lane++) {
-                        const float sum = sums[k * BLOCK + lane] + layer.shift[first + lane];
-                        y[to + lane] = limited(s, other ? sum + other[to + lane] : sum);
-                    }
-                }
+            const int parts = (s.out_wide + PIXELS - 1) / PIXELS;
+            for (int part = 0, ox = 0; part < parts; part++) {
+                const int n = (s.out_wide - ox + parts - part - 1) / (parts - part);
+                PRODUCTS_OF[n - 1](at, sums);
                 at.x += n * at.pixel;
+                for (int k = 0; k < n; k++, ox++) {
+                    const size_t to = (size_t(oy) * s.out_wide + ox) * s.outputs + block * BLOCK;
+                    finish(layer, block, sums + k * BLOCK, other ? other + to : nullptr, y + to);
+                }
             }
         }
 }
