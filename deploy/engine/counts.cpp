@@ -227,6 +227,8 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
             }
         }
     };
+    const Order order{layer.blocks(), (s.out_high + layer.tile_high - 1) / layer.tile_high, layer.tile_high,
+                      layer.packed.size() * sizeof(uint32_t) < size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
 #pragma omp parallel num_threads(threads)
     {
         std::vector<int32_t> made(each * (size_t(layer.tile_wide) * layer.tile_high + MARGIN));
@@ -243,9 +245,8 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
                 patch_sums(layer, pixels, row, columns.data(), patches + size_t(row) * s.out_wide * terms);
         }
         if (kernel.begin) kernel.begin(layer);
-#pragma omp for collapse(2)
-        for (int block = 0; block < layer.blocks(); block++)
-            for (int row = 0; row < s.out_high; row += layer.tile_high) rows_of(block, row, made.data());
+#pragma omp for
+        for (int i = 0; i < order.count(); i++) rows_of(order.block(i), order.row(i), made.data());
         if (kernel.end) kernel.end();
     }
 }

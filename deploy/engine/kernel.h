@@ -60,6 +60,16 @@ extern const Kernel POPCOUNT;
 
 const Kernel* choose_kernel(const Step&);
 
+// In which order the blocks and rows of an output are made. All blocks of a row together write whole
+// lines of memory, but read all weights for each row.
+struct Order {
+    int blocks, groups, rows;  // groups of rows, and the rows of each
+    bool row_by_row;
+    int count() const { return blocks * groups; }
+    int block(int i) const { return row_by_row ? i % blocks : i / groups; }
+    int row(int i) const { return (row_by_row ? i / blocks : i % groups) * rows; }
+};
+
 struct Scratch {
     std::vector<uint64_t> packed;
     std::vector<int32_t> sums;

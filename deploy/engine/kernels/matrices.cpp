@@ -15,6 +15,7 @@ namespace {
 
 constexpr int DEEP = 64, MOST_HIGH = 16;         // bytes of a row, rows of a matrix register
 constexpr int MATRIX = DEEP * BLOCK;             // bytes of the weights' matrix
+constexpr int AHEAD = 3;                         // matrices of weights that are asked for in advance
 constexpr int AT_ONCE = 4;                       // matrices of sums, as many as hide the latency
 constexpr int ASK_FOR_PERMISSION = 0x1023, MATRICES = 18;  // of arch_prctl; the state of matrices
 
@@ -155,6 +156,7 @@ void multiply(const Operands& at) {
     for (int ky = 0; ky < at.rows; ky++)
         for (int i = 0; i < at.depth; i++, weights += MATRIX) {
             const size_t offset = at.row * ky + size_t(i) * DEEP;
+            for (int line = 0; line < MATRIX; line += 64) __builtin_prefetch(weights + AHEAD * MATRIX + line);
             _tile_loadd(4, weights, GROUP * BLOCK);
             _tile_loadd(5, at.input[0] + offset, at.pixel);
             _tile_dpbusd(0, 5, 4);
