@@ -60,8 +60,10 @@ void channels_last(const float* x, int64_t pixels, int channels, float* y) {
         for (int64_t i = 0; i < pixels; i++, y += 3) y[0] = red[i], y[1] = green[i], y[2] = blue[i];
         return;
     }
-    for (int c = 0; c < channels; c++, x += pixels)
-        for (int64_t i = 0; i < pixels; i++) y[i * channels + c] = x[i];
+    constexpr int64_t LINE = 16;  // pixels at a time, so that lines of memory are read and written once
+    for (int64_t first = 0; first < pixels; first += LINE)
+        for (int c = 0; c < channels; c++)
+            for (int64_t i = first; i < std::min(pixels, first + LINE); i++) y[i * channels + c] = x[c * pixels + i];
 }
 
 }  // namespace
