@@ -1,7 +1,8 @@
-"""Write the tables of docs/performance.md: `python -m benchmarks.document [results/benchmarks]`.
+"""Write the tables of docs/performance.md and docs/deploy.md, of speed and memory.
 
-The folder's tables replace those that are committed in results/reference/benchmarks/, and the page
-is made from what is committed. Without a folder the page is only made again.
+`python -m benchmarks.document [results/benchmarks]`: the folder's tables replace those that are
+committed in results/reference/benchmarks/, and the pages are made from what is committed. Without a
+folder the pages are only made again.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import quantizers
+from benchmarks.deploy import tables as deploy
 from benchmarks.steps import NETWORKS
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_text
@@ -26,7 +28,7 @@ from workflow.results.main_table import markdown_table
 from workflow.results.record import Record, mean_of
 from workflow.suite.suite import ROOT
 
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "deploy.md")
 REFERENCE = ROOT / "results" / "reference"
 MEASURED = REFERENCE / "benchmarks"
 PEERS = {"brevitas": "Brevitas"}  # labels
@@ -138,18 +140,42 @@ def _precision_cells(row: dict) -> dict[str, str]:
     return cells | {"verdict": row["verdict"]}
 
 
+def deploy_resnet18() -> str:
+    return deploy.network_table(_read("deploy"), "resnet18 224x224", batch=1)
+
+
+def deploy_resnet20() -> str:
+    return deploy.network_table(_read("deploy"), "resnet20 32x32", batch=1)
+
+
+def deploy_resnet18_batch() -> str:
+    return deploy.network_table(_read("deploy"), "resnet18 224x224", batch=32)
+
+
+def deploy_resnet20_batch() -> str:
+    return deploy.network_table(_read("deploy"), "resnet20 32x32", batch=32)
+
+
+def deploy_layers() -> str:
+    return deploy.layer_table(_read("deploy"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
-    table.__name__: table for table in (activations, weights, steps, loaders, machines, precision)
-}
+    table.__name__: table
+    for table in (
+        activations, weights, steps, loaders, machines, precision, deploy_resnet18,
+        deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch, deploy_layers,
+    )
+}  # fmt: skip
 
 
 def page(text: str) -> str:
-    """The page with its tables made again; one whose figures are not committed stays as it is."""
+    """A page with its tables made again; one whose figures are not committed stays as it is."""
 
     def made(region: re.Match) -> str:
         begin, name, old, end = region.groups()
         if name not in TABLES:
-            raise InputError(f"{PAGE}: table {name!r}: it must be one of {', '.join(TABLES)}")
+            raise InputError(f"table {name!r} of a page: it must be one of {', '.join(TABLES)}")
         try:
             return f"{begin}{TABLES[name]()}\n{end}"
         except NotMeasured as missing:
@@ -177,9 +203,10 @@ def main() -> None:
         for name in (path, path.with_suffix(".json")):
             write_text(MEASURED / name.name, name.read_text())
     if folder and (folder / "speed.png").exists():
-        shutil.copyfile(folder / "speed.png", PAGE.parent / "images" / "speed.png")
-    write_text(PAGE, page(PAGE.read_text()))
-    print(f"written: {PAGE.relative_to(ROOT)}")
+        shutil.copyfile(folder / "speed.png", PAGES[0].parent / "images" / "speed.png")
+    for path in PAGES:
+        write_text(path, page(path.read_text()))
+        print(f"written: {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ from lowbit_core.runtime.errors import InputError, run_cli
 
 ROOT = Path(__file__).parents[1]
 BEST = 5
-FORMATS = ("lowbit", "onnx")
+FORMATS = ("lowbit", "onnx", "qonnx")
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from deploy.export.run import export_onnx, export_run
 
-    if arguments.format == "onnx":
-        size = export_onnx(arguments.run, arguments.out, arguments.data)
+    if arguments.format != "lowbit":
+        as_qonnx = arguments.format == "qonnx"
+        size = export_onnx(arguments.run, arguments.out, arguments.data, as_qonnx)
         print(f"{arguments.out}: {size:,} bytes")
         return
     size = export_run(arguments.run, arguments.out, arguments.data)

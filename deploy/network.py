@@ -69,6 +69,7 @@ class Network:
             len(offsets),
             memory.size,
             math.prod(network.input_shape),
+            network.input_shape[0],
             memory.numbers[output],
             self.classes,
         )
@@ -86,7 +87,7 @@ class Network:
                 f"images of shape {images.shape}: must be (N, "
                 f"{', '.join(map(str, self.graph.input_shape))})"
             )
-        images = np.ascontiguousarray(images.transpose(0, 2, 3, 1), np.float32)
+        images = np.ascontiguousarray(images, np.float32)
         scores = np.empty((len(images), self.classes), np.float32)
         times = None
         if seconds is not None:

@@ -58,7 +58,17 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     functions = {
         "network_new": (
             c_void_p,
-            [POINTER(Step), c_int32, POINTER(c_int64), c_int32, c_int64, c_int64, c_int32, c_int64],
+            [
+                POINTER(Step),
+                c_int32,
+                POINTER(c_int64),
+                c_int32,
+                c_int64,
+                c_int64,
+                c_int32,
+                c_int32,
+                c_int64,
+            ],  # fmt: skip
         ),
         "network_free": (None, [c_void_p]),
         "network_kernel": (c_char_p, [c_void_p, c_int32]),

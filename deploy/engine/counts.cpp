@@ -20,6 +20,7 @@ void prepare_counts(Layer& layer) {
         for (int g = 0; g < s.w_groups; g++)
             layer.w_value[size_t(g) * outputs + o] = s.w_value[size_t(o) * s.w_groups + g];
     }
+    layer.tile_wide = layer.kernel->pixels;
     layer.kernel->pack_weights(layer);
     if (s.a_offset == 0) return;
     // prefix[y][x][g][o]: the sum of W_g over the taps above y and left of x.
@@ -65,8 +66,8 @@ void add_offset_terms(const Layer& layer, const Tile& t, int32_t* counts) {
     const Step& s = layer.step;
     const int terms = layer.a_terms(), outputs = layer.blocks() * BLOCK;
     const size_t cell = size_t(s.w_groups) * outputs;
-    for (int i = 0; i < t.n; i++) {
-        const Inside in = inside(s, t.y, t.x + i);
+    for (int i = 0; i < t.pixels(); i++) {
+        const Inside in = inside(s, t.y + i / t.n, t.x + i % t.n);
         auto at = [&](int y, int x) {
             return layer.prefix.data() + cell * (y * (s.kernel_wide + 1) + x) + t.block * BLOCK;
         };
@@ -100,45 +101,66 @@ Values values_of(const Layer& layer, int block) {
     return v;
 }
 
-// The outputs y of one pixel and block; sums: of the input over the taps, (terms,). other may be
-// null. The order of the additions is that of the formula at the top.
-template <int TERMS>
-void finish(const Values& v, const int32_t* counts, const int32_t* sums, const float* other, float* y) {
-    const int terms = TERMS ? TERMS : v.terms;
-    float base = 0;
-    if (v.w_offset) {
-        base = float(sums[0]) * v.a_value[0];
-        for (int h = 1; h < terms; h++) base += float(sums[h]) * v.a_value[h];
-    }
+// The outputs of n neighbouring pixels; null for what is not added.
+struct Row {
+    int n;
+    const int32_t *counts, *sums;  // of the kernel; of the input over the taps, (n, terms)
+    const float* other;
+    float* y;
+    size_t outputs;  // floats between pixels of y and of other
+};
+
+inline Floats floats_of(const int32_t* counts) {
+    return __builtin_convertvector(read<Integers>(counts), Floats);
+}
+
+// The order of the additions is that of the formula at the top. TERMS, GROUPS: 0 for any number.
+template <int TERMS, int GROUPS>
+void finish(const Values& v, const Row& row) {
+    const int terms = TERMS ? TERMS : v.terms, groups = GROUPS ? GROUPS : v.groups;
     for (int lane = 0; lane < v.used; lane += FLOATS) {
-        Floats total = read<Floats>(v.shift + lane);
-        const int32_t* term = counts + lane;
-        for (int g = 0; g < v.groups; g++, term += terms * BLOCK) {
-            Floats sum = __builtin_convertvector(read<Integers>(term), Floats) * v.a_value[0];
-            for (int h = 1; h < terms; h++)
-                sum += __builtin_convertvector(read<Integers>(term + h * BLOCK), Floats) * v.a_value[h];
-            total += read<Floats>(v.w_value + size_t(g) * v.outputs + lane) * sum;
-        }
-        if (v.w_offset) total += read<Floats>(v.w_offset + lane) * base;
         const int left = std::min(FLOATS, v.used - lane);
-        float added[FLOATS] = {};
-        if (other && left < FLOATS) std::memcpy(added, other + lane, sizeof(float) * left);
-        if (other) total += read<Floats>(left < FLOATS ? added : other + lane);
-        if (v.relu) {
-            total = total > 0 ? total : Floats{};
-            total = total < v.ceiling ? total : Floats{} + v.ceiling;
+        const Floats shift = read<Floats>(v.shift + lane), first = read<Floats>(v.w_value + lane);
+        const Floats ceiling = Floats{} + v.ceiling;
+        const int32_t *term = row.counts + lane, *sums = row.sums;
+        size_t at = lane;
+        for (int i = 0; i < row.n; i++, at += row.outputs) {
+            Floats total = shift;
+            for (int g = 0; g < groups; g++, term += terms * BLOCK) {
+                Floats sum = floats_of(term) * v.a_value[0];
+                for (int h = 1; h < terms; h++) sum += floats_of(term + h * BLOCK) * v.a_value[h];
+                total += (g == 0 ? first : read<Floats>(v.w_value + size_t(g) * v.outputs + lane)) * sum;
+            }
+            if (v.w_offset) {
+                float base = float(sums[0]) * v.a_value[0];
+                for (int h = 1; h < terms; h++) base += float(sums[h]) * v.a_value[h];
+                total += read<Floats>(v.w_offset + lane) * base;
+                sums += terms;
+            }
+            if (row.other && left == FLOATS) total += read<Floats>(row.other + at);
+            if (row.other && left < FLOATS) {
+                float added[FLOATS] = {};
+                std::memcpy(added, row.other + at, sizeof(float) * left);
+                total += read<Floats>(added);
+            }
+            if (v.relu) {
+                total = total > 0 ? total : Floats{};
+                total = total < ceiling ? total : ceiling;
+            }
+            if (left == FLOATS)
+                std::memcpy(row.y + at, &total, sizeof total);
+            else
+                std::memcpy(row.y + at, &total, sizeof(float) * left);
         }
-        if (left == FLOATS)
-            std::memcpy(y + lane, &total, sizeof total);
-        else
-            std::memcpy(y + lane, &total, sizeof(float) * left);
     }
 }
 
-using Finish = void (*)(const Values&, const int32_t*, const int32_t*, const float*, float*);
+using Finish = void (*)(const Values&, const Row&);
 
-Finish finish_for(int terms) {
-    return terms == 1 ? finish<1> : terms == 2 ? finish<2> : terms == 3 ? finish<3> : finish<0>;
+Finish finish_for(int terms, int groups) {
+    if (groups == 1) return terms == 1 ? finish<1, 1> : terms == 2 ? finish<2, 1> : finish<0, 1>;
+    if (groups == 2 && terms <= 2) return terms == 1 ? finish<1, 2> : finish<2, 2>;
+    return terms == 3 && groups == 3 ? finish<3, 3> : finish<0, 0>;
 }
 
 // Sums of the input's integers over the taps of every output pixel of row y: (OW, terms).
@@ -166,10 +188,10 @@ void patch_sums(const Layer& layer, const int32_t* pixels, int y, int32_t* colum
 void store_counts(const Layer& layer, const Tile& t, const int32_t* counts, int32_t* to) {
     const Step& s = layer.step;
     const int each = s.w_groups * layer.a_terms();
-    for (int i = 0; i < t.n; i++)
+    for (int i = 0; i < t.pixels(); i++)
         for (int k = 0; k < each; k++)
             for (int lane = 0; lane < std::min(BLOCK, s.outputs - t.block * BLOCK); lane++) {
-                const size_t pixel = size_t(t.y) * s.out_wide + t.x + i;
+                const size_t pixel = size_t(t.y + i / t.n) * s.out_wide + t.x + i % t.n;
                 to[(pixel * s.outputs + t.block * BLOCK + lane) * each + k] =
                     counts[(size_t(i) * each + k) * BLOCK + lane];
             }
@@ -187,35 +209,44 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
     int32_t* pixels = scratch.sums.data();
     int32_t* patches = pixels + size_t(high) * wide * s.a_groups;
     const size_t each = size_t(s.w_groups) * terms * BLOCK;
-    const Finish finish = finish_for(terms);
+    const Finish finish = finish_for(terms, s.w_groups);
+    const bool needs_sums = kernel.needs_sums || s.w_offset;
+    const auto rows_of = [&](int block, int row, int32_t* made) {
+        const int rows = std::min(layer.tile_high, s.out_high - row);
+        const Values values = values_of(layer, block);
+        for (int column = 0; column < s.out_wide; column += layer.tile_wide) {
+            const Tile t{row, column, std::min(layer.tile_wide, s.out_wide - column), block, rows};
+            const size_t pixel = size_t(row) * s.out_wide + column;
+            kernel.tile(layer, packed, t, patches + pixel * terms, made);
+            if (terms > s.a_groups) add_offset_terms(layer, t, made);
+            if (counts) store_counts(layer, t, made, counts);
+            for (int r = 0; r < rows; r++) {
+                const size_t first = pixel + size_t(r) * s.out_wide, at = first * s.outputs + block * BLOCK;
+                finish(values, {t.n, made + size_t(r) * t.n * each, patches + first * terms,
+                                other ? other + at : nullptr, y + at, size_t(s.outputs)});
+            }
+        }
+    };
+    const Order order{layer.blocks(), (s.out_high + layer.tile_high - 1) / layer.tile_high, layer.tile_high,
+                      layer.packed.size() * sizeof(uint32_t) < size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<int32_t> tile_counts(each * kernel.pixels), columns(size_t(wide) * s.a_groups);
+        std::vector<int32_t> made(each * (size_t(layer.tile_wide) * layer.tile_high + MARGIN));
+        std::vector<int32_t> columns(size_t(wide) * s.a_groups);
 #pragma omp for
         for (int row = 0; row < high; row++) {
             kernel.pack_rows(layer, x, packed, row, row + 1);
-            if (s.kernel_high == 1 && row % s.stride_high) continue;
+            if (!needs_sums || (s.kernel_high == 1 && row % s.stride_high)) continue;
             kernel.row_sums(layer, packed, row, pixels + size_t(row) * wide * s.a_groups);
         }
+        if (needs_sums) {
 #pragma omp for
-        for (int row = 0; row < s.out_high; row++)
-            patch_sums(layer, pixels, row, columns.data(), patches + size_t(row) * s.out_wide * terms);
-#pragma omp for collapse(2)
-        for (int block = 0; block < layer.blocks(); block++)
             for (int row = 0; row < s.out_high; row++)
-                for (int column = 0; column < s.out_wide; column += kernel.pixels) {
-                    const Tile t{row, column, std::min(kernel.pixels, s.out_wide - column), block};
-                    const size_t pixel = size_t(row) * s.out_wide + column;
-                    const int32_t* sums = patches + pixel * terms;
-                    int32_t* made = tile_counts.data();
-                    const Values values = values_of(layer, block);
-                    kernel.tile(layer, packed, t, sums, made);
-                    if (terms > s.a_groups) add_offset_terms(layer, t, made);
-                    if (counts) store_counts(layer, t, made, counts);
-                    for (int i = 0; i < t.n; i++) {
-                        const size_t at = (pixel + i) * s.outputs + block * BLOCK;
-                        finish(values, made + i * each, sums + i * terms, other ? other + at : nullptr, y + at);
-                    }
-                }
+                patch_sums(layer, pixels, row, columns.data(), patches + size_t(row) * s.out_wide * terms);
+        }
+        if (kernel.begin) kernel.begin(layer);
+#pragma omp for
+        for (int i = 0; i < order.count(); i++) rows_of(order.block(i), order.row(i), made.data());
+        if (kernel.end) kernel.end();
     }
 }

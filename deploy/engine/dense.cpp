@@ -1,9 +1,12 @@
 // Convolutions in float32: the first and last layer, and what is dequantized.
 //
 // A vector holds neighbouring outputs. Each output is a sum of products in one order: kernel rows,
-// then columns, then channels, with a new partial sum after every PART products of a row.
+// then columns, then channels, with a new partial sum after every PART products of a row. A product
+// and the sum before it are rounded once (fused multiply-add), on every instruction set.
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "kernel.h"
 #include "lanes.h"
@@ -13,6 +16,7 @@ namespace {
 constexpr int PART = 64;
 constexpr int VECTORS = BLOCK / FLOATS;
 constexpr int PIXELS = FLOATS == 16 ? 12 : FLOATS == 8 ? 5 : 2;
+constexpr int BLOCKS = FLOATS == 16 ? 2 : 1;  // at a time, so that each input is read once for both
 
 struct Operands {
     const float* x;       // the first tap of the first pixel
@@ -21,31 +25,93 @@ struct Operands {
     int rows, run;        // kernel rows; products of one
 };
 
-template <int X>
+// sums[x][block][output], of X pixels and B neighbouring blocks.
+template <int X, int B>
 void products(const Operands& at, float* sums) {
-    std::memset(sums, 0, sizeof(float) * X * BLOCK);
+    constexpr int V = B * VECTORS;
+    std::memset(sums, 0, sizeof(float) * X * B * BLOCK);
     const float* weight = at.weight;
+    const size_t block = size_t(at.rows) * at.run * BLOCK;
     for (int row = 0; row < at.rows; row++)
         for (int first = 0; first < at.run; first += PART) {
             const float* x = at.x + at.row * row + first;
             const int n = std::min(PART, at.run - first);
-            Floats part[X][VECTORS] = {};
+            Floats part[X][V] = {};
             for (int i = 0; i < n; i++, weight += BLOCK) {
-                Floats w[VECTORS];
+                Floats w[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; v++) w[v] = read<Floats>(weight + v * FLOATS);
+                for (int v = 0; v < V; v++)
+                    w[v] = read<Floats>(weight + block * (v / VECTORS) + v % VECTORS * FLOATS);
 #pragma GCC unroll 12
-                for (int k = 0; k < X; k++)
+                for (int k = 0; k < X; k++) {
+                    const Floats all = spread(x[k * at.pixel + i]);
 #pragma GCC unroll 4
-                    for (int v = 0; v < VECTORS; v++) part[k][v] = part[k][v] + w[v] * x[k * at.pixel + i];
+                    for (int v = 0; v < V; v++) part[k][v] = fused(w[v], all, part[k][v]);
+                }
             }
             for (int k = 0; k < X; k++)
-                for (int v = 0; v < VECTORS; v++) {
-                    float* to = sums + k * BLOCK + v * FLOATS;
+                for (int v = 0; v < V; v++) {
+                    float* to = sums + k * B * BLOCK + v * FLOATS;
                     const Floats sum = read<Floats>(to) + part[k][v];
                     std::memcpy(to, &sum, sizeof sum);
                 }
         }
+}
+
+using Products = void (*)(const Operands&, float*);
+
+template <int B, int... X>
+constexpr std::array<Products, sizeof...(X)> up_to(std::integer_sequence<int, X...>) {
+    return {products<X + 1, B>...};
+}
+
+// Of 1 to PIXELS pixels, for one block and for several.
+constexpr std::array<Products, PIXELS> PRODUCTS_OF[] = {
+    up_to<1>(std::make_integer_sequence<int, PIXELS>{}), up_to<BLOCKS>(std::make_integer_sequence<int, PIXELS>{})};
+
+// The outputs of a pixel and a block: the sums with shift, the other tensor and ReLU.
+void finish(const Layer& layer, int block, const float* sums, const float* other, float* y) {
+    const Step& s = layer.step;
+    const int first = block * BLOCK, used = std::min(BLOCK, s.outputs - first);
+    const float* shift = layer.shift.data() + first;
+    if (used == BLOCK) {
+#pragma GCC unroll 4
+        for (int lane = 0; lane < BLOCK; lane += FLOATS) {
+            Floats total = read<Floats>(sums + lane) + read<Floats>(shift + lane);
+            if (other) total += read<Floats>(other + lane);
+            if (s.relu) {
+                total = total > 0 ? total : Floats{};
+                total = total < s.ceiling ? total : Floats{} + s.ceiling;
+            }
+            std::memcpy(y + lane, &total, sizeof total);
+        }
+        return;
+    }
+    for (int lane = 0; lane < used; lane++) {
+        const float sum = sums[lane] + shift[lane];
+        y[lane] = limited(s, other ? sum + other[lane] : sum);
+    }
+}
+
+// Row oy of the output, of one block or BLOCKS.
+void run_row(const Layer& layer, const float* x, int block, int blocks, int oy, const float* other, float* y) {
+    const Step& s = layer.step;
+    const size_t row = size_t(layer.padded_wide()) * s.channels;
+    const int run = s.kernel_wide * s.channels, parts = (s.out_wide + PIXELS - 1) / PIXELS;
+    Operands at{x + row * oy * s.stride_high,
+                layer.weight.data() + size_t(block) * s.kernel_high * run * BLOCK, row,
+                size_t(s.stride_wide) * s.channels, s.kernel_high, run};
+    float sums[PIXELS * BLOCKS * BLOCK];
+    for (int part = 0, ox = 0; part < parts; part++) {
+        const int n = (s.out_wide - ox + parts - part - 1) / (parts - part);
+        PRODUCTS_OF[blocks > 1][n - 1](at, sums);
+        at.x += n * at.pixel;
+        for (int k = 0; k < n; k++, ox++)
+            for (int b = 0; b < blocks; b++) {
+                const size_t to = (size_t(oy) * s.out_wide + ox) * s.outputs + (block + b) * BLOCK;
+                finish(layer, block + b, sums + (k * blocks + b) * BLOCK, other ? other + to : nullptr, y + to);
+            }
+    }
 }
 
 // x (H, W, C) with its zero padding; x itself where there is none.
@@ -82,29 +148,16 @@ void run_dense(const Layer& layer, const float* x, const float* other, float* y,
                int threads) {
     const Step& s = layer.step;
     x = padded(layer, x, scratch, threads);
-    const size_t row = size_t(layer.padded_wide()) * s.channels;
-    const int run = s.kernel_wide * s.channels;
-#pragma omp parallel for collapse(2) num_threads(threads)
-    for (int block = 0; block < layer.blocks(); block++)
-        for (int oy = 0; oy < s.out_high; oy++) {
-            const int first = block * BLOCK, used = std::min(BLOCK, s.outputs - first);
-            Operands at{x + row * oy * s.stride_high,
-                        layer.weight.data() + size_t(block) * s.kernel_high * run * BLOCK, row,
-                        size_t(s.stride_wide) * s.channels, s.kernel_high, run};
-            float sums[PIXELS * BLOCK];
-            for (int ox = 0; ox < s.out_wide;) {
-                const int n = ox + PIXELS <= s.out_wide ? PIXELS : 1;
-                n == 1 ? products<1>(at, sums) : products<PIXELS>(at, sums);
-                for (int k = 0; k < n; k++, ox++) {
-                    const size_t to = (size_t(oy) * s.out_wide + ox) * s.outputs + first;
-                    for (int lane = 0; lane < used; lane++) {
-                        const float sum = sums[k * BLOCK + lane] + layer.shift[first + lane];
-                        y[to + lane] = limited(s, other ? sum + other[to + lane] : sum);
-                    }
-                }
-                at.x += n * at.pixel;
-            }
-        }
+    const Order order{(layer.blocks() + BLOCKS - 1) / BLOCKS, s.out_high, 1,
+                      layer.weight.size() < size_t(s.out_high) * s.out_wide * s.outputs};
+#pragma omp parallel for num_threads(threads)
+    for (int i = 0; i < order.count(); i++) {
+        const int block = order.block(i) * BLOCKS, left = layer.blocks() - block;
+        if (left >= BLOCKS)
+            run_row(layer, x, block, BLOCKS, order.row(i), other, y);
+        else
+            for (int b = 0; b < left; b++) run_row(layer, x, block + b, 1, order.row(i), other, y);
+    }
 }
 
 void run_depthwise(const Layer& layer, const float* x, const float* other, float* y, int threads) {

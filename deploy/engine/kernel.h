@@ -20,15 +20,20 @@ struct Layer {
     std::vector<int32_t> prefix;      // sums of W_g over taps, for inputs with an offset
     int padded_high() const { return step.high + 2 * step.pad_high; }
     int padded_wide() const { return step.wide + 2 * step.pad_wide; }
+    int tile_wide = 1, tile_high = 1;  // output pixels of a tile, at most
     int blocks() const { return (step.outputs + BLOCK - 1) / BLOCK; }
     // Groups of the input's integers, and one more for its offset.
     int a_terms() const { return step.a_groups + (step.a_offset != 0); }
 };
 
-// Where a tile lies: n output pixels (y, x) to (y, x + n - 1), and a block of output channels.
+// Where a tile lies: n output pixels (y, x) to (y, x + n - 1), the same of the rows below it, and a
+// block of output channels.
 struct Tile {
-    int y, x, n, block;
+    int y, x, n, block, rows;
+    int pixels() const { return n * rows; }
 };
+
+constexpr int MARGIN = 16;
 
 struct Kernel {
     const char* name;
@@ -39,15 +44,31 @@ struct Kernel {
     void (*pack_rows)(const Layer&, const float* x, uint8_t* packed, int first, int end);
     // A_h of each pixel of a row of the padded input, summed over its channels: (W + 2 pw, a_groups).
     void (*row_sums)(const Layer&, const uint8_t* packed, int row, int32_t* sums);
-    int pixels;  // at most, of a tile
-    // counts[i][g][h][lane] = sum of W_g A_h over the taps of pixel x + i, for the block's outputs.
-    // sums[i][h]: sum of A_h over the taps. h runs over a_terms(); only a_groups are written.
+    // At most, of a tile, in one row; pack_weights may set tile_wide and tile_high of the layer.
+    int pixels;
+    // counts[i][g][h][lane] = sum of W_g A_h over the taps of the tile's pixel i, for the block's
+    // outputs. sums[i][h]: sum of A_h over the taps. h runs over a_terms(); only a_groups are written.
+    // What lies behind the counts of the tile may be overwritten, as far as counts of MARGIN pixels.
     void (*tile)(const Layer&, const uint8_t* packed, Tile, const int32_t* sums, int32_t* counts);
+    bool needs_sums;  // whether tile reads sums
+    // Called by each thread before its first and after its last tile; null for nothing.
+    void (*begin)(const Layer&);
+    void (*end)();
 };
 
 extern const Kernel POPCOUNT;
 
 const Kernel* choose_kernel(const Step&);
+
+// In which order the blocks and rows of an output are made. All blocks of a row together write whole
+// lines of memory, but read all weights for each row.
+struct Order {
+    int blocks, groups, rows;  // groups of rows, and the rows of each
+    bool row_by_row;
+    int count() const { return blocks * groups; }
+    int block(int i) const { return row_by_row ? i % blocks : i / groups; }
+    int row(int i) const { return (row_by_row ? i / blocks : i % groups) * rows; }
+};
 
 struct Scratch {
     std::vector<uint64_t> packed;

@@ -7,6 +7,8 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__) && defined(__AVX512VPOPCNTDQ__)
@@ -127,6 +129,42 @@ inline V read(const T* p) {
     V v;
     std::memcpy(&v, p, sizeof v);
     return v;
+}
+
+inline Floats spread(float x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_set1_ps(x);
+#elif defined(__AVX__)
+    return (Floats)_mm256_set1_ps(x);
+#else
+    return Floats{x, x, x, x};
+#endif
+}
+
+// a x b + c, rounded once. Without an instruction for it, by arithmetic in double: the product is exact
+// there, and a sum whose last bit is one wherever it was rounded becomes the right float32.
+inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX__) && defined(__FMA__)
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    for (int i = 0; i < FLOATS; i++) {
+        const double product = double(a[i]) * b[i], more = c[i];
+        double sum = product + more;
+        const double part = sum - product;
+        const double lost = (product - (sum - part)) + (more - part);
+        int64_t bits;
+        std::memcpy(&bits, &sum, sizeof bits);
+        // Not a number, where the sum is none or infinite: then nothing is lost.
+        if ((lost > 0 || lost < 0) && !(bits & 1)) bits += (lost > 0) == (sum > 0) ? 1 : -1;
+        std::memcpy(&sum, &bits, sizeof sum);
+        c[i] = float(sum);
+    }
+    return c;
+#endif
 }
 
 // Eight bits: bit i says whether x[i] >= t. False for a NaN.

@@ -15,6 +15,7 @@ struct Network {
     std::vector<float> arena;
     Scratch scratch;
     int64_t image, scores;  // floats of one input and one output
+    int channels;           // of the input
 };
 
 void prepare(Layer& layer, Scratch& scratch) {
@@ -52,13 +53,26 @@ void run_step(const Layer& layer, const float* x, const float* other, float* y, 
     }
 }
 
+// x (C, pixels) -> y (pixels, C).
+void channels_last(const float* x, int64_t pixels, int channels, float* y) {
+    if (channels == 3) {
+        const float *red = x, *green = x + pixels, *blue = green + pixels;
+        for (int64_t i = 0; i < pixels; i++, y += 3) y[0] = red[i], y[1] = green[i], y[2] = blue[i];
+        return;
+    }
+    constexpr int64_t LINE = 16;  // pixels at a time, so that lines of memory are read and written once
+    for (int64_t first = 0; first < pixels; first += LINE)
+        for (int c = 0; c < channels; c++)
+            for (int64_t i = first; i < std::min(pixels, first + LINE); i++) y[i * channels + c] = x[c * pixels + i];
+}
+
 }  // namespace
 
 extern "C" {
 
 // Null if the memory does not suffice. Tensor 0 is the image, tensor `output` the scores.
 void* network_new(const Step* steps, int32_t count, const int64_t* offsets, int32_t tensors, int64_t arena,
-                  int64_t image, int32_t output, int64_t scores) try {
+                  int64_t image, int32_t channels, int32_t output, int64_t scores) try {
     auto network = std::make_unique<Network>();
     network->layers.resize(count);
     for (int i = 0; i < count; i++) {
@@ -69,6 +83,7 @@ void* network_new(const Step* steps, int32_t count, const int64_t* offsets, int3
     network->offsets.push_back(offsets[output]);
     network->arena.resize(arena);
     network->image = image;
+    network->channels = channels;
     network->scores = scores;
     return network.release();
 } catch (const std::bad_alloc&) {
@@ -83,14 +98,15 @@ const char* network_kernel(void* network, int32_t step) {
     return kernel ? kernel->name : "";
 }
 
-// images (n, H, W, C) -> scores (n, classes). seconds: null, or (steps,), to which times are added.
+// images (n, C, H, W) -> scores (n, classes). seconds: null, or (steps,), to which times are added.
 void network_run(void* pointer, const float* images, int64_t n, float* scores, int32_t threads,
                  double* seconds) {
     auto& network = *(Network*)pointer;
     float* arena = network.arena.data();
     const auto& offsets = network.offsets;
     for (int64_t i = 0; i < n; i++) {
-        std::memcpy(arena + offsets[0], images + i * network.image, sizeof(float) * network.image);
+        channels_last(images + i * network.image, network.image / network.channels, network.channels,
+                      arena + offsets[0]);
         for (size_t k = 0; k < network.layers.size(); k++) {
             const Step& s = network.layers[k].step;
             const auto began = std::chrono::steady_clock::now();

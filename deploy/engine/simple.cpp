@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernel.h"
+#include "lanes.h"
 
 void run_dequantize(const Layer& layer, const float* x, float* y, int threads) {
     const Step& s = layer.step;
@@ -18,28 +19,47 @@ void run_dequantize(const Layer& layer, const float* x, float* y, int threads) {
     }
 }
 
+namespace {
+
+struct Window {
+    int top, bottom, left, right;
+};
+
+// One channel of a pool's output, or a vector of neighbouring ones.
+template <class V>
+V pooled(const Step& s, const float* x, const Window& in) {
+    const auto at = [&](int iy, int ix) { return read<V>(x + (size_t(iy) * s.wide + ix) * s.channels); };
+    const bool mean = s.kind == MEAN_POOL;
+    V all = at(in.top, in.left);
+    for (int iy = in.top; iy < in.bottom; iy++)
+        for (int ix = in.left + (iy == in.top); ix < in.right; ix++) {
+            const V one = at(iy, ix);
+            all = mean ? all + one : one > all ? one : all;
+        }
+    if (mean) all = all / float((in.bottom - in.top) * (in.right - in.left));
+    if (s.relu) {
+        all = all > 0 ? all : V{};
+        all = all < s.ceiling ? all : V{} + s.ceiling;
+    }
+    return all;
+}
+
+}  // namespace
+
 void run_pool(const Layer& layer, const float* x, float* y, int threads) {
     const Step& s = layer.step;
     const int32_t *rows = s.window, *columns = s.window + 2 * s.out_high;
-    const bool mean = s.kind == MEAN_POOL;
 #pragma omp parallel for num_threads(threads)
     for (int oy = 0; oy < s.out_high; oy++)
         for (int ox = 0; ox < s.out_wide; ox++) {
+            const Window in{rows[2 * oy], rows[2 * oy + 1], columns[2 * ox], columns[2 * ox + 1]};
             float* to = y + (size_t(oy) * s.out_wide + ox) * s.channels;
-            const int top = rows[2 * oy], bottom = rows[2 * oy + 1];
-            const int left = columns[2 * ox], right = columns[2 * ox + 1];
-            for (int iy = top; iy < bottom; iy++)
-                for (int ix = left; ix < right; ix++) {
-                    const float* from = x + (size_t(iy) * s.wide + ix) * s.channels;
-                    if (iy == top && ix == left)
-                        std::memcpy(to, from, sizeof(float) * s.channels);
-                    else if (mean)
-                        for (int c = 0; c < s.channels; c++) to[c] += from[c];
-                    else
-                        for (int c = 0; c < s.channels; c++) to[c] = from[c] > to[c] ? from[c] : to[c];
-                }
-            const float count = float((bottom - top) * (right - left));
-            for (int c = 0; c < s.channels; c++) to[c] = limited(s, mean ? to[c] / count : to[c]);
+            int c = 0;
+            for (; c + FLOATS <= s.channels; c += FLOATS) {
+                const Floats all = pooled<Floats>(s, x + c, in);
+                std::memcpy(to + c, &all, sizeof all);
+            }
+            for (; c < s.channels; c++) to[c] = pooled<float>(s, x + c, in);
         }
 }
 

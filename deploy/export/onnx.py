@@ -17,9 +17,13 @@ TIE = 1e-5  # distance of a threshold from the middle of its levels, as a share 
 
 def onnx_model(network: Graph):
     """The network as an onnx.ModelProto: images (N, C, H, W) to scores (N, classes)."""
+    return checked_model(network, Builder(), {})
+
+
+def checked_model(network: Graph, builder: "Builder", domains: dict[str, int]):
+    """The nodes that `builder` makes, as a model. domains: versions of operators not of ONNX."""
     from onnx import TensorProto, checker, helper
 
-    builder = _Builder()
     shapes = graphs.shapes(network)
     for op in network.operations:
         builder.add(op, shapes)
@@ -32,13 +36,16 @@ def onnx_model(network: Graph):
     made = helper.make_graph(
         builder.nodes, "network", [images], [scores], initializer=builder.constants
     )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)])
+    versions = {"": OPSET, **domains}
+    model = helper.make_model(
+        made, opset_imports=[helper.make_opsetid(*v) for v in versions.items()]
+    )
     model.ir_version = IR_VERSION
     checker.check_model(model, full_check=True)
     return model
 
 
-class _Builder:
+class Builder:
     """Nodes and constants of an ONNX graph."""
 
     def __init__(self) -> None:
@@ -61,7 +68,7 @@ class _Builder:
         if isinstance(op, Convolution):
             self._convolution(op)
         elif isinstance(op, Quantize):
-            self._quantize(op)
+            self.quantize(op)
         elif isinstance(op, Add):
             self.node("Add", [op.input, op.other], op.output)
         elif isinstance(op, Relu):
@@ -110,7 +117,7 @@ class _Builder:
 
     # -- quantizers ------------------------------------------------------------------------
 
-    def _quantize(self, op: Quantize) -> None:
+    def quantize(self, op: Quantize) -> None:
         grid = uniform_grid(op)
         if grid is None:
             self._comparisons(op)
@@ -147,7 +154,7 @@ class _Builder:
     # -- convolutions ----------------------------------------------------------------------
 
     def _convolution(self, op: Convolution) -> None:
-        name, weight = op.output, self._weight(op)
+        name, weight = op.output, self.weight(op)
         groups = op.weight.shape[0] if op.depthwise else 1
         window = {"kernel_shape": op.weight.shape[1:3], "strides": op.stride}
         window |= {"pads": op.padding * 2, "group": groups}
@@ -160,7 +167,7 @@ class _Builder:
         shift = self.constant(f"{name}_shift", op.shift[:, None, None])
         self.node("Add", [self.node("Mul", [total, scale], f"{name}_scaled"), shift], name)
 
-    def _weight(self, op: Convolution) -> str:
+    def weight(self, op: Convolution) -> str:
         """The weight (O, I, kh, kw): int8 and DequantizeLinear for equal steps, else float32."""
         name, weight = f"{op.output}_weight", op.weight
         integers = None if weight.codes is None else signed_integers(weight.levels)

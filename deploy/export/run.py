@@ -59,19 +59,22 @@ def export_run(folder: Path, out: Path, data_folder: Path) -> dict:
     return sizes(out, network)
 
 
-def export_onnx(folder: Path, out: Path, data_folder: Path) -> int:
+def export_onnx(folder: Path, out: Path, data_folder: Path, quantizers: bool = False) -> int:
     """Write the run's network to `out` as ONNX; returns the size in bytes.
 
-    The file's metadata say how images are normalised, and name the classes.
+    quantizers: as QONNX, whose quantizers are single nodes. The file's metadata say how images are
+    normalised, and name the classes.
     """
     try:
         import onnx  # noqa: F401
     except ImportError:
         raise InputError("the package onnx is not installed: `pip install onnx`") from None
     from deploy.export.onnx import onnx_model
+    from deploy.export.qonnx import qonnx_model
 
     run = read_run(folder)
-    model = onnx_model(trace(run.model, (run.data.channels, run.data.side, run.data.side)))
+    network = trace(run.model, (run.data.channels, run.data.side, run.data.side))
+    model = qonnx_model(network) if quantizers else onnx_model(network)
     for key, value in asdict(about(run, data_folder)).items():
         model.metadata_props.add(key=key, value=json.dumps(value))
     data = model.SerializeToString(deterministic=True)

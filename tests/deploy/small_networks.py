@@ -150,5 +150,14 @@ def targets() -> list[str]:
         "x86-64": set(),
         "x86-64-v2": {"ssse3", "popcnt"},
         "x86-64-v3": {"avx2", "fma", "bmi2"},
+        "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+        "icelake-server": {
+            "avx512_vnni",
+            "avx512_vpopcntdq",
+            "avx512_vbmi2",
+            "gfni",
+            "vaes",
+            "sha_ni",
+        },
     }
     return [target for target, words in needs.items() if words <= flags]

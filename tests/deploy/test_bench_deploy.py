@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.deploy import compare, peers
+from benchmarks.deploy import compare, peers, tables
 from benchmarks.deploy.compare import Contender, Setting
 from benchmarks.deploy.peers import PEERS
 from benchmarks.deploy.subjects import convolution, network
@@ -122,6 +122,23 @@ def test_without_a_compiler_the_part_is_left_out(monkeypatch, capsys):
     monkeypatch.setattr(compare, "library", no_engine)
     assert compare.measure(quick=True) == []
     assert "left out: no C++ compiler" in capsys.readouterr().err
+
+
+def test_the_tables_of_the_page_hold_the_rows_of_the_file():
+    peer = {"network": "resnet20 32x32", "w_bits": 32, "a_bits": 32, "method": "fp"}
+    peer |= {"kernel": "torch", "batch": 1, "threads": 1, "ms": 2.5, "x_torch": 1.0}
+    mine = peer | {"w_bits": 2, "a_bits": 2, "method": "pact", "kernel": "matrices (AMX)"}
+    mine |= {"ms": 0.25, "x_torch": 10.0, "file_bytes": 103720}
+    found = pd.DataFrame([peer, mine, mine | {"threads": 2}], columns=COLUMNS)
+    lines = tables.network_table(found, "resnet20 32x32", batch=1).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0] == ["", "kernels", "ms", "torch", "bytes"]
+    assert cells[2] == ["torch", "", "2.5", "1.00", ""]
+    assert cells[3:] == [["W2A2, PACT", "matrices (AMX)", "0.25", "10.00", "103,720"]]
+    layers = found[found.threads == 1].assign(network="conv 3x3 16@32", x_ort_int8=2.0)
+    lines = tables.layer_table(layers).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[2:] == [["torch, ms", "2.5"], ["W2A2, PACT", "10.00 / 2.00"]]
 
 
 @pytest.mark.slow

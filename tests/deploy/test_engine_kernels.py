@@ -13,6 +13,13 @@ from deploy.network import Network
 from lowbit_core.runtime.errors import InputError
 
 
+def has_matrices() -> bool:
+    """Whether this processor and its operating system multiply matrices of bytes."""
+    rng = np.random.default_rng(0)
+    graph = one_layer(rng, uniform(rng, 1, 1), np.arange(2.0), 1, 1, 1, 1, 1, 0)
+    return Network(graph, about(), kernel="matrices").kernels()[0][1].startswith("matrices")
+
+
 def basis(rng: np.random.Generator, bits: int, rows: int) -> np.ndarray:
     """The levels (rows, 2^bits) of random bases."""
     v = rng.uniform(0.1, 1, (rows, bits)).cumsum(1) * 2.0 ** np.arange(bits)
@@ -38,6 +45,8 @@ def check(graph: Graph, rng: np.random.Generator, serving: tuple[str, ...]) -> N
     x = rng.normal(0, 1, (side, side, channels)).astype(np.float32)
     quantizer, convolution = graph.operations
     expected, results = counts(x, convolution, quantizer), []
+    if not has_matrices():
+        serving = tuple(kernel for kernel in serving if kernel != "matrices")
     for kernel in (*KERNELS, None):
         net = Network(graph, about(), kernel=kernel)
         y, integers = net.run_step(0, x)
@@ -66,7 +75,7 @@ def test_any_convolution(w_bits, a_bits, flags, sizes, window, seed):
     rng = np.random.default_rng(seed)
     signed, is_basis = flags
     levels = (basis if is_basis else uniform)(rng, w_bits, sizes[1])
-    serving = ("popcount", "tables") if is_basis and w_bits > 1 else KERNELS
+    serving = ("popcount", "tables", "matrices") if is_basis and w_bits > 1 else KERNELS
     check(a_layer(rng, levels, a_bits, signed, sizes, window), rng, serving)
 
 
@@ -85,11 +94,11 @@ def test_long_sums_of_the_largest_codes(a_bits, channels, side, kernel):
     check(graph, rng, KERNELS)
 
 
-def test_levels_that_are_not_equally_spaced_are_left_to_popcount():
+def test_levels_that_are_not_equally_spaced_are_left_to_the_kernels_for_any_levels():
     rng = np.random.default_rng(0)
     levels = np.array([0.0, 0.1, 0.5, 2.0])
     graph = one_layer(rng, uniform(rng, 2, 5), levels, 12, 5, 6, 3, 1, 1)
-    check(graph, rng, ("popcount",))
+    check(graph, rng, ("popcount", "matrices"))
 
 
 @pytest.mark.parametrize("target", ["native", *targets()])
@@ -107,5 +116,7 @@ def test_every_kernel_gives_the_same_scores(target, kernel, arch, method, w_bits
 
 def test_an_unknown_kernel_is_refused():
     graph = network("resnet20", "pact", 3, 3)[1]
-    with pytest.raises(InputError, match="kernel 'lut': must be one of popcount, tables, products"):
+    with pytest.raises(
+        InputError, match="kernel 'lut': must be one of popcount, tables, products, mat"
+    ):
         Network(graph, about(), kernel="lut")

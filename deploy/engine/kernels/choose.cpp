@@ -13,6 +13,9 @@ extern const Kernel TABLE_SUMS;
 #if defined(__SSSE3__)
 extern const Kernel PRODUCTS;
 #endif
+#if defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
+extern const Kernel MATRIX_PRODUCTS;
+#endif
 
 namespace {
 
@@ -22,6 +25,9 @@ const Kernel* const KERNELS[] = {
     &TABLE_SUMS,
 #if defined(__SSSE3__)
     &PRODUCTS,
+#endif
+#if defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
+    &MATRIX_PRODUCTS,
 #endif
 };
 constexpr int COUNT = sizeof KERNELS / sizeof *KERNELS;

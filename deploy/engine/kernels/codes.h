@@ -34,10 +34,12 @@ struct Staircase {
     int steps;
     const float* threshold;
     int32_t rise[MOST_STEPS];
-    explicit Staircase(const Step& s) : steps(s.thresholds), threshold(s.threshold) {
+    // Of one group of planes.
+    explicit Staircase(const Step& s, int group = 0) : steps(s.thresholds), threshold(s.threshold) {
         std::fill(rise, rise + steps, 0);
         for (int i = 0; i < steps; i++)
             for (int j = 0; j < s.a_planes; j++) {
+                if (s.a_group[j] != group) continue;
                 const uint8_t* bits = s.a_bits + j * (steps + 1);
                 rise[i] += s.a_multiplier[j] * (bits[i + 1] - bits[i]);
             }
@@ -56,6 +58,23 @@ inline FewBytes few_codes(const Staircase& stairs, const float* x) {
 // The codes of n floats. The compiler's conversion of single vectors is slow, so 32 go together.
 inline void codes_of(const Staircase& stairs, const float* x, int n, uint8_t* to) {
     int i = 0;
+#if defined(__AVX512BW__)
+    for (; i + 64 <= n; i += 64) {
+        __m512i code[4] = {};
+        for (int k = 0; k < stairs.steps; k++) {
+            const __m512 t = _mm512_set1_ps(stairs.threshold[k]);
+            const __m512i rise = _mm512_set1_epi32(stairs.rise[k]);
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
+                const __mmask16 reached = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + i + 16 * v), t, _CMP_GE_OQ);
+                code[v] = _mm512_mask_add_epi32(code[v], reached, code[v], rise);
+            }
+        }
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++)
+            _mm_storeu_si128((__m128i*)(to + i + 16 * v), _mm512_cvtepi32_epi8(code[v]));
+    }
+#endif
 #if defined(__AVX2__)
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     for (; i + 32 <= n; i += 32) {
@@ -95,6 +114,49 @@ inline void row_codes(const Step& s, const Staircase& stairs, const float* x, in
         std::memset(to + s.channels, 0, each - s.channels);
     }
 }
+
+// The codes of all groups of planes: those of the levels themselves where their number is small, which
+// a table of sixteen bytes turns into those of each group, and else one staircase for each group.
+class GroupCodes {
+    std::vector<Staircase> stairs;
+    std::vector<uint8_t> table;  // (groups, 16)
+
+  public:
+    explicit GroupCodes(const Step& s) {
+        for (int h = 0; h < s.a_groups; h++) stairs.emplace_back(s, h);
+        if (s.a_groups == 1 || s.thresholds > 15) return;
+        table.assign(16 * s.a_groups, 0);
+        for (int h = 0; h < s.a_groups; h++)
+            for (int i = 0, code = 0; i < s.thresholds; i++)
+                table[16 * h + i + 1] = uint8_t(code += stairs[h].rise[i]);
+        std::fill(stairs[0].rise, stairs[0].rise + s.thresholds, 1);
+    }
+
+    // Row y of the image; `bytes` lie between the rows of two groups.
+    void row(const Step& s, const float* x, int y, uint8_t* to, size_t bytes) const {
+        const int groups = int(stairs.size());
+        row_codes(s, stairs[0], x, y, to);
+        if (table.empty()) {
+            for (int h = 1; h < groups; h++) row_codes(s, stairs[h], x, y, to + bytes * h);
+            return;
+        }
+        const size_t n = size_t(s.wide) * pixel_groups(s) * GROUP;
+        for (int h = groups - 1; h >= 0; h--) look_up(table.data() + 16 * h, to, n, to + bytes * h);
+    }
+
+  private:
+    static void look_up(const uint8_t* table, const uint8_t* codes, size_t n, uint8_t* to) {
+        size_t i = 0;
+#if defined(__AVX2__)
+        const __m256i sixteen = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+        for (; i + 32 <= n; i += 32) {
+            const __m256i index = _mm256_loadu_si256((const __m256i*)(codes + i));
+            _mm256_storeu_si256((__m256i*)(to + i), _mm256_shuffle_epi8(sixteen, index));
+        }
+#endif
+        for (; i < n; i++) to[i] = table[codes[i]];
+    }
+};
 
 // The sum of n codes, a multiple of four.
 inline int32_t sum_of_codes(const uint8_t* codes, int n) {

@@ -1,0 +1,220 @@
+// The kernel for processors that multiply matrices of bytes (Intel's AMX): any levels.
+//
+// Every group of planes is one integer of eight bits, of the input without a sign. A matrix of up to
+// sixteen pixels by 64 of these integers is multiplied with one of 64 by sixteen output channels, for
+// each pair of a group of weights and one of inputs. A row of taps is one run of bytes; where its
+// last 64 reach beyond it, the weights are zero.
+#include "codes.h"
+
+#if defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace {
+
+constexpr int DEEP = 64, MOST_HIGH = 16;         // bytes of a row, rows of a matrix register
+constexpr int MATRIX = DEEP * BLOCK;             // bytes of the weights' matrix
+constexpr int AHEAD = 3;                         // matrices of weights that are asked for in advance
+constexpr int AT_ONCE = 4;                       // matrices of sums, as many as hide the latency
+constexpr int ASK_FOR_PERMISSION = 0x1023, MATRICES = 18;  // of arch_prctl; the state of matrices
+
+// The operating system must allow a process to use the registers; it is asked once.
+bool allowed() {
+    static const bool granted = syscall(SYS_arch_prctl, ASK_FOR_PERMISSION, MATRICES) == 0;
+    return granted;
+}
+
+int32_t top(int planes, const int32_t* multiplier, const int32_t* group, int which) {
+    int32_t sum = 0;
+    for (int p = 0; p < planes; p++) sum += group[p] == which ? multiplier[p] : 0;
+    return sum;
+}
+
+bool serves(const Step& s) {
+    for (int h = 0; h < s.a_groups; h++)
+        if (top(s.a_planes, s.a_multiplier, s.a_group, h) > 255) return false;
+    for (int g = 0; g < s.w_groups; g++)
+        if (top(s.w_planes, s.w_multiplier, s.w_group, g) > 127) return false;
+    return allowed();
+}
+
+int pixel_bytes(const Step& s) { return pixel_groups(s) * GROUP; }
+int depth(const Step& s) { return (s.kernel_wide * pixel_bytes(s) + DEEP - 1) / DEEP; }  // matrices of a row
+
+// A row of one group of the input; the rows of all groups lie one after the other.
+size_t row_bytes(const Layer& layer) { return size_t(layer.padded_wide()) * pixel_bytes(layer.step); }
+
+// Matrices are read beyond the last row, by pixels and by bytes.
+size_t input_bytes(const Layer& layer) {
+    const Step& s = layer.step;
+    const size_t beyond = size_t(MOST_HIGH) * s.stride_wide * pixel_bytes(s) + 2 * DEEP;
+    return row_bytes(layer) * layer.padded_high() * s.a_groups + beyond + DEEP;
+}
+
+// Pixels of a matrix: a row of the output is cut into as few equal parts as possible.
+int high(const Step& s) {
+    const int parts = (s.out_wide + MOST_HIGH - 1) / MOST_HIGH;
+    return (s.out_wide + parts - 1) / parts;
+}
+
+size_t block_bytes(const Step& s) { return size_t(s.w_groups) * s.kernel_high * depth(s) * MATRIX; }
+
+// Weights [block][group][kernel row][matrix][four channels][output][channel of the four].
+void pack_weights(Layer& layer) {
+    const Step& s = layer.step;
+    const int parts = (s.out_wide + high(s) - 1) / high(s);
+    const int matrices = s.a_groups % AT_ONCE == 0 ? 1 : s.a_groups % 2 == 0 ? AT_ONCE / 2 : AT_ONCE;
+    layer.tile_wide = std::min(parts, matrices) * high(s);
+    layer.tile_high = std::max(1, matrices / parts);
+    layer.packed.assign(block_bytes(s) * layer.blocks() / 4 + DEEP / 4, 0);
+    int8_t* packed = (int8_t*)aligned(layer.packed.data());
+    const size_t each = size_t(s.kernel_high) * depth(s) * MATRIX;
+    std::vector<int8_t> integer(size_t(s.w_groups) * s.w_levels);
+    for (int p = 0; p < s.w_planes; p++)
+        for (int q = 0; q < s.w_levels; q++)
+            integer[size_t(s.w_group[p]) * s.w_levels + q] +=
+                s.w_multiplier[p] * (2 * s.w_bits[p * s.w_levels + q] - 1);
+    const uint8_t* code = s.w_codes;
+    for (int o = 0; o < s.outputs; o++)
+        for (int ky = 0; ky < s.kernel_high; ky++)
+            for (int kx = 0; kx < s.kernel_wide; kx++)
+                for (int c = 0; c < s.channels; c++, code++) {
+                    const int k = kx * pixel_bytes(s) + c;
+                    int8_t* to = packed + block_bytes(s) * (o / BLOCK) + size_t(ky) * depth(s) * MATRIX +
+                                 size_t(k / GROUP) * GROUP * BLOCK + o % BLOCK * GROUP + k % GROUP;
+                    for (int g = 0; g < s.w_groups; g++) to[each * g] = integer[size_t(g) * s.w_levels + *code];
+                }
+}
+
+void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, int end) {
+    const Step& s = layer.step;
+    const GroupCodes codes(s);
+    const size_t bytes = row_bytes(layer), side = size_t(s.pad_wide) * pixel_bytes(s);
+    for (int padded = first; padded < end; padded++) {
+        if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
+        uint8_t* row = aligned(packed) + bytes * s.a_groups * padded;
+        const int y = padded - s.pad_high;
+        if (y < 0 || y >= s.high) {
+            std::memset(row, 0, bytes * s.a_groups);
+            continue;
+        }
+        codes.row(s, x, y, row + side, bytes);
+        for (int h = 0; h < s.a_groups; h++, row += bytes) {
+            std::memset(row, 0, side);
+            std::memset(row + bytes - side, 0, side);
+        }
+    }
+}
+
+void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
+    const Step& s = layer.step;
+    const int each = pixel_bytes(s);
+    const uint8_t* codes = aligned(packed) + row_bytes(layer) * s.a_groups * row;
+    for (int h = 0; h < s.a_groups; h++)
+        for (int x = 0; x < layer.padded_wide(); x++, codes += each)
+            sums[size_t(x) * s.a_groups + h] = sum_of_codes(codes, each);
+}
+
+struct __attribute__((packed)) Shapes {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+};
+constexpr int REGISTERS = 8, WEIGHTS = 4;
+
+// The compiler does not know that instructions on matrices read memory.
+inline void memory_is_written() { asm volatile("" ::: "memory"); }
+
+void begin(const Layer& layer) {
+    alignas(64) Shapes shapes;
+    for (int i = 0; i < REGISTERS; i++) {
+        shapes.row_bytes[i] = DEEP;
+        shapes.rows[i] = uint8_t(i == WEIGHTS ? DEEP / GROUP : high(layer.step));
+    }
+    memory_is_written();
+    _tile_loadconfig(&shapes);
+}
+
+void end() { _tile_release(); }
+
+struct Operands {
+    const int8_t* weights;
+    const uint8_t* input[AT_ONCE];  // the first tap of each matrix's first pixel
+    int32_t* counts[AT_ONCE];
+    size_t row, pixel, count;  // bytes between kernel rows, output pixels, and counts of two pixels
+    int rows, depth;
+};
+
+template <int N>
+void multiply(const Operands& at) {
+    const int8_t* weights = at.weights;
+    _tile_zero(0);
+    if (N > 1) _tile_zero(1);
+    if (N > 2) _tile_zero(2);
+    if (N > 3) _tile_zero(3);
+    for (int ky = 0; ky < at.rows; ky++)
+        for (int i = 0; i < at.depth; i++, weights += MATRIX) {
+            const size_t offset = at.row * ky + size_t(i) * DEEP;
+            for (int line = 0; line < MATRIX; line += 64) __builtin_prefetch(weights + AHEAD * MATRIX + line);
+            _tile_loadd(4, weights, GROUP * BLOCK);
+            _tile_loadd(5, at.input[0] + offset, at.pixel);
+            _tile_dpbusd(0, 5, 4);
+            if (N > 1) {
+                _tile_loadd(6, at.input[1] + offset, at.pixel);
+                _tile_dpbusd(1, 6, 4);
+            }
+            if (N > 2) {
+                _tile_loadd(7, at.input[2] + offset, at.pixel);
+                _tile_dpbusd(2, 7, 4);
+            }
+            if (N > 3) {
+                _tile_loadd(5, at.input[3] + offset, at.pixel);
+                _tile_dpbusd(3, 5, 4);
+            }
+        }
+    // In this order, since a matrix may reach into the pixels of the next one.
+    _tile_stored(0, at.counts[0], at.count);
+    if (N > 1) _tile_stored(1, at.counts[1], at.count);
+    if (N > 2) _tile_stored(2, at.counts[2], at.count);
+    if (N > 3) _tile_stored(3, at.counts[3], at.count);
+}
+
+constexpr void (*MULTIPLY[])(const Operands&) = {multiply<1>, multiply<2>, multiply<3>, multiply<4>};
+
+void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int32_t* counts) {
+    const Step& s = layer.step;
+    const int terms = layer.a_terms(), each = s.w_groups * terms * BLOCK, step = high(s);
+    const size_t bytes = row_bytes(layer), pixel = size_t(pixel_bytes(s)) * s.stride_wide;
+    const size_t matrices = size_t(s.kernel_high) * depth(s) * MATRIX;
+    const int8_t* weights = (const int8_t*)aligned(layer.packed.data()) + block_bytes(s) * t.block;
+    Operands at{nullptr, {}, {}, bytes * s.a_groups, pixel, each * sizeof(int32_t), s.kernel_high, depth(s)};
+    int used = 0;
+    auto multiply_all = [&] {
+        for (int g = 0; g < s.w_groups; g++) {
+            at.weights = weights + matrices * g;
+            MULTIPLY[used - 1](at);
+            for (int i = 0; i < used; i++) at.counts[i] += terms * BLOCK;
+        }
+        used = 0;
+    };
+    memory_is_written();
+    for (int y = 0; y < t.rows; y++)
+        for (int x = 0; x < t.n; x += step) {
+            const uint8_t* input = aligned(packed) + at.row * ((t.y + y) * s.stride_high) + pixel * (t.x + x);
+            for (int h = 0; h < s.a_groups; h++) {
+                at.input[used] = input + bytes * h;
+                at.counts[used] = counts + size_t(y * t.n + x) * each + h * BLOCK;
+                if (++used == AT_ONCE) multiply_all();
+            }
+        }
+    if (used > 0) multiply_all();
+}
+
+}  // namespace
+
+extern const Kernel MATRIX_PRODUCTS;
+const Kernel MATRIX_PRODUCTS{"matrices (AMX)", serves, pack_weights, input_bytes, pack_rows, row_sums,
+                             AT_ONCE * MOST_HIGH, tile, false, begin, end};
+
+#endif
