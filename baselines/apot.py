@@ -38,24 +38,38 @@ def unit_levels(bits: int, signed: bool) -> Tensor:
     return torch.tensor(sums) / sums[-1]
 
 
-def apot_pieces(units: Tensor, alpha: Tensor, signed: bool, clips_gradient: bool = True) -> Pieces:
-    """Q(x) = alpha P(clip(x / alpha)), where P is the nearest of `units`, whose last is 1.
+class ClippedUnits(nn.Module):
+    """Q(u) = alpha P(clip(u / alpha)), where P is the nearest of `units`, whose last is 1.
 
-    dQ/dalpha is P - x / alpha inside the clip and the sign of x outside. dQ/dx is 1 inside, and
+    dQ/dalpha is P - u / alpha inside the clip and the sign of u outside. dQ/du is 1 inside, and
     outside too unless `clips_gradient`.
     """
-    bottom, top = (units[:1] if signed else units[:0]), units[-1:]
-    units = torch.cat([bottom, units, top])
-    inside = torch.ones_like(units)
-    inside[-1:], inside[: len(bottom)] = 0, 0
-    middles = (units[1:] + units[:-1]) / 2  # the first and last are the ends of the clip
-    return Pieces(
-        edges=alpha.detach() * middles,
-        levels=alpha.detach() * units,
-        offset=alpha * units,
-        gain=inside * (1 - alpha / alpha.detach()),
-        slope=inside if clips_gradient else torch.ones_like(inside),
-    )
+
+    def __init__(self, units: Tensor, signed: bool, clips_gradient: bool = True) -> None:
+        super().__init__()
+        bottom, top = (units[:1] if signed else units[:0]), units[-1:]
+        inside = torch.cat([0 * bottom, torch.ones_like(units), 0 * top])
+        slope = inside if clips_gradient else torch.ones_like(inside)
+        p = torch.cat([bottom, units, top])
+        middles = (p[1:] + p[:-1]) / 2  # the first and last are the ends of the clip
+        for name, table in (("p", p), ("middles", middles), ("inside", inside), ("slope", slope)):
+            self.register_buffer(name, table, persistent=False)
+
+    def pieces(self, alpha: Tensor) -> Pieces:
+        clip = alpha.detach()
+        edges, levels = clip * self.middles, clip * self.p
+        gain = alpha * (self.inside / -clip)
+        return Pieces(edges, levels, offset=alpha * self.p, gain=gain, slope=self.slope)
+
+    def pieces_of_normalised(self, alpha: Tensor, deviation: Tensor) -> Pieces:
+        """The pieces of y = d Q(x / d): dy/dalpha is d dQ/dalpha; dy/dd is Q - dQ/du x / d."""
+        d, pieces = deviation.detach(), self.pieces(alpha)
+        return pieces._replace(
+            edges=d * pieces.edges,
+            levels=d * pieces.levels,
+            offset=deviation * pieces.offset,
+            gain=pieces.gain - deviation * (self.slope / d),
+        )
 
 
 class APoTWeight(WeightQuantizer):
@@ -73,8 +87,13 @@ class APoTWeight(WeightQuantizer):
         self.weight = nn.Parameter(weight.detach().flatten(1).clone())
         units = unit_levels(bits, signed=True).to(weight.device, weight.dtype)
         self.register_buffer("units", units, persistent=False)
+        self.grid = ClippedUnits(units, signed=True, clips_gradient=bits > 2)
         w = self.latent().detach() / self._deviation().detach()
-        self.alpha = nn.Parameter(best_clip(w, lambda alpha: self._quantize(w, alpha)))
+
+        def quantized(alpha: Tensor) -> Tensor:
+            return quantize_pieces(w, self.grid.pieces(alpha), signed=True)[0]
+
+        self.alpha = nn.Parameter(best_clip(w, quantized))
 
     def _clip(self) -> Tensor:
         return self.alpha.abs().clamp_min(SMALLEST)
@@ -84,13 +103,8 @@ class APoTWeight(WeightQuantizer):
         return self.weight.std(correction=correction).clamp_min(SMALLEST)
 
     def forward(self) -> Tensor:
-        deviation = self._deviation()
-        y = self._quantize(self.latent() / deviation, self._clip())
-        return (deviation * y).view(self.shape)
-
-    def _quantize(self, w: Tensor, alpha: Tensor) -> Tensor:
-        pieces = apot_pieces(self.units, alpha, signed=True, clips_gradient=self.bits > 2)
-        return quantize_pieces(w, pieces, signed=True)[0]
+        pieces = self.grid.pieces_of_normalised(self._clip(), self._deviation())
+        return quantize_pieces(self.latent(), pieces, signed=True)[0].view(self.shape)
 
     def latent(self) -> Tensor:
         return self.weight - self.weight.mean()
@@ -114,12 +128,13 @@ class APoTActivation(PiecewiseActivation):
         super().__init__(bits, signed)
         self.alpha = nn.Parameter(torch.tensor(8.0))
         self.register_buffer("units", unit_levels(bits, signed), persistent=False)
+        self.grid = ClippedUnits(self.units, signed)
 
     def _clip(self) -> Tensor:
         return self.alpha.abs().clamp_min(SMALLEST)
 
     def pieces(self) -> Pieces:
-        return apot_pieces(self.units, self._clip(), self.signed)
+        return self.grid.pieces(self._clip())
 
     def levels(self) -> Tensor:
         return self._clip() * self.units
@@ -129,7 +144,7 @@ class APoTActivation(PiecewiseActivation):
         x = rectified(x.float(), self.signed, self.ceiling)
 
         def quantized(alpha: Tensor) -> Tensor:
-            return quantize_pieces(x, apot_pieces(self.units, alpha, self.signed), self.signed)[0]
+            return quantize_pieces(x, self.grid.pieces(alpha), self.signed)[0]
 
         self.alpha.copy_(best_clip(x, quantized))
 

@@ -18,10 +18,11 @@ from lowbit_core.quantizers.piecewise import Pieces
 DELTA = 0.2  # for u - q in steps: the gradient changes by at most a tenth
 
 
-def with_scaled_gradient(pieces: Pieces, grid: StepGrid, step: Tensor) -> Pieces:
-    """The pieces whose gradient of x gains |g| delta (x / s - q) inside the range."""
-    bend = torch.stack([-grid.q, 1 / step.detach().expand_as(grid.q)], 1)
-    return pieces._replace(bend=DELTA * grid.inside[:, None] * bend)
+def with_scaled_gradient(grid: StepGrid, s: Tensor, gradient_scale: Tensor) -> Pieces:
+    """LSQ's pieces, whose gradient of x gains |g| delta (x / s - q) inside the range."""
+    pieces, delta = grid.pieces(s, gradient_scale), DELTA * grid.inside
+    bend = torch.stack([-delta * grid.q, delta / s.detach()], 1)
+    return pieces._replace(bend=bend)
 
 
 class EWGSWeight(LSQWeight):
@@ -31,7 +32,7 @@ class EWGSWeight(LSQWeight):
         super().__init__(weight, bits, half_numbers)
 
     def pieces(self) -> Pieces:
-        return with_scaled_gradient(super().pieces(), self.grid, self.used_step())
+        return with_scaled_gradient(self.grid, self.used_step(), self.gradient_scale)
 
 
 class EWGSActivation(LSQActivation):
@@ -41,7 +42,7 @@ class EWGSActivation(LSQActivation):
         super().__init__(bits, signed, half_numbers)
 
     def pieces(self) -> Pieces:
-        return with_scaled_gradient(super().pieces(), self.grid, self.used_step())
+        return with_scaled_gradient(self.grid, self.used_step(), self.gradient_scale)
 
 
 METHODS = (Method("ewgs", EWGSWeight, EWGSActivation),)

@@ -38,7 +38,7 @@ def half_numbers(bits: int, signed: bool) -> Tensor:
 def positive(s: Tensor) -> Tensor:
     """|s|, at least SMALLEST_STEP; the gradient is that of |s|, so that no step is stuck there."""
     size = s.abs()
-    return size + (size.clamp_min(SMALLEST_STEP) - size).detach()
+    return size + (SMALLEST_STEP - size.detach()).clamp_min(0)
 
 
 def first_step(x: Tensor, numbers: Tensor) -> Tensor:
@@ -75,16 +75,16 @@ class StepGrid(nn.Module):
         dy/dx = 1 inside the range, else 0. dy/ds = q - u inside, else q (equation 3); always q at
         one bit of LSQ, where q is the sign. dy/db = 0 inside, else 1 (LSQ+).
         """
-        step, start = s.detach(), 0.0 if b is None else b.detach()
-        offset, gain = s * self.q, None
-        if not self.is_sign:
-            gain = -gradient_scale * (s / step) * self.inside
-            offset = offset + s / step * self.inside * start
+        step, scaled = s.detach(), gradient_scale * s
+        edges, levels, offset = step * self.edges, step * self.q, scaled * self.q
+        gain = None if self.is_sign else scaled * (self.inside / -step)
         if b is not None:
-            offset = offset + b * (1 - self.inside)
-        levels = step * self.q + start
-        edges = step * self.edges + start
-        return Pieces(edges, levels, gradient_scale * offset, gain, slope=self.inside)
+            start = b.detach()
+            edges, levels = edges + start, levels + start
+            offset = offset + gradient_scale * b * (1 - self.inside)
+            if gain is not None:
+                offset = offset - gain * start
+        return Pieces(edges, levels, offset, gain, slope=self.inside)
 
 
 class LSQWeight(ShadowWeight):

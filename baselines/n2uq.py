@@ -10,7 +10,6 @@ full precision.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from baselines.lsq import positive
 from lowbit_core.quantizers.basis import all_levels, quantize_rows
@@ -88,8 +87,14 @@ class N2UQActivation(PiecewiseActivation):
         self.s1, self.s2 = (nn.Parameter(torch.tensor(1.0)) for _ in range(2))
         self.register_buffer("gradient_scale", torch.tensor(1.0))
         # Two pieces a segment, below and above its threshold, between the two outer pieces.
-        codes = torch.arange(2 * self.n + 2) // 2
-        self.register_buffer("units", self.distance * codes + self.lowest, persistent=False)
+        pieces = torch.arange(2 * self.n + 2)
+        inside = (pieces > 0) & (pieces <= 2 * self.n)
+        for name, table in (
+            ("units", self.distance * (pieces // 2) + self.lowest),
+            ("segment", ((pieces - 1) // 2).clamp(0, self.n - 1)),
+            ("inside", inside.float()),
+        ):
+            self.register_buffer(name, table, persistent=False)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
@@ -105,20 +110,16 @@ class N2UQActivation(PiecewiseActivation):
 
     def pieces(self) -> Pieces:
         a = self.lengths.clamp_min(SMALLEST_SEGMENT)
-        begins = self.begin + pad(a.cumsum(0), (1, 0))  # B_0 to B_n
+        # B_0, the threshold of the first segment, B_1, and so on to B_n.
+        halves = a.index_select(0, self.segment[:-1]) * self.inside[:-1] / 2
+        points = self.begin + halves.cumsum(0)
         s1, s2 = positive(self.s1), positive(self.s2)
-        slope = self.distance / a
-        # In segment i, y counts as s2 (level below it + slope_i (s1 x - B_i)).
-        gain = self._inside(s2.detach() * slope * s1)
-        offset = s2 * self.units - self._inside(s2.detach() * slope * begins[:-1])
-        edges = torch.stack([begins[:-1], begins[:-1] + a / 2], 1).flatten()
-        edges = torch.cat([edges, begins[-1:]]) / s1
-        scale = self.gradient_scale
-        return Pieces(edges, s2 * self.units, scale * offset, scale * gain, slope=gain)
-
-    def _inside(self, of_segments: Tensor) -> Tensor:
-        """Numbers of the n segments (n,) as numbers of the pieces, zero in the outer two."""
-        return pad(of_segments.repeat_interleave(2), (1, 1))
+        levels, slope = s2 * self.units, s2.detach() * self.distance / a
+        # In segment i, y counts as s2 (level below it) + slope_i (s1 x - B_i).
+        lines = torch.stack([slope * s1, slope * points[:-1:2]])
+        gain, start = (lines.index_select(1, self.segment) * self.inside).unbind()
+        scale, edges = self.gradient_scale, points.detach() / s1.detach()
+        return Pieces(edges, levels, scale * (levels - start), scale * gain, slope=gain)
 
 
 METHODS = (Method("n2uq", N2UQWeight, N2UQActivation),)

@@ -9,6 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lowbit_core.kernels import bindings as kernels
+from lowbit_core.kernels.fused import fused
 from lowbit_core.quantizers.basis import all_levels
 from lowbit_core.quantizers.basis_activation import BasisActivation
 from lowbit_core.quantizers.interface import Method, WeightQuantizer, update_buffer
@@ -46,6 +48,7 @@ def nearest(w: Tensor, levels: Tensor) -> Tensor:
     return levels.gather(1, torch.searchsorted(middles, w))
 
 
+@fused(cpu=kernels.relaxed_rows)
 def relaxed(w: Tensor, levels: Tensor, rho: Tensor) -> Tensor:
     """The weight that PARQ computes with: w (O, N), drawn to the rising levels (O, L).
 
@@ -58,6 +61,11 @@ def relaxed(w: Tensor, levels: Tensor, rho: Tensor) -> Tensor:
     middle = (low + high) / 2
     steep = middle + (w - middle) / rho.clamp_min(torch.finfo(w.dtype).tiny)
     return torch.where(rho > 0, steep.clamp(low, high), nearest(w, levels))
+
+
+def _may_be(flag: Tensor) -> bool:
+    """Whether `flag` can be true; it is read only where that is no wait for the device."""
+    return torch.compiler.is_compiling() or not flag.is_cpu or bool(flag)
 
 
 class PARQWeight(WeightQuantizer):
@@ -79,7 +87,8 @@ class PARQWeight(WeightQuantizer):
         w = self.weight.detach()
         if self.training:
             due = self.steps % PERIOD == 0
-            update_buffer(self, "v", torch.where(due, greedy_basis(w, self.bits), self.v))
+            if _may_be(due):
+                update_buffer(self, "v", torch.where(due, greedy_basis(w, self.bits), self.v))
             update_buffer(self, "steps", self.steps + 1)
             used = relaxed(w, self.levels(), inverse_slope(self.progress))
         else:

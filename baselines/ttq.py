@@ -16,13 +16,13 @@ TWN_THRESHOLD = 0.7  # as a share of the layer's mean|w|
 
 def ternary(w: Tensor, threshold: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """`positive` where w is above the threshold, -`negative` where it is below minus it, else 0."""
-    return torch.where(w > threshold, positive, torch.where(w < -threshold, -negative, 0.0 * w))
+    return positive * (w > threshold) - negative * (w < -threshold) + 0.0 * w
 
 
 def mean_above(w: Tensor, threshold: Tensor) -> Tensor:
     """The mean of the |w| that are above the threshold, one number; 0 if none is."""
     kept = w.abs() > threshold
-    return (w.abs() * kept).sum() / kept.sum().clamp_min(1)
+    return (w.abs() * kept).sum() / kept.count_nonzero().clamp_min(1)
 
 
 class _LearnedTernary(torch.autograd.Function):
@@ -40,9 +40,9 @@ class _LearnedTernary(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         w, threshold, scale, positive, negative = ctx.saved_tensors
-        above, below = w > threshold, w < -threshold
-        to = g * torch.where(above, positive, torch.where(below, negative, 1.0))
-        return to, None, None, scale * (g * above).sum(), -scale * (g * below).sum()
+        above, below = g * (w > threshold), g * (w < -threshold)
+        to = positive * above + negative * below + (g - above - below)
+        return to, None, None, scale * above.sum(), -scale * below.sum()
 
 
 class TTQWeight(WeightQuantizer):

@@ -70,6 +70,7 @@ make_environment() {
     if [ ! -x .venv/bin/python ] || [ "$(.venv/bin/python -VV)" != "$("$PYTHON" -VV)" ] ||
         ! grep -qsF "$(pwd)/.venv" .venv/bin/pip; then
         say "making .venv with $("$PYTHON" -V)"
+        [ ! -L .venv ] || die ".venv is a link to $(readlink .venv), which would be emptied: delete the link"
         "$PYTHON" -m venv --clear .venv || die "$PYTHON could not make .venv (message above)"
     fi
     rm -f .venv/stamp

@@ -18,7 +18,7 @@ constexpr int MANY_BITS = 4;   // from here on pairs of bits are counted afterwa
 __attribute__((noinline)) Floats folded(const uint8_t* counters) {
     Flags sum{};
     for (int i = 0; i < 32; i += LANES)
-        sum += __builtin_convertvector(load_as<Bytes>(std::true_type{}, counters + i, LANES), Flags);
+        sum += widened(load_as<Bytes>(std::true_type{}, counters + i, LANES));
     return __builtin_convertvector(sum, Floats);
 }
 
@@ -34,7 +34,7 @@ struct CodesOfTile {
     inline void add(const Flags* bit) {
         Flags code{};
         for (int k = 0; k < K; k++) code |= bit[k] & (1 << k);
-        store_as(std::true_type{}, codes + count, packed(code), LANES);
+        store_as(std::true_type{}, codes + count, lowest_bytes(code), LANES);
         count += LANES;
     }
 
@@ -96,7 +96,7 @@ void basis_tile(Whole whole, const T* x, int64_t rows, int64_t stride, int64_t l
             const Flags positive = (c > 0.0f) & (c < ceiling);
             flags = positive & (((c <= top) & QUANTIZER_PASSES) | RELU_PASSES);
         }
-        store_as(whole, mask, packed(flags), lanes), mask += stride;
+        store_as(whole, mask, lowest_bytes(flags), lanes), mask += stride;
         if (relu) store(whole, relu, c, lanes), relu += stride;
     }
     if (!TRAIN) return;
@@ -142,7 +142,7 @@ void uniform(const T* x, int64_t size, float top, float bottom, float step, floa
             } else {
                 flags |= (c > 0.0f) & (c < ceiling) & (passes | RELU_PASSES);
             }
-            store_as(whole, mask + i, packed(flags), lanes);
+            store_as(whole, mask + i, lowest_bytes(flags), lanes);
             if (relu) store(whole, relu + i, c, lanes);
         });
         if (!std::isfinite(total(sum))) found = true;
@@ -162,7 +162,7 @@ void mask_gradient(const T* g, const T* g_relu, const uint8_t* mask, int64_t siz
         for_each_vector(chunk * CHUNK, end,
                         [=, &above, &below](auto whole, int64_t i, int64_t lanes) {
             const Bytes bytes = load_as<Bytes>(whole, mask + i, lanes);
-            const Flags flags = __builtin_convertvector(bytes, Flags);
+            const Flags flags = widened(bytes);
             const Floats value = load(whole, g + i, lanes);
             Floats sum = zero_unless(-(flags & QUANTIZER_PASSES), value);
             if (RELU)

@@ -27,7 +27,8 @@ def kernel_lanes() -> int | None:
 
 def _call(name: str, *arguments: object) -> None:
     """Call a kernel with the addresses of tensors; None is a null pointer."""
-    getattr(library(), name)(*(x.data_ptr() if isinstance(x, Tensor) else x for x in arguments))
+    values = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    getattr(library(), name)(*values)
 
 
 def _typed(x: Tensor) -> tuple[Tensor, bool]:
@@ -101,8 +102,10 @@ def quantize_in_pieces(x, edges, levels, signed, ceiling):
     return y
 
 
-def quantize_in_pieces_with_codes(x, edges, levels, signed, ceiling, also_relu):
-    y, codes = torch.empty_like(x), torch.empty(x.shape, dtype=torch.uint8)
+def quantize_in_pieces_with_codes(x, edges, levels, signed, ceiling, also_relu, keeps_codes=True):
+    y, codes = torch.empty_like(x), None
+    if keeps_codes:
+        codes = torch.empty(x.shape, dtype=torch.uint8)
     relu, not_finite = torch.empty_like(x) if also_relu else None, torch.empty((), dtype=torch.bool)
     table = (edges.contiguous(), levels.contiguous(), len(levels))
     results = (y, relu, codes, not_finite)
@@ -110,18 +113,24 @@ def quantize_in_pieces_with_codes(x, edges, levels, signed, ceiling, also_relu):
     return results
 
 
-def pieces_gradient(g, g_relu, codes, x, slope, bend, signed, ceiling):
+def pieces_gradient(g, g_relu, codes, x, slope, bend, signed, ceiling, edges=None):
     to, count = torch.empty_like(g), len(slope)
-    sums = torch.empty(1 if x is None else 2, count)
-    # The columns of a piece: slope and bend, each as a + b x.
-    table = torch.zeros(4, count)
-    table[: 2 if slope.dim() == 2 else 1] = slope.T if slope.dim() == 2 else slope
-    if bend is not None:
-        table[2:] = bend.T
-    tilted = (slope.dim() == 2) + 2 * (bend is not None)
-    inputs = (*_typed(g), g_relu, codes, x, g.numel(), table, count, tilted)
-    _call("pieces_gradient", *inputs, signed, ceiling, to, sums)
-    return to, sums[0], None if x is None else sums[1]
+    sums, with_x = torch.empty(count), None if x is None else torch.empty(count)
+    table = (edges, slope.contiguous(), slope.dim(), bend, count)
+    results = (to, sums, with_x)
+    _call(
+        "pieces_gradient",
+        *_typed(g),
+        g_relu,
+        codes,
+        x,
+        g.numel(),
+        *table,
+        signed,
+        ceiling,
+        *results,
+    )
+    return results
 
 
 # -- weights ---------------------------------------------------------------------------------
@@ -163,6 +172,12 @@ def indirect_gradient(g, w, v):
     return basis
 
 
+def relaxed_rows(w, levels, rho):
+    w, levels, y = w.contiguous(), levels.contiguous(), torch.empty_like(w)
+    _call("relaxed_rows", w, *w.shape, levels, levels.shape[1], rho, y)
+    return y
+
+
 def dorefa_weight(w, steps):
     u, y = torch.tanh(w), torch.empty_like(w)
     _call("dorefa_weight", u, u.numel(), steps, y)
@@ -186,11 +201,19 @@ _ON_ACTIVATIONS: dict[Callable, int] = {
 
 def usable(kernel: Callable, *arguments: object) -> bool:
     """True where `kernel` can be called: the library exists, and the tensors' types are its own."""
-    count = _ON_ACTIVATIONS.get(kernel, 0)
-    values, others = (
-        {x.dtype for x in part if isinstance(x, Tensor) and x.dtype is not torch.uint8}
-        for part in (arguments[:count], arguments[count:])
-    )
-    fits = others <= {torch.float32} and values in (set(), {torch.float32}, {torch.bfloat16})
-    on_cpu = all(x.device.type == "cpu" for x in arguments if isinstance(x, Tensor))
-    return fits and on_cpu and library() is not None
+    activations, values = _ON_ACTIVATIONS.get(kernel, 0), None
+    for index, x in enumerate(arguments):  # one cheap loop: called several times a layer and step
+        if not isinstance(x, Tensor):
+            continue
+        if not x.is_cpu:
+            return False
+        dtype = x.dtype
+        if dtype is torch.uint8:
+            continue
+        if index < activations:
+            if dtype is not (values or dtype) or dtype not in (torch.float32, torch.bfloat16):
+                return False
+            values = dtype
+        elif dtype is not torch.float32:
+            return False
+    return library() is not None

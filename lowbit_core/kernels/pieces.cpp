@@ -1,6 +1,5 @@
 // Quantizers given by the pieces of the real line (piecewise.py).
 
-#define EIGHT_LANES  // sums over lanes are taken in the same order on every processor
 #include <atomic>
 
 #include "vectors.h"
@@ -9,124 +8,150 @@ namespace {
 
 constexpr int RELU_BIT = 128;  // the highest bit of a code, as in piecewise.py
 constexpr int MAX_PIECES = 128;
-constexpr int FORWARD_TILE = 4, BACKWARD_TILE = 2;  // vectors that share one reading of the table
+constexpr int FORWARD_TILE = 4;  // vectors that share one reading of the table
 
-// Calls body(whole, i, lanes, count) with `count` vectors at i, i + LANES, ...: TILE of them while
-// there are so many, then one by one.
-template <int TILE, class Body>
-inline void for_each_tile(int64_t begin, int64_t end, Body body) {
-    int64_t i = begin;
-    const std::integral_constant<int, TILE> tile;
-    const std::integral_constant<int, 1> one;
-    for (; i + TILE * LANES <= end; i += TILE * LANES) body(std::true_type{}, i, LANES, tile);
-    for_each_vector(i, end, [=](auto whole, int64_t i, int64_t lanes) { body(whole, i, lanes, one); });
+// Calls body(count) with `pieces`: as an integral_constant for the numbers that quantizers of two
+// bits have, so that tables and sums stay in registers; else as an int.
+template <class Body>
+void with_count(int pieces, Body body) {
+    if (pieces == 5) return body(std::integral_constant<int, 5>{});
+    if (pieces == 6) return body(std::integral_constant<int, 6>{});
+    if (pieces == 8) return body(std::integral_constant<int, 8>{});
+    body(pieces);
 }
 
-template <bool TRAIN, class T>
-void quantize_all(const T* x, int64_t size, const float* edges, const float* levels, int pieces,
+template <int COUNT>
+constexpr int room_for(std::integral_constant<int, COUNT>) { return COUNT; }
+constexpr int room_for(int) { return MAX_PIECES; }
+
+// Calls body(whole, i, lanes, n) with n vectors at i, i + LANES, ...: FORWARD_TILE of them while
+// there are so many, then one by one.
+template <class Body>
+inline void for_each_tile(int64_t begin, int64_t end, Body body) {
+    const std::integral_constant<int, FORWARD_TILE> tile;
+    const std::integral_constant<int, 1> one;
+    int64_t i = begin;
+    for (; i + tile * LANES <= end; i += tile * LANES) body(std::true_type{}, i, LANES, tile);
+    for_each_vector(i, end,
+                    [=](auto whole, int64_t i, int64_t lanes) { body(whole, i, lanes, one); });
+}
+
+template <bool CODES, class Count, class T>
+void quantize_all(Count count, const T* x, int64_t size, const float* edges, const float* levels,
                   bool is_signed, float ceiling, T* y, T* relu, uint8_t* codes,
                   uint8_t* not_finite) {
+    float stored[room_for(Count{})];  // the levels as they are stored in y
+    for (int p = 0; p < count; p++) stored[p] = as_stored(levels[p], T{});
+    const float* level_of = stored;
     std::atomic<bool> found{false};
     parallel_for((size + CHUNK - 1) / CHUNK, size, [=, &found](int64_t chunk) {
         Floats sum{};
         const int64_t end = std::min(size, (chunk + 1) * CHUNK);
-        for_each_tile<FORWARD_TILE>(chunk * CHUNK, end, [=, &sum](auto whole, int64_t i, int64_t lanes, auto n) {
+        for_each_tile(chunk * CHUNK, end, [=, &sum](auto whole, int64_t i, int64_t lanes, auto n) {
             constexpr int N = decltype(n)::value;
             Floats value[N], level[N];
             Flags code[N];
             for (int j = 0; j < N; j++) {
                 value[j] = load(whole, x + i + j * LANES, lanes);
                 code[j] = Flags{};
-                if (TRAIN) code[j] = is_signed ? code[j] + RELU_BIT
-                                               : (value[j] > 0.0f) & (value[j] < ceiling) & RELU_BIT;
+                if (CODES) code[j] = passes_relu(value[j], is_signed, ceiling) & RELU_BIT;
                 if (!is_signed) value[j] = rectified(value[j], ceiling);
-                level[j] = select(value[j] != value[j], value[j], broadcast(levels[0]));
+                level[j] = select(value[j] != value[j], value[j], broadcast(level_of[0]));
             }
-            for (int p = 1; p < pieces; p++) {
-                const Floats edge = broadcast(edges[p - 1]), above = broadcast(levels[p]);
+            for (int p = 1; p < count; p++) {
+                const Floats edge = broadcast(edges[p - 1]), above = broadcast(level_of[p]);
                 for (int j = 0; j < N; j++) {
-                    const Flags beyond = value[j] > edge;
-                    level[j] = select(beyond, above, level[j]);
-                    if (TRAIN) code[j] -= beyond;
+                    level[j] = value[j] > edge ? above : level[j];
+                    if (CODES) code[j] = value[j] > edge ? code[j] + 1 : code[j];
                 }
             }
             for (int j = 0; j < N; j++) {
-                store(whole, y + i + j * LANES, level[j], lanes);
-                if (!TRAIN) continue;
+                store_exact(whole, y + i + j * LANES, level[j], lanes);
                 sum += value[j];
-                store_as(whole, codes + i + j * LANES, packed(code[j]), lanes);
+                if (CODES) store_as(whole, codes + i + j * LANES, lowest_bytes(code[j]), lanes);
                 if (relu) store(whole, relu + i + j * LANES, value[j], lanes);
             }
         });
-        if (TRAIN && !std::isfinite(total(sum))) found = true;
+        if (not_finite && !std::isfinite(total(sum))) found = true;
     });
-    if (TRAIN) *not_finite = found;
+    if (not_finite) *not_finite = found;
 }
 
-// TILTED: slope depends on x (1), and there is a bend (2).
-template <int TILTED, bool SUMS_X, class T>
-void gradient_all(const T* g, const T* g_relu, const uint8_t* codes, const T* x, int64_t size,
-                  const float* table, int pieces, bool is_signed, float ceiling, T* to,
-                  float* sums) {
-    const int64_t chunks = (size + CHUNK - 1) / CHUNK, width = SUMS_X ? 2 * pieces : pieces;
+// The gradient of x in piece s, with g that of Q(x): g (a + b x) for slope (a, b) = slope[s], and
+// |g| (a + b x) for bend (a, b) = bend[s] on top of it.
+struct Line {
+    float a = 0, b = 0;
+};
+struct Gradients {
+    Line slope[MAX_PIECES], bend[MAX_PIECES];
+};
+
+// TILTED: slope depends on x (1), and there is a bend (2). CODES: the pieces are read from `codes`;
+// else they are found from x and `edges`.
+template <int TILTED, bool READS_X, bool CODES, class Count, class T>
+void gradient_all(Count count, const T* g, const T* g_relu, const uint8_t* codes,
+                  const float* edges, const T* x, int64_t size, const Gradients& of,
+                  bool is_signed, float ceiling, T* to, float* sums, float* sums_x) {
+    const int64_t chunks = (size + CHUNK - 1) / CHUNK, width = READS_X ? 2 * count : count;
     std::vector<float> partial(chunks * width);
     float* each = partial.data();
-    const float *slope = table, *slope_x = table + pieces, *bend = slope_x + pieces,
-                *bend_x = bend + pieces;
-    parallel_for(chunks, size, [=](int64_t chunk) {
-        Eight of_g[MAX_PIECES], of_gx[SUMS_X ? MAX_PIECES : 1];
-        std::fill(of_g, of_g + pieces, Eight{});
-        if (SUMS_X) std::fill(of_gx, of_gx + pieces, Eight{});
+    parallel_for(chunks, size, [=, &of](int64_t chunk) {
+        constexpr int ROOM = room_for(Count{});
+        // Sums over piece p and all above it: one comparison tells whether a value belongs there.
+        Floats of_g[ROOM][PARTS], of_gx[READS_X ? ROOM : 1][PARTS];
+        for (int p = 0; p < count; p++)
+            for (int part = 0; part < PARTS; part++) {
+                of_g[p][part] = Floats{};
+                if (READS_X) of_gx[p][part] = Floats{};
+            }
         const int64_t end = std::min(size, (chunk + 1) * CHUNK);
-        for_each_tile<BACKWARD_TILE>(chunk * CHUNK, end, [=, &of_g, &of_gx](auto whole, int64_t i, int64_t lanes,
-                                                             auto n) {
-            constexpr int N = decltype(n)::value;
-            Floats grad[N], value[N], product[N], factor[N], curve[N];
-            Flags code[N];
-            for (int j = 0; j < N; j++) {
-                const Bytes bytes = load_as<Bytes>(whole, codes + i + j * LANES, lanes);
-                code[j] = __builtin_convertvector(bytes, Flags);
-                code[j] &= RELU_BIT - 1;
-                grad[j] = load(whole, g + i + j * LANES, lanes);
-                factor[j] = curve[j] = value[j] = Floats{};
-                if (!SUMS_X) continue;
-                value[j] = load(whole, x + i + j * LANES, lanes);
-                if (!is_signed) value[j] = rectified(value[j], ceiling);
-                product[j] = grad[j] * value[j];
+        for_each_part(chunk * CHUNK, end, [=, &of, &of_g, &of_gx](auto whole, int64_t i, int64_t lanes, int part) {
+            const Floats grad = load(whole, g + i, lanes);
+            Floats value{}, product{};
+            Flags code{}, passes;
+            if (READS_X) value = load(whole, x + i, lanes);
+            if (CODES) {
+                code = widened(load_as<Bytes>(whole, codes + i, lanes));
+                passes = code >= RELU_BIT, code &= RELU_BIT - 1;
+            } else {
+                passes = passes_relu(value, is_signed, ceiling);
             }
-            for (int p = 0; p < pieces; p++) {
-                Floats sum{}, sum_x{};
-                for (int j = 0; j < N; j++) {
-                    const Flags here = code[j] == p;
-                    sum += zero_unless(here, grad[j]);
-                    if (SUMS_X) sum_x += zero_unless(here, product[j]);
-                    Floats at = broadcast(slope[p]);
-                    if (TILTED & 1) at += broadcast(slope_x[p]) * value[j];
-                    factor[j] = select(here, at, factor[j]);
-                    if (TILTED & 2)
-                        curve[j] = select(here, bend[p] + bend_x[p] * value[j], curve[j]);
-                }
-                of_g[p] += sum;
-                if (SUMS_X) of_gx[p] += sum_x;
+            if (READS_X) {
+                if (!is_signed) value = rectified(value, ceiling);
+                product = grad * value;
             }
-            for (int j = 0; j < N; j++) {
-                Floats all = grad[j] * factor[j];
-                if (TILTED & 2) all += select(grad[j] < 0.0f, -grad[j], grad[j]) * curve[j];
-                if (g_relu) all += load(whole, g_relu + i + j * LANES, lanes);
-                const Bytes bytes = load_as<Bytes>(whole, codes + i + j * LANES, lanes);
-                all = zero_unless(__builtin_convertvector(bytes, Flags) >= RELU_BIT, all);
-                store(whole, to + i + j * LANES, all, lanes);
+            of_g[0][part] += grad;
+            if (READS_X) of_gx[0][part] += product;
+            Floats slope = broadcast(of.slope[0].a), slope_x = broadcast(of.slope[0].b);
+            Floats bend = broadcast(of.bend[0].a), bend_x = broadcast(of.bend[0].b);
+            for (int p = 1; p < count; p++) {
+                const Flags from = CODES ? code >= p : value > broadcast(edges[p - 1]);
+                of_g[p][part] = from ? of_g[p][part] + grad : of_g[p][part];
+                if (READS_X) of_gx[p][part] = from ? of_gx[p][part] + product : of_gx[p][part];
+                slope = from ? broadcast(of.slope[p].a) : slope;
+                if (TILTED & 1) slope_x = from ? broadcast(of.slope[p].b) : slope_x;
+                if (TILTED & 2) bend = from ? broadcast(of.bend[p].a) : bend;
+                if (TILTED & 2) bend_x = from ? broadcast(of.bend[p].b) : bend_x;
             }
+            if (TILTED & 1) slope += slope_x * value;
+            Floats all = grad * slope;
+            if (TILTED & 2) all += select(grad < 0.0f, -grad, grad) * (bend + bend_x * value);
+            if (g_relu) all += load(whole, g_relu + i, lanes);
+            store(whole, to + i, zero_unless(passes, all), lanes);
         });
-        for (int p = 0; p < pieces; p++) {
+        for (int p = 0; p < count; p++) {
             each[chunk * width + p] = total(of_g[p]);
-            if (SUMS_X) each[chunk * width + pieces + p] = total(of_gx[p]);
+            if (READS_X) each[chunk * width + count + p] = total(of_gx[p]);
         }
     });
-    for (int64_t k = 0; k < width; k++) {
-        double sum = 0;
-        for (int64_t chunk = 0; chunk < chunks; chunk++) sum += each[chunk * width + k];
-        sums[k] = sum;
+    for (int64_t first = 0; first < width; first += count) {
+        float* kept = first ? sums_x : sums;
+        double above = 0;  // the sum over all pieces above p
+        for (int64_t p = count - 1; p >= 0; p--) {
+            double from = 0;
+            for (int64_t chunk = 0; chunk < chunks; chunk++) from += each[chunk * width + first + p];
+            kept[p] = from - above, above = from;
+        }
     }
 }
 
@@ -140,27 +165,42 @@ void quantize_in_pieces(const void* x, int is_bfloat16, int64_t size, const floa
                         void* relu, uint8_t* codes, uint8_t* not_finite) {
     with_type(is_bfloat16, [=](auto value) {
         using T = decltype(value);
-        auto pass = codes ? quantize_all<true, T> : quantize_all<false, T>;
-        pass((const T*)x, size, edges, levels, pieces, is_signed, ceiling, (T*)y, (T*)relu, codes,
-             not_finite);
+        with_count(pieces, [=](auto count) {
+            using Count = decltype(count);
+            auto pass = codes ? quantize_all<true, Count, T> : quantize_all<false, Count, T>;
+            pass(count, (const T*)x, size, edges, levels, is_signed, ceiling, (T*)y, (T*)relu,
+                 codes, not_finite);
+        });
     });
 }
 
-// table (4, pieces): slope = table[0] + table[1] x, and table[2] + table[3] x for |g|. tilted: 1 if
-// the slope depends on x, plus 2 if there is the part for |g|. x: null where nothing depends on it.
-// sums: of g, and of g x unless x is null, each (pieces).
+// slope (pieces, slope_columns) and bend (pieces, 2), or null: see Gradients. codes: null to find the
+// pieces from x and edges. x: null where nothing depends on it. sums (pieces): of g, and sums_x
+// (pieces): of g x unless x is null.
 void pieces_gradient(const void* g, int is_bfloat16, const void* g_relu, const uint8_t* codes,
-                     const void* x, int64_t size, const float* table, int pieces, int tilted,
-                     int is_signed, float ceiling, void* to, float* sums) {
-    with_type(is_bfloat16, [=](auto value) {
+                     const void* x, int64_t size, const float* edges, const float* slope,
+                     int slope_columns, const float* bend, int pieces, int is_signed, float ceiling,
+                     void* to, float* sums, float* sums_x) {
+    Gradients of;
+    for (int p = 0; p < pieces; p++) {
+        of.slope[p].a = slope[p * slope_columns];
+        if (slope_columns == 2) of.slope[p].b = slope[2 * p + 1];
+        if (bend) of.bend[p] = {bend[2 * p], bend[2 * p + 1]};
+    }
+    with_type(is_bfloat16, [=, &of](auto value) {
         using T = decltype(value);
-        auto pass = tilted == 3   ? gradient_all<3, true, T>
-                    : tilted == 2 ? gradient_all<2, true, T>
-                    : tilted == 1 ? gradient_all<1, true, T>
-                    : x           ? gradient_all<0, true, T>
-                                  : gradient_all<0, false, T>;
-        pass((const T*)g, (const T*)g_relu, codes, (const T*)x, size, table, pieces, is_signed,
-             ceiling, (T*)to, sums);
+        auto run = [=, &of](auto pass, auto count) {
+            pass(count, (const T*)g, (const T*)g_relu, codes, edges, (const T*)x, size, of,
+                 is_signed, ceiling, (T*)to, sums, sums_x);
+        };
+        if (!x) return run(gradient_all<0, false, true, int, T>, pieces);
+        if (codes) return run(gradient_all<3, true, true, int, T>, pieces);
+        if (slope_columns == 2) return run(gradient_all<3, true, false, int, T>, pieces);
+        with_count(pieces, [=](auto count) {
+            using Count = decltype(count);
+            run(bend ? gradient_all<2, true, false, Count, T>
+                     : gradient_all<0, true, false, Count, T>, count);
+        });
     });
 }
 

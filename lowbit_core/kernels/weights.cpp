@@ -98,13 +98,16 @@ void gradient_rows(const float* g, const float* x, const float* v, int64_t rows,
 
 // max |u|, at least 1e-12; NaN where u holds one.
 float largest(const float* u, int64_t count) {
-    float top = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const float size = std::abs(u[i]);
-        if (std::isnan(size)) return size;
-        top = std::max(top, size);
-    }
-    return std::max(top, 1e-12f);
+    Floats top = broadcast(1e-12f), zero{};
+    for_each_vector(0, count, [=, &top, &zero](auto whole, int64_t i, int64_t lanes) {
+        const Floats x = load(whole, u + i, lanes);
+        top = greater(greater(x, -x), top);
+        zero += 0.0f * x;  // NaN where x is
+    });
+    if (std::isnan(total(zero))) return std::numeric_limits<float>::quiet_NaN();
+    float found = top[0];
+    for (int i = 1; i < LANES; i++) found = std::max(found, top[i]);
+    return found;
 }
 
 }  // namespace
@@ -135,6 +138,30 @@ void basis_gradient(const float* g, const float* x, const float* v, int64_t rows
     });
 }
 
+// PARQ's weights. levels (rows, count), rising; rho: one number.
+void relaxed_rows(const float* w, int64_t rows, int64_t size, const float* levels, int count,
+                  const float* rho, float* used) {
+    const float divisor = std::max(*rho, std::numeric_limits<float>::min());
+    const bool relaxes = *rho > 0;
+    parallel_for(rows, rows * size, [=](int64_t row) {
+        const float* level = levels + row * count;
+        for_each_vector(row * size, (row + 1) * size, [=](auto whole, int64_t i, int64_t lanes) {
+            const Floats x = load(whole, w + i, lanes);
+            Floats low = broadcast(level[0]), high = low, nearest = low;
+            for (int l = 0; l < count; l++) {  // the levels below x and, but for ties, above it
+                const float next = level[std::min(l + 1, count - 1)];
+                low = x > broadcast(level[l]) ? broadcast(level[l]) : low;
+                high = x > broadcast(level[l]) ? broadcast(next) : high;
+                nearest = x > broadcast((next + level[l]) / 2) ? broadcast(next) : nearest;
+            }
+            const Floats middle = (low + high) / 2.0f;
+            const Floats steep = middle + (x - middle) / divisor;
+            const Floats clipped = less(high, greater(low, steep));
+            store(whole, used + i, relaxes ? clipped : nearest, lanes);
+        });
+    });
+}
+
 // u = tanh(w). steps: 2^bits - 1.
 void dorefa_weight(const float* u, int64_t size, const float* steps, float* w) {
     const float twice = 2 * largest(u, size), n = *steps;
@@ -146,15 +173,22 @@ void dorefa_weight(const float* u, int64_t size, const float* steps, float* w) {
 
 void dorefa_gradient(const float* g, const float* u, int64_t size, float* to) {
     const float top = largest(u, size);
-    double sum = 0;
+    double sums[LANES] = {}, sum = 0;
     int64_t ties = 0;
-    for (int64_t i = 0; i < size; i++) sum += g[i] * u[i], ties += std::abs(u[i]) == top;
+    const int64_t whole = size / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES)
+        for (int64_t lane = 0; lane < LANES; lane++) sums[lane] += g[i + lane] * u[i + lane];
+    for (double part : sums) sum += part;
+    for (int64_t i = whole; i < size; i++) sum += g[i] * u[i];
+    for (int64_t i = 0; i < size; i++) ties += (u[i] == top) + (u[i] == -top);
     const float share = -float(sum) / (top * top) / std::max<int64_t>(ties, 1);
-    for (int64_t i = 0; i < size; i++) {
-        const bool at_top = std::abs(u[i]) == top;
-        const float through_max = at_top ? std::copysign(share, share * u[i]) : 0.0f;
-        to[i] = (g[i] / top + through_max) * (1 - u[i] * u[i]);
-    }
+    for_each_vector(0, size, [=](auto whole, int64_t i, int64_t lanes) {
+        const Floats x = load(whole, u + i, lanes);
+        const Floats through_max = select(x == top, broadcast(share), broadcast(0)) -
+                                   select(x == -top, broadcast(share), broadcast(0));
+        const Floats slope = load(whole, g + i, lanes) / top + through_max;
+        store(whole, to + i, slope * (1.0f - x * x), lanes);
+    });
 }
 
 }  // extern "C"

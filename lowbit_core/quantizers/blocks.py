@@ -34,6 +34,18 @@ def _block_rows(total: int) -> int:
     return next(b for b in range(min(total, MAX_ROWS), 0, -1) if total % b == 0)
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """x (N, C, ...) as (N, ..., C), contiguous, for a pass that needs no blocks; as `as_blocks`,
+    a view of a channels_last tensor.
+    """
+    return (x if x.dim() == 2 else x.movedim(1, -1)).contiguous()
+
+
+def channels_second(x: Tensor) -> Tensor:
+    """The inverse of `channels_last`: a view."""
+    return x if x.dim() == 2 else x.movedim(-1, 1)
+
+
 def from_blocks(blocks: Tensor, like: Tensor) -> Tensor:
     """The inverse of `as_blocks`: a channels_last view in the shape of `like`."""
     shape = (like.shape[0], *like.shape[2:], like.shape[1])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lowbit_core.kernels import bindings as kernels
 from lowbit_core.kernels.fused import IN_REGISTERS, fused
-from lowbit_core.quantizers.blocks import as_blocks, from_blocks
+from lowbit_core.quantizers.blocks import channels_last, channels_second
 from lowbit_core.quantizers.interface import ActivationQuantizer
 from lowbit_core.quantizers.ste_mask import rectified
 
@@ -50,9 +50,15 @@ def quantize_in_pieces(
 
 @fused(cpu=kernels.quantize_in_pieces_with_codes)
 def quantize_in_pieces_with_codes(
-    x: Tensor, edges: Tensor, levels: Tensor, signed: bool, ceiling: float, also_relu: bool
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """(Q(x), relu(x) or None, the codes, whether x holds a NaN or infinity).
+    x: Tensor,
+    edges: Tensor,
+    levels: Tensor,
+    signed: bool,
+    ceiling: float,
+    also_relu: bool,
+    keeps_codes: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """(Q(x), relu(x) or None, the codes if `keeps_codes`, whether x holds a NaN or infinity).
 
     A code is the number of the piece; its highest bit (`_highest_bit`) says that the ReLU, where
     the quantizer does one, passes its gradient. uint8, or int16 with more than MAX_PIECES pieces.
@@ -61,9 +67,10 @@ def quantize_in_pieces_with_codes(
     values = rectified(full, signed, ceiling)
     piece = _piece_of(values, edges)
     y = torch.where(values.isnan(), values, levels[piece]).to(x.dtype)
-    passes = torch.ones_like(x, dtype=torch.bool) if signed else (full > 0) & (full < ceiling)
-    codes = piece + passes * _highest_bit(len(levels))
-    codes = codes.to(torch.uint8 if len(levels) <= MAX_PIECES else torch.int16)
+    codes = None
+    if keeps_codes:
+        codes = piece + _passes_relu(full, signed, ceiling) * _highest_bit(len(levels))
+        codes = codes.to(torch.uint8 if len(levels) <= MAX_PIECES else torch.int16)
     return y, values.to(x.dtype) if also_relu else None, codes, ~torch.isfinite(values.sum())
 
 
@@ -71,23 +78,29 @@ def quantize_in_pieces_with_codes(
 def pieces_gradient(
     g: Tensor,
     g_relu: Tensor | None,
-    codes: Tensor,
+    codes: Tensor | None,
     x: Tensor | None,
     slope: Tensor,
     bend: Tensor | None,
     signed: bool,
     ceiling: float,
+    edges: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(The gradient of x, the sum of g over each piece, the sum of g x over each piece).
 
     g, g_relu: the gradients of Q(x) and of relu(x), the latter None where it was not returned. x:
     as it was given to the quantizer, None where no gradient depends on it; then the last result is
-    None. The sums are (S,), float32.
+    None. codes: None to find the pieces from x and `edges` again. The sums are (S,), float32.
     """
     wide, bit = g.to(slope.dtype), _highest_bit(len(slope))
-    passes = codes >= bit
-    piece = torch.where(passes, codes - bit, codes).long()
-    values = None if x is None else rectified(x.to(slope.dtype), signed, ceiling)
+    full = None if x is None else x.to(slope.dtype)
+    values = None if full is None else rectified(full, signed, ceiling)
+    if codes is not None:
+        passes = codes >= bit
+        piece = torch.where(passes, codes - bit, codes).long()
+    else:
+        assert full is not None and values is not None and edges is not None
+        passes, piece = _passes_relu(full, signed, ceiling), _piece_of(values, edges)
     to = wide * _at(slope, piece, values)
     if bend is not None:
         to = to + wide.abs() * _at(bend, piece, values)
@@ -97,6 +110,11 @@ def pieces_gradient(
     sums = _sums_over_pieces(wide, piece, len(slope))
     with_x = None if values is None else _sums_over_pieces(wide * values, piece, len(slope))
     return to.to(g.dtype), sums, with_x
+
+
+def _passes_relu(x: Tensor, signed: bool, ceiling: float) -> Tensor:
+    """Where the gradient of the ReLU passes, bool; everywhere if there is none (`signed`)."""
+    return torch.ones_like(x, dtype=torch.bool) if signed else (x > 0) & (x < ceiling)
 
 
 def _piece_of(x: Tensor, edges: Tensor) -> Tensor:
@@ -123,30 +141,37 @@ def _sums_over_pieces(x: Tensor, piece: Tensor, count: int) -> Tensor:
 
 
 class _Quantize(torch.autograd.Function):
-    """(Q(x), whether x is not finite), and relu(x) after them if `also_relu`."""
+    """(Q(x), whether x is not finite), and relu(x) after them if `also_relu`.
+
+    For the backward pass it keeps x where a gradient depends on it, else the codes.
+    """
 
     @staticmethod
     def forward(ctx, x, edges, levels, offset, gain, slope, bend, signed, ceiling, also_relu):
-        blocks = as_blocks(x)
+        x = channels_last(x)
         few = len(levels) <= MAX_PIECES  # as many as the kernel's codes of one byte can name
         quantize = quantize_in_pieces_with_codes if few else quantize_in_pieces_with_codes.eager
-        y, relu, codes, not_finite = quantize(blocks, edges, levels, signed, ceiling, also_relu)
         reads_x = gain is not None or slope.dim() == 2 or bend is not None
-        ctx.save_for_backward(codes, x if reads_x else None, slope, bend)
+        y, relu, codes, not_finite = quantize(
+            x, edges, levels, signed, ceiling, also_relu, not reads_x
+        )
+        ctx.save_for_backward(codes, x if reads_x else None, slope, bend, edges)
         ctx.relu = signed, ceiling
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(not_finite)
-        y = from_blocks(y, x)
-        return (y, not_finite, from_blocks(relu, x)) if also_relu else (y, not_finite)
+        y = channels_second(y)
+        return (y, not_finite, channels_second(relu)) if also_relu else (y, not_finite)
 
     @staticmethod
     def backward(ctx, g, _not_finite, g_relu=None):
-        codes, x, slope, bend = ctx.saved_tensors
-        relu = None if g_relu is None else as_blocks(g_relu)
-        x = None if x is None else as_blocks(x)
-        to, sums, with_x = pieces_gradient(as_blocks(g), relu, codes, x, slope, bend, *ctx.relu)
+        codes, x, slope, bend, edges = ctx.saved_tensors
+        relu = None if g_relu is None else channels_last(g_relu)
+        gradient = pieces_gradient if len(slope) <= MAX_PIECES else pieces_gradient.eager
+        to, sums, with_x = gradient(
+            channels_last(g), relu, codes, x, slope, bend, *ctx.relu, None if x is None else edges
+        )
         gain = with_x if ctx.needs_input_grad[4] else None
-        return from_blocks(to, g), None, None, sums, gain, *[None] * 5
+        return channels_second(to), None, None, sums, gain, *[None] * 5
 
 
 def quantize_pieces(

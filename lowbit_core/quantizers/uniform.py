@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lowbit_core.kernels import bindings as kernels
 from lowbit_core.kernels.fused import fused
-from lowbit_core.quantizers.blocks import as_blocks, from_blocks
+from lowbit_core.quantizers.blocks import channels_last, channels_second
 from lowbit_core.quantizers.interface import ActivationQuantizer
 from lowbit_core.quantizers.ste_mask import (
     ABOVE_RANGE,
@@ -66,23 +66,23 @@ class ClipRound(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, top, bottom, step, signed, ceiling, also_relu):
         y, relu, mask, not_finite = clip_round_with_mask(
-            as_blocks(x), top, bottom, step, signed, ceiling, also_relu
+            channels_last(x), top, bottom, step, signed, ceiling, also_relu
         )
         ctx.save_for_backward(mask)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(not_finite)
-        y = from_blocks(y, x)
-        return (y, not_finite, from_blocks(relu, x)) if also_relu else (y, not_finite)
+        y = channels_second(y)
+        return (y, not_finite, channels_second(relu)) if also_relu else (y, not_finite)
 
     @staticmethod
     def backward(ctx, g, _not_finite, g_relu=None):
         (mask,) = ctx.saved_tensors
-        blocks, relu = as_blocks(g), None if g_relu is None else as_blocks(g_relu)
+        g, relu = channels_last(g), None if g_relu is None else channels_last(g_relu)
         if ctx.needs_input_grad[1]:
-            to, top, bottom = apply_ste_mask_and_sum(blocks, relu, mask)
+            to, top, bottom = apply_ste_mask_and_sum(g, relu, mask)
         else:
-            to, top, bottom = apply_ste_mask(blocks, relu, mask), None, None
-        return from_blocks(to, g), top, bottom, None, None, None, None
+            to, top, bottom = apply_ste_mask(g, relu, mask), None, None
+        return channels_second(to), top, bottom, None, None, None, None
 
 
 class UniformActivation(ActivationQuantizer):
