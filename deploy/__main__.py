@@ -1,4 +1,4 @@
-"""Export trained networks and run them: `python -m deploy export|predict|show|check|measure ...`."""
+"""Export trained networks and run them: `python -m deploy export|predict|show|check|measure`."""
 
 import argparse
 from pathlib import Path
