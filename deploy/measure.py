@@ -56,12 +56,12 @@ def measure_runs(
     """One row for each run folder.
 
     run_id, run_key, status: `exported`, `diverged`, or `refused` where a file cannot hold the
-    network; then all but `reason` is empty. images, top1: of the file, in percent; top1_training as
-    the final record says it, of all test images. file_bytes, float32_bytes; entropy_bytes: of the
-    file if an ideal coder packed its codes. ms: processor time of one image on one thread; x_torch:
-    that of torch with the same network in float32, divided by it; kernels: those that count, the
-    one with the most layers first. codes: {layer: how many weights have each code}; predictions:
-    classes of the first images.
+    network; only `exported` has more than a `reason`. images, top1: of the file, in percent;
+    top1_training: of all test images, as the final record says it. file_bytes, float32_bytes;
+    entropy_bytes: of the file if an ideal coder packed its codes. ms: processor time of one image
+    on one thread; x_torch: that of torch with the network in float32, divided by it; kernels: those
+    that count, the one with the most layers first. codes: [layer, how many weights have each code]
+    of each quantized layer; predictions: classes of the first images.
 
     most: test images to use, None for all. Raises InputError where a run is unfinished or damaged,
     or its test images are missing.
@@ -181,14 +181,15 @@ def _predict(
     return right, classes
 
 
-def code_counts(graph: Graph) -> dict[str, list[int]]:
-    """How many weights of each quantized layer have each code, from the lowest level on."""
-    counts = {}
+def code_counts(graph: Graph) -> list[tuple[str, list[int]]]:
+    """(Layer, how many of its weights have each code, from the lowest level on), in their order."""
+    counts = []
     for op in graph.operations:
         if isinstance(op, Convolution) and op.weight.codes is not None:
             levels = op.weight.levels.shape[1]
             if levels <= MOST_LEVELS:
-                counts[op.layer] = np.bincount(op.weight.codes.ravel(), minlength=levels).tolist()
+                found = np.bincount(op.weight.codes.ravel(), minlength=levels).tolist()
+                counts.append((op.layer, found))
     return counts
 
 

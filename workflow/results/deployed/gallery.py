@@ -26,7 +26,7 @@ from workflow.results.record import Record, finite, representative
 
 MOST_IMAGES = 10
 LARGEST_SIDE = 64  # pixels of an image in the gallery
-LAYERS = 3
+STAGES = ("start", "end")
 RUN_KEYS = ("run_id", "dataset", "arch", "method", "w_bits", "a_bits", "seed")
 
 
@@ -68,30 +68,28 @@ def _about(run: dict) -> dict:
 
 
 def _learned(run: dict, row: dict, runs: Path) -> dict:
-    """The codes of a run, and of a few layers the levels.
+    """The codes of a run ([layer, counts] of each layer), and of a few layers the levels.
 
-    levels: {layer: [[epoch, lowest, highest level]]}; ends: {layer: {"start", "end": the levels of
-    channel 0}}, where the run kept them.
+    levels: a list of {layer, epochs: [[epoch, lowest, highest level]], start, end: the levels of
+    channel 0, empty where the run kept none}.
     """
     folder = runs / run["run_id"]
-    histograms = RunFolder(folder).read_json("weight_histograms.json") or {}
-    ends = {
-        layer: {stage: found["levels"] for stage, found in stages.items()}
-        for layer, stages in histograms.items()
-    }
+    kept = RunFolder(folder).read_json("weight_histograms.json") or {}
     with (folder / "weight_state.csv").open(newline="") as file:
         states = grouped(csv.DictReader(file), "layer")
-    names = list(ends) or list(states)
-    chosen = dict.fromkeys(names[i] for i in (0, len(names) // 2, -1)) if names else {}
-    levels = {
-        layer: [
-            [int(row["epoch"]), finite(row["level_min"]), finite(row["level_max"])]
-            for row in states.get(layer, ())
-        ]
-        for layer in list(chosen)[:LAYERS]
-    }
-    ends = {layer: ends[layer] for layer in levels if layer in ends}
-    return {**_about(run), "levels": levels, "ends": ends, "codes": row["codes"]}
+    names = [layer for layer in states if layer in kept] or list(states)
+    levels = [
+        {
+            "layer": layer,
+            "epochs": [
+                [int(row["epoch"]), finite(row["level_min"]), finite(row["level_max"])]
+                for row in states[layer]
+            ],
+            **{stage: kept.get(layer, {}).get(stage, {}).get("levels", []) for stage in STAGES},
+        }
+        for layer in dict.fromkeys(names[i] for i in (0, len(names) // 2, -1))
+    ]
+    return {**_about(run), "levels": levels, "codes": row["codes"]}
 
 
 # -- images ----------------------------------------------------------------------------------

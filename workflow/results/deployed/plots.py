@@ -4,6 +4,8 @@ usage: python -m workflow.results.deployed.plots FOLDER [--out FOLDER/plots]
 """
 
 import argparse
+import math
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from lowbit_core.runtime.errors import run_cli
 from workflow.results import labels
@@ -32,6 +34,8 @@ from workflow.results.record import Record
 
 NO_FILE = "no quantized run was exported"
 PANEL_COLUMNS = 4
+PANEL_LETTERS = 25  # of a line of a panel's title
+MIN_TICKS, MOST_TICKS = 2, 4
 LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73")
 
 
@@ -91,19 +95,29 @@ def accuracy_vs_measured(data: Data, column: str, axis_label: str, unit: str) ->
             style = look.marker_style("fp", 6.5) | {"label": None}
             axis.plot([fp[column]], [fp["top1_mean"]], linestyle="", **style)
         _cost_axis(axis, every[column].astype(float), axis_label, unit)
-    shown_images = f"the files on {data.images} test images"
-    return figure, f"{shown_images}, mean over seeds, lines from few bits to many"
+    return figure, f"files on {data.images} test images, mean over seeds"
 
 
 def _cost_axis(axis: Axes, values: pd.Series, label: str, unit: str) -> None:
-    """A logarithmic axis with room at both ends and a few plain numbers."""
+    """A logarithmic axis with room at both ends and a few round numbers."""
     low, high = values.min(), values.max()
     margin = (high / low) ** 0.08 * 1.05
-    axis.set(xscale="log", xlim=(low / margin, high * margin), xlabel=label)
-    few = (1, 2, 5) if high / low < 100 else (1, 3)
-    axis.xaxis.set_major_locator(LogLocator(base=10, subs=few, numticks=8))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: look.si(value, unit)))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    low, high = low / margin, high * margin
+    axis.set(xscale="log", xlim=(low, high), xlabel=label)
+    ticks = _round_numbers(low, high)
+    axis.set_xticks(ticks, [look.si(tick, unit) for tick in ticks])
+    axis.minorticks_off()
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Two to four round numbers between two positive numbers, as many as there are."""
+    first, last = math.floor(math.log10(low)), math.floor(math.log10(high))
+    for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = [d * 10.0**power for power in range(first, last + 1) for d in digits]
+        found = [number for number in found if low <= number <= high]
+        if len(found) >= MIN_TICKS:
+            break
+    return found[:: math.ceil(len(found) / MOST_TICKS) or 1]
 
 
 # -- gallery ---------------------------------------------------------------------------------
@@ -112,7 +126,8 @@ def _cost_axis(axis: Axes, values: pd.Series, label: str, unit: str) -> None:
 def _method_panels(data: Data, width: float, height: float) -> tuple[Figure, list[Axes]]:
     figure, axes = look.new_figure(len(data.methods), PANEL_COLUMNS, width=width, height=height)
     for axis, run in zip(axes, data.methods, strict=True):
-        axis.set_title(labels.method_label(run["method"]), fontsize=9)
+        name = textwrap.fill(labels.method_label(run["method"]), PANEL_LETTERS)
+        axis.set_title(name, fontsize=9)
         axis.title.set_color(labels.method_color(run["method"]))
     return figure, axes
 
@@ -122,27 +137,29 @@ def _which(data: Data) -> str:
     return f"{labels.setting_name(run)}, seed {run['seed']}"
 
 
+def _draw_levels(axis: Axes, layer: dict, color: str) -> None:
+    """The range of a layer's levels by epoch, and the levels of channel 0 at both ends."""
+    known = [row for row in layer["epochs"] if None not in row]
+    if not known:
+        return
+    epochs, lowest, highest = zip(*known, strict=True)
+    band = {"color": color, "alpha": 0.18, "linewidth": 0}
+    axis.fill_between(epochs, lowest, highest, label=layer["layer"], **band)
+    for edge in (lowest, highest):
+        axis.plot(epochs, edge, color=color, linewidth=1.0)
+    mark = {"color": color, "marker": "_", "markersize": 7, "linestyle": ""}
+    for epoch, stage in ((epochs[0], "start"), (epochs[-1], "end")):
+        axis.plot([epoch] * len(layer[stage]), layer[stage], **mark)
+
+
 def levels_through_training(data: Data) -> Drawn:
     """The range of the levels of a few layers, epoch by epoch, in a panel for each method."""
     if not data.methods:
         return NO_FILE
     figure, axes = _method_panels(data, 2.3, 2.0)
-    names = list(dict.fromkeys(layer for run in data.methods for layer in run["levels"]))
     for number, (axis, run) in enumerate(zip(axes, data.methods, strict=True)):
-        for layer, rows in run["levels"].items():
-            color = LAYER_COLORS[names.index(layer) % len(LAYER_COLORS)]
-            known = [row for row in rows if None not in row]
-            if known:
-                epochs, lowest, highest = zip(*known, strict=True)
-                band = {"color": color, "alpha": 0.18, "linewidth": 0}
-                axis.fill_between(epochs, lowest, highest, label=f"range, {layer}", **band)
-                for edge in (lowest, highest):
-                    axis.plot(epochs, edge, color=color, linewidth=1.0)
-                ends = run["ends"].get(layer, {})
-                for epoch, stage in ((epochs[0], "start"), (epochs[-1], "end")):
-                    dots = ends.get(stage, [])
-                    mark = {"color": color, "marker": "_", "markersize": 7, "linestyle": ""}
-                    axis.plot([epoch] * len(dots), dots, **mark)
+        for layer, color in zip(run["levels"], LAYER_COLORS, strict=False):
+            _draw_levels(axis, layer, color)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axis.yaxis.set_major_locator(MaxNLocator(4))
         if number % PANEL_COLUMNS == 0:
@@ -158,7 +175,7 @@ def code_histograms(data: Data) -> Drawn:
         return "no exported run has weights of few levels"
     figure, axes = _method_panels(data, 2.3, 1.9)
     for number, (axis, run) in enumerate(zip(axes, data.methods, strict=True)):
-        shares = [[count / sum(layer) for count in layer] for layer in run["codes"].values()]
+        shares = [[count / sum(layer) for count in layer] for _, layer in run["codes"]]
         most = max(map(len, shares), default=0)
         below = [0.0] * len(shares)
         for code in range(most):
