@@ -341,16 +341,21 @@ def write_deployment(results: Path, data: Path, reason: str = "") -> None:
             wrong = draw.random(len(labels)) < (0.05 if bits == 32 else 0.3)
             classes = np.where(wrong, (labels + 1) % 10, labels)
             file = final["size_bytes"] + 1000
+            layers = LAYERS if bits < 32 else ()
+            codes = [[layer, draw.integers(1, 900, 2**bits).tolist()] for layer in layers]
             row |= {
-                "images": len(labels), "top1": 100 * float((classes == labels).mean()),
-                "top1_training": final["top1"], "file_bytes": file,
-                "entropy_bytes": file - 9 * bits, "float32_bytes": final["fp_size_bytes"],
-                "ms": 0.1 * bits + 0.1 * draw.random(), "x_torch": 1 + 9 * draw.random(), "kernels": "popcount" if bits < 32 else "",
+                "images": len(labels),
+                "top1": 100 * float((classes == labels).mean()),
+                "top1_training": final["top1"],
+                "file_bytes": file,
+                "entropy_bytes": file - 9 * bits,
+                "float32_bytes": final["fp_size_bytes"],
+                "ms": 0.1 * bits + 0.1 * draw.random(),
+                "x_torch": 1 + 9 * draw.random(),
+                "kernels": "popcount" if bits < 32 else "",
                 "predictions": classes.tolist(),
-                "codes": [] if bits == 32 else [
-                    [layer, draw.integers(1, 900, 2**bits).tolist()] for layer in LAYERS
-                ],
-            }  # fmt: skip
+                "codes": codes,
+            }
         rows.append(row)
     (results / "deploy").mkdir()
     path = results / "deploy" / "all.jsonl"

@@ -294,7 +294,7 @@ def test_the_page_shows_the_deployment(deployed):
     shown = sum(len(one["images"]) for one in Record(deployed / "record").gallery["networks"])
     assert text.count('alt="test image ') == shown
     assert "a file cannot hold it &amp; says &lt;so&gt;" in text
-    assert "Torch float32 takes, times" in text
+    assert "Torch in float32, times as long" in text
 
 
 def test_the_page_is_the_same_again(deployed, tmp_path):

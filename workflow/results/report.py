@@ -209,7 +209,7 @@ DEPLOY: Columns = {
     "File": ("file_bytes", lambda row: si(row["file_bytes"], "B")),
     "Entropy coded": ("entropy_bytes", lambda row: si(row["entropy_bytes"], "B")),
     "Times smaller": ("compression", ".1f"), "ms an image": ("ms", ".3f"),
-    "Torch float32 takes, times": ("x_torch", ".2f"), "Kernels": ("kernels", ""),
+    "Torch in float32, times as long": ("x_torch", ".2f"),
 }  # fmt: skip
 
 
@@ -336,7 +336,9 @@ def render(folder: Path, plots: Path) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.globals |= {f.__name__: f for f in (accuracy, chip, distinct, pair, swatch)}
+    environment.globals |= {
+        f.__name__: f for f in (accuracy, bits_label, chip, distinct, pair, swatch)
+    }
     environment.globals |= {
         "method_label": labels.method_label,
         "setting_name": labels.setting_name,

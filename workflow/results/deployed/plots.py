@@ -34,7 +34,7 @@ from workflow.results.record import Record
 
 NO_FILE = "no quantized run was exported"
 PANEL_COLUMNS = 4
-PANEL_LETTERS = 25  # of a line of a panel's title
+PANEL_LETTERS = 21  # of a line of a panel's title
 MIN_TICKS, MOST_TICKS = 2, 4
 LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73")
 
@@ -196,7 +196,7 @@ def code_histograms(data: Data) -> Drawn:
 
 
 FILE_SIZE = {"column": "file_bytes", "axis_label": "size of the file (log scale)", "unit": "B"}
-LATENCY = {"column": "ms", "axis_label": "time of one image, one thread (log scale)", "unit": "ms"}
+LATENCY = {"column": "ms", "axis_label": "time of one image (log scale)", "unit": "ms"}
 PLOTS: dict[str, tuple[str, Callable[[Data], Drawn]]] = {
     "accuracy_vs_file_size": (
         "Accuracy against the size of the exported file",

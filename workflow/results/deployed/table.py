@@ -21,7 +21,7 @@ from workflow.suite.jobs import ROLES
 CONFIG = ("dataset", "arch", "method", "w_bits", "a_bits", "seed", "run_id")
 HEADINGS = (
     "method", "bits", "seed", "role", "top-1", "after training", "bytes", "x smaller", "ms",
-    "x faster",
+    "x torch",
 )  # fmt: skip
 ALIGN = "llrlrrrrrr"
 
