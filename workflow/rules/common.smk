@@ -148,10 +148,14 @@ def start_jobs(wildcards):
     return SUITE.starts[wildcards.start]
 
 
-def start_inputs(wildcards):
-    """The test images, and the job files of the runs that are exported."""
-    jobs = start_jobs(wildcards)
-    return [*manifests(jobs[0].runs[0]["dataset"]), *job_files(job.name for job in jobs)]
+def start_data(wildcards):
+    """The test images of the runs that are exported."""
+    return manifests(start_jobs(wildcards)[0].runs[0]["dataset"])
+
+
+def start_files(wildcards):
+    """The job files of the runs that are exported."""
+    return job_files(job.name for job in start_jobs(wildcards))
 
 
 def start_keys(wildcards):

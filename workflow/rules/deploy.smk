@@ -4,7 +4,8 @@
 
 rule deploy:
     input:
-        start_inputs,
+        start_data,
+        jobs=start_files,
     output:
         f"{RESULTS}/deploy/{{start}}.jsonl",
     log:
@@ -14,6 +15,7 @@ rule deploy:
     params:
         python=PYTHON,
         folders=start_folders,
+        runs=unrecorded(RUNS),
         data=unrecorded(config["data"]),
         most=["--most", SUITE.config["deploy_images"]] if SUITE.config["deploy_images"] else [],
         run_keys=start_keys,
@@ -21,9 +23,12 @@ rule deploy:
     resources:
         runtime=SUITE.config["runtime_minutes"],
         mem_mb=6000,
+    # If it fails, a network may be damaged: the next sweep trains it again.
     shell:
-        "OMP_NUM_THREADS=1 {params.python:q} -m deploy measure {params.folders:q}"
-        " --data {params.data:q} {params.most:q} --out {output:q} 2>&1 | tee {log:q}"
+        "(OMP_NUM_THREADS=1 {params.python:q} -m deploy measure {params.folders:q}"
+        " --data {params.data:q} {params.most:q} --out {output:q} ||"
+        " {{ {params.python:q} -m workflow.suite.jobs --runs {params.runs:q} {input.jobs:q}; exit 1; }})"
+        " 2>&1 | tee {log:q}"
 
 
 # The measurements become a part of the record, with what the gallery shows.
