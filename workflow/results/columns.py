@@ -43,7 +43,7 @@ KINDS = {
         top1 top5 fp_top1 delta checkpoint_top1 val_top1 share_of_channels_improved top1_mean
         top1_std other_top1_mean top1_difference_mean top1_difference_std top1_difference_low
         top1_difference_high delta_mean val_top1_mean val_top1_std top1_off_mean
-        top1_on_mean top1_training difference""",
+        top1_on_mean top1_training difference agreement""",
     "p": "p p_adjusted",
     "method": "method",
 }
@@ -144,7 +144,7 @@ NAMES = {
         top1_difference_high p p_adjusted verdict note""",
     "table_deploy.csv": f"""
         {NETWORK} method w_bits a_bits seed role export reason images top1 top1_training difference
-        file_bytes entropy_bytes float32_bytes compression ms x_torch kernels run_id""",
+        agreement file_bytes entropy_bytes float32_bytes compression ms x_torch kernels run_id""",
     "variants.csv": f"""
         {NETWORK} bits method recipe change n diverged val_top1_mean val_top1_std
         top1_difference_mean top1_difference_low top1_difference_high p p_adjusted verdict""",

@@ -206,6 +206,7 @@ TIMINGS: Columns = {
 DEPLOY: Columns = {
     "Setting · method": ("method", setting), "Runs": ("runs", "d"),
     "Top-1 of the file": ("top1", ".2f"), "After training": ("top1_training", ".2f"),
+    "As torch (%)": ("agreement", ".2f"),
     "File": ("file_bytes", lambda row: si(row["file_bytes"], "B")),
     "Entropy coded": ("entropy_bytes", lambda row: si(row["entropy_bytes"], "B")),
     "Times smaller": ("compression", ".1f"), "ms an image": ("ms", ".3f"),

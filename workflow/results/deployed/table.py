@@ -20,10 +20,10 @@ from workflow.suite.jobs import ROLES
 
 CONFIG = ("dataset", "arch", "method", "w_bits", "a_bits", "seed", "run_id")
 HEADINGS = (
-    "method", "bits", "seed", "role", "top-1", "after training", "bytes", "x smaller", "ms",
-    "x torch",
+    "method", "bits", "seed", "role", "top-1", "after training", "as torch", "bytes",
+    "x smaller", "ms", "x torch",
 )  # fmt: skip
-ALIGN = "llrlrrrrrr"
+ALIGN = "llrlrrrrrrr"
 
 
 def deploy_rows(record: Record) -> list[dict]:
@@ -46,7 +46,7 @@ def deploy_rows(record: Record) -> list[dict]:
             if row["images"] == dataset(row["dataset"]).test_images:
                 row["difference"] = float(row["top1"] - row["top1_training"])
             row["compression"] = row["float32_bytes"] / row["file_bytes"]
-            row |= {key: float(row[key]) for key in ("top1", "top1_training")}
+            row |= {key: float(row[key]) for key in ("top1", "top1_training", "agreement")}
         rows.append(row)
     return sorted(rows, key=_order)
 
@@ -65,8 +65,9 @@ def cells_of(row: dict) -> list[str]:
     if row["export"] != "exported":
         return [*begin, row["export"], *["-"] * (len(HEADINGS) - len(begin) - 1)]
     return [
-        *begin, f"{row['top1']:.2f}", f"{row['top1_training']:.2f}", f"{row['file_bytes']:,}",
-        f"{row['compression']:.1f}", f"{row['ms']:.3f}", f"{row['x_torch']:.2f}",
+        *begin, f"{row['top1']:.2f}", f"{row['top1_training']:.2f}", f"{row['agreement']:.2f}",
+        f"{row['file_bytes']:,}", f"{row['compression']:.1f}", f"{row['ms']:.3f}",
+        f"{row['x_torch']:.2f}",
     ]  # fmt: skip
 
 
@@ -76,9 +77,9 @@ def caption(rows: list[dict], suite: str) -> str:
     return (
         f"Suite {suite}: every run exported to one file. Test top-1 in percent, of the file on "
         f"{' or '.join(f'{count:,}' for count in images) or 'no'} test images, and after training "
-        "on all of them; bytes of the file, and how much smaller it is than float32; milliseconds "
-        "of processor time of one image on one thread, and how many times as long torch takes in "
-        "float32. The last two columns depend on the machine."
+        "on all of them; the share of the images to which torch gives the same class; bytes of the "
+        "file, and how much smaller it is than float32; milliseconds of processor time of one image "
+        "on one thread, and how many times as long torch takes in float32. The last two columns depend on the machine."
     )
 
 
