@@ -78,8 +78,9 @@ def caption(rows: list[dict], suite: str) -> str:
         f"Suite {suite}: every run exported to one file. Test top-1 in percent, of the file on "
         f"{' or '.join(f'{count:,}' for count in images) or 'no'} test images, and after training "
         "on all of them; the share of the images to which torch gives the same class; bytes of the "
-        "file, and how much smaller it is than float32; milliseconds of processor time of one image "
-        "on one thread, and how many times as long torch takes in float32. The last two columns depend on the machine."
+        "file, and how much smaller it is than float32; milliseconds of processor time of one "
+        "image on one thread, and how many times as long torch takes in float32. The last two "
+        "columns depend on the machine."
     )
 
 
