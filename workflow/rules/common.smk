@@ -101,6 +101,12 @@ SUITE_HAS = (SUITE.has_options, SUITE.config["deploy"])
 EVERYTHING = everything(RESULTS, SUITE.has_variants, *SUITE_HAS)
 if not SUITE.has_variants:
     EVERYTHING.append(f"{RESULTS}/tracking.txt")
+# Asked for by name: Snakemake does not miss what a failed job has deleted as long as the table that is
+# made from it is there.
+MEASURED = expand(f"{RESULTS}/deploy/{{start}}.jsonl", start=list(SUITE.starts))
+DEPLOY_RECORD = [f"{RESULTS}/record/{name}" for name in ("deploy.jsonl", "gallery.json")]
+if SUITE.config["deploy"]:
+    EVERYTHING += [*MEASURED, *DEPLOY_RECORD]
 if config["budget_minutes"]:
     EVERYTHING = [f"{RESULTS}/config.json", f"{RESULTS}/budget/queue.json"]
 

@@ -36,10 +36,9 @@ rule deployment:
     input:
         f"{RESULTS}/record/runs.jsonl",
         manifests(SUITE.datasets),
-        measured=expand(f"{RESULTS}/deploy/{{start}}.jsonl", start=list(SUITE.starts)),
+        measured=MEASURED,
     output:
-        f"{RESULTS}/record/deploy.jsonl",
-        f"{RESULTS}/record/gallery.json",
+        DEPLOY_RECORD,
     log:
         f"{RESULTS}/logs/deployment.log",
     conda:
