@@ -11,6 +11,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/deploy.smk"
 include: "workflow/rules/tracking.smk"
 
 
@@ -24,6 +25,9 @@ localrules:
     options,
     variants,
     plots,
+    deployment,
+    deploy_tables,
+    deploy_plots,
     html_report,
     mlflow_sync,
     reference,

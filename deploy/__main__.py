@@ -1,4 +1,4 @@
-"""Export a trained network and run it: `python -m deploy export|predict|show|check ...`."""
+"""Export trained networks and run them: `python -m deploy export|predict|show|check|measure`."""
 
 import argparse
 from pathlib import Path
@@ -60,9 +60,19 @@ def _check(arguments: argparse.Namespace) -> None:
     )
 
 
+def _measure(arguments: argparse.Namespace) -> None:
+    from deploy.measure import measure_runs, summary, write_measurements
+
+    if arguments.out is not None:
+        write_measurements(arguments.out, arguments.runs, arguments.data, arguments.most)
+        return
+    for row in measure_runs(arguments.runs, arguments.data, arguments.most):
+        print(f"{row['run_id']}: {summary(row)}")
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="export|predict|show|check")
+    commands = parser.add_subparsers(required=True, metavar="export|predict|show|check|measure")
     data = {"type": Path, "default": ROOT / "data", "help": "the prepared data sets"}
     threads = {"type": int, "default": 1, "help": "threads for one image"}
 
@@ -90,6 +100,12 @@ def _arguments() -> argparse.Namespace:
     check.add_argument("--threads", **threads)
     check.add_argument("--most", type=int, help="test images to use; all of them if left out")
     check.set_defaults(call=_check)
+    measure = commands.add_parser("measure", help="accuracy, size and time of the files of runs")
+    measure.add_argument("runs", type=Path, nargs="+", help="run folders, results/runs/<run>")
+    measure.add_argument("--data", **data)
+    measure.add_argument("--most", type=int, help="test images to use; all of them if left out")
+    measure.add_argument("--out", type=Path, help="write one JSON line for each run there")
+    measure.set_defaults(call=_measure)
     return parser.parse_args()
 
 

@@ -21,6 +21,8 @@ from PIL import Image
 from workflow.results import columns
 from workflow.suite.suite import DEFAULT_SUITE, ROOT, load_suite
 
+MOST_APART = 1.0  # points between a file and its training: single images differ, not many
+
 
 def require(condition: object, fault: str) -> None:
     if not condition:
@@ -72,9 +74,10 @@ def check_html(path: Path) -> None:
 
 
 def check_lines(path: Path) -> None:
-    """Check a job file or the runs of a record: one run in JSON on each line."""
+    """Check a job file, the runs of a record or measurements: one run in JSON on each line."""
+    key = "status" if "deploy" in (path.parent.name, path.stem) else "role"
     for line in path.read_text().splitlines():
-        require("role" in json.loads(line), f"{line[:80]!r} is not a run")
+        require(key in json.loads(line), f"{line[:80]!r} is not a run")
 
 
 CHECKS: dict[str, Callable[[Path], object]] = {
@@ -111,6 +114,19 @@ def check_runs(suite: str, results: Path) -> None:
         require(max(found.values()) == 1, f"{name} repeats {found.most_common(1)}")
 
 
+def check_deployment(suite: str, results: Path) -> None:
+    """Every run of the suite has a row; files are as accurate as training measured, or nearly."""
+    rows = {row["run_id"]: row for row in read_table(results / "table_deploy.csv")}
+    expected = {run["run_id"] for run in load_suite(suite).runs}
+    require(set(rows) == expected, f"table_deploy.csv lacks {sorted(expected - set(rows))}")
+    for run_id, row in rows.items():
+        require(row["export"] != "refused", f"{run_id} has no file: {row['reason']}")
+        apart = abs(row["difference"] or 0)
+        require(apart < MOST_APART, f"the file of {run_id} is {apart} points from its training")
+    quantized = [row for row in rows.values() if row["w_bits"] < 3 and row["export"] == "exported"]
+    require(all(row["compression"] > 2 for row in quantized), "a file of few bits is large")
+
+
 def check_tracking(suite: str) -> None:
     """MLflow's database holds each of the suite's runs once, finished."""
     expected = {run["run_key"] for job in load_suite(suite).jobs.values() for run in job.runs}
@@ -143,6 +159,8 @@ def main() -> None:
     }
     results = ROOT / "results" if suite == DEFAULT_SUITE else ROOT / "results" / suite
     checks["runs"] = partial(check_runs, suite, results)
+    if load_suite(suite).config["deploy"]:
+        checks["deployment"] = partial(check_deployment, suite, results)
     checks["tracking"] = partial(check_tracking, suite)
     faults = 0
     for name, check in checks.items():

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 import baselines
+from lowbit_core.datasets.manifest import read_labels
 from lowbit_core.runtime.run_folder import RunFolder
 from workflow.results import tables
-from workflow.results.record import write_record
+from workflow.results.deployed import gather, table
+from workflow.results.record import Record, write_record
 from workflow.suite.jobs import job_text, read_jobs
 
 BITS = ((1, 2), (2, 2), (3, 3))
@@ -270,7 +272,7 @@ def write_job(path: Path, lines: list[tuple[str, str]]) -> None:
     path.write_text(job_text({"run_id": run, "role": role} for run, role in lines))
 
 
-def write_every_method(results: Path) -> None:
+def write_every_method(results: Path, dataset: str = "fashion_mnist") -> None:
     """A suite of one network with every method at the widths that it offers, and its record."""
     rows = [("fp", (32, 32))]
     for bits in BITS:
@@ -278,7 +280,7 @@ def write_every_method(results: Path) -> None:
             if method.name != "fp" and bits[0] in (method.w_bits or (bits[0],)):
                 rows.append((method.name, bits))
     (results / "jobs").mkdir(parents=True)
-    runs = [write_run(results / "runs", "resnet20", *row, 0) for row in rows]
+    runs = [write_run(results / "runs", "resnet20", *row, 0, dataset=dataset) for row in rows]
     write_job(results / "jobs" / "all.jsonl", [(run, "run") for run in runs])
     record_suite(results)
 
@@ -316,3 +318,49 @@ def make_tables(results: Path) -> None:
     """All tables of a results folder, from its record."""
     tables.main([str(results)])
     tables.main([str(results), "--ablations"])
+
+
+def write_deployment(results: Path, data: Path, reason: str = "") -> None:
+    """Invented measurements of every run of a record, and its table of exported runs.
+
+    data: holds the prepared data set, of which the first test images are predicted, some of them
+    wrong. reason: why the first quantized run of mobilenetv2 has no file.
+    """
+    rows = []
+    for run in Record(results / "record").runs:
+        config, final = run["config"], run["final"]
+        bits, row = config["w_bits"], {key: config[key] for key in ("run_id", "run_key")}
+        draw = np.random.default_rng(zlib.crc32(config["run_id"].encode()))
+        status = "diverged" if final["status"] == "diverged" else "exported"
+        if reason and status == "exported" and config["arch"] == "mobilenetv2" and bits < 32:
+            row, status, reason = row | {"reason": reason}, "refused", ""
+        row = {"reason": "the loss is not finite" if status == "diverged" else "", **row}
+        row["status"] = status
+        if status == "exported":
+            labels = read_labels(data / config["dataset"], "test")[:300]
+            wrong = draw.random(len(labels)) < (0.05 if bits == 32 else 0.3)
+            classes = np.where(wrong, (labels + 1) % 10, labels)
+            file = final["size_bytes"] + 1000
+            layers = LAYERS if bits < 32 else ()
+            codes = [[layer, draw.integers(1, 900, 2**bits).tolist()] for layer in layers]
+            row |= {
+                "images": len(labels),
+                "top1": 100 * float((classes == labels).mean()),
+                "top1_training": final["top1"],
+                "agreement": 99.5,
+                "file_bytes": file,
+                "entropy_bytes": file - 9 * bits,
+                "float32_bytes": final["fp_size_bytes"],
+                "ms": 0.1 * bits + 0.1 * draw.random(),
+                "x_torch": 1 + 9 * draw.random(),
+                "kernels": "popcount" if bits < 32 else "",
+                "predictions": classes.tolist(),
+                "codes": codes,
+            }
+        rows.append(row)
+    (results / "deploy").mkdir()
+    path = results / "deploy" / "all.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folders = ["--runs", str(results / "runs"), "--data", str(data)]
+    gather.main(["--record", str(results / "record"), "--measured", str(path), *folders])
+    table.main([str(results)])

@@ -20,7 +20,7 @@ from workflow.results.record import Record
 from workflow.suite.jobs import read_jobs
 
 ROOT = Path(__file__).parents[2]
-NOT_OF_QUICK = ("variants.csv", "ablation_options.csv")
+NOT_OF_QUICK = ("variants.csv", "ablation_options.csv", "table_deploy.csv")
 MADE = (*(name for name in TABLES if name not in NOT_OF_QUICK), "table_main.md", "table_main.tex",
         "claims.md")  # fmt: skip
 

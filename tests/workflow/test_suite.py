@@ -145,6 +145,11 @@ BAD = {
     "suite": (("suite",), "My suite", "suite", "'My suite'", "does not match"),
     "compile": (("compile",), True, "compile", "True", "auto"),
     "loader": (("loader",), "dali", "loader", "'dali'", "ffcv"),
+    "deploy word": (("deploy",), "yes please", "deploy", "'yes please'", "boolean"),
+    "deploy number": (("deploy",), 1, "deploy", "1", "boolean"),
+    "deploy images 0": (("deploy_images",), 0, "deploy_images", "0", "minimum of 1"),
+    "deploy images word": (("deploy_images",), "all", "deploy_images", "'all'", "integer"),
+    "deploy images half": (("deploy_images",), 0.5, "deploy_images", "0.5", "integer"),
     "no experiments": (("experiments",), [], "experiments"),
     "recipe name": (("recipes", 1), RECIPE, "'1'", "not text"),
     "val_images": (
@@ -287,6 +292,34 @@ def test_a_mutated_suite_is_accepted_or_refused_in_one_line(data):
 def test_any_text_is_accepted_or_refused(text):
     with pytest.raises(InputError):
         parse_suite(text, "my.yaml")
+
+
+@pytest.mark.parametrize("value", (True, False))
+@pytest.mark.parametrize("images", (None, 1, 10_000))
+def test_deployment_is_asked_for_by_a_key_and_changes_no_run(value, images):
+    suite = parse({**BASE, "deploy": value, "deploy_images": images})
+    assert (suite.config["deploy"], suite.config["deploy_images"]) == (value, images)
+    plain = parse(BASE)
+    assert (plain.config["deploy"], plain.config["deploy_images"]) == (False, None)
+    assert suite.jobs == plain.jobs
+
+
+def test_a_comparison_of_recipes_reads_no_test_images():
+    other = {**BASE["experiments"][0], "recipe": "spare"}
+    config = {**BASE, "experiments": [BASE["experiments"][0], other]}
+    assert parse(config).has_variants
+    refused({**config, "deploy": True}, "deploy is true", "compares recipes")
+
+
+@pytest.mark.parametrize("name", ("quick", "smoke", "paper", "zoo", "cpu_short"))
+def test_every_job_is_of_the_checkpoint_that_it_starts_from(name):
+    suite = load_suite(name)
+    found = [job.name for jobs in suite.starts.values() for job in jobs]
+    assert sorted(found) == sorted(suite.jobs)
+    for start, jobs in suite.starts.items():
+        [checkpoint] = suite.jobs[f"{start}-checkpoint"].runs
+        for run in (run for job in jobs for run in job.runs if run["pretrained"]):
+            assert run["pretrained"] == checkpoint["run_id"]
 
 
 # -- expansion -------------------------------------------------------------------------------

@@ -36,18 +36,22 @@ KINDS = {
         activation_granularity init pretrained quantizer_weight_decay quantizer_lr_scale schedule
         epoch_reported augmentation loader compile precision code_version torch torchvision ffcv
         python hardware variant trained_with other label best published_policy published_source
-        published_note bits claim primary note recipe base change option options value""",
+        published_note bits claim primary note recipe base change option options value reason
+        kernels""",
     "whole": "w_bits a_bits seed restarts epoch channel seeds channels n pairs",
     "percent": """
         top1 top5 fp_top1 delta checkpoint_top1 val_top1 share_of_channels_improved top1_mean
         top1_std other_top1_mean top1_difference_mean top1_difference_std top1_difference_low
         top1_difference_high delta_mean val_top1_mean val_top1_std top1_off_mean
-        top1_on_mean""",
+        top1_on_mean top1_training difference agreement""",
     "p": "p p_adjusted",
     "method": "method",
 }
 """Kinds of columns -> the columns; a column that is not listed holds numbers."""
-CHOICES = {"role": ROLES, "status": STATUSES, "verdict": VERDICTS, "zero_level": ("yes", "no", "")}
+CHOICES = {
+    "role": ROLES, "status": STATUSES, "verdict": VERDICTS, "zero_level": ("yes", "no", ""),
+    "export": ("exported", "diverged", "refused"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ NAMES = {
         {NETWORK} bits claim method other primary n pairs diverged other_diverged top1_mean
         other_top1_mean top1_difference_mean top1_difference_std top1_difference_low
         top1_difference_high p p_adjusted verdict note""",
+    "table_deploy.csv": f"""
+        {NETWORK} method w_bits a_bits seed role export reason images top1 top1_training difference
+        agreement file_bytes entropy_bytes float32_bytes compression ms x_torch kernels run_id""",
     "variants.csv": f"""
         {NETWORK} bits method recipe change n diverged val_top1_mean val_top1_std
         top1_difference_mean top1_difference_low top1_difference_high p p_adjusted verdict""",

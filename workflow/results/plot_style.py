@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -142,6 +143,20 @@ def save(figure: Figure, folder: Path, name: str) -> None:
         with replace_file(folder / f"{name}.{kind}") as temporary:
             figure.savefig(temporary, format=kind, metadata=metadata)
     plt.close(figure)
+
+
+def write_plots(plots: dict, data: Any, folder: Path) -> None:
+    """Draw and write plots {name: (title, function of `data`)}; `data` has a `note` for headings.
+
+    A function gives a figure and what it shows, or the reason why there is nothing to draw.
+    """
+    set_style()
+    for name, (title, draw) in plots.items():
+        drawn = draw(data)
+        is_empty = isinstance(drawn, str)
+        figure, shown = (empty_figure(drawn), "") if is_empty else drawn
+        add_heading_and_legend(figure, title, " · ".join(filter(None, (shown, data.note))))
+        save(figure, folder, name)
 
 
 def si(value: float, unit: str = "") -> str:

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -61,9 +62,21 @@ class Data:
         self.epochs = read_frame(folder / "epochs.csv")
         record = Record(folder / "record")
         self.histograms = record.histograms
-        self.note = f"suite: {record.suite}"
-        if not labels.is_paper_suite(record.suite):
-            self.note += ", not comparable with published numbers"
+        self.note = note_of(record)
+
+
+def note_of(record: Record) -> str:
+    """The suite, for the headings of its plots."""
+    note = f"suite: {record.suite}"
+    is_paper = labels.is_paper_suite(record.suite)
+    return note if is_paper else f"{note}, not comparable with published numbers"
+
+
+class Cells(Protocol):
+    """What a plot of accuracies needs: one row a network, width and method, with `top1_mean`."""
+
+    cells: pd.DataFrame
+    quantized: pd.DataFrame
 
 
 def panel_name(row: pd.Series, of: pd.DataFrame) -> str:
@@ -87,14 +100,14 @@ def drawing_order(table: pd.DataFrame) -> list[str]:
     return sorted(table["method"].unique(), key=labels.method_order, reverse=True)
 
 
-def full_precision(data: Data, row: pd.Series) -> pd.Series | None:
+def full_precision(data: Cells, row: pd.Series) -> pd.Series | None:
     """The full-precision cell of the network of `row`."""
     here = of_network(data.cells, row)
     return next((cell for _, cell in here.iterrows() if cell["method"] == "fp"), None)
 
 
 def accuracy_panels(
-    data: Data, heading: Callable[[pd.DataFrame], str]
+    data: Cells, heading: Callable[[pd.DataFrame], str]
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, pd.DataFrame]]]:
     """A figure, and (axis, cells that it shows, all quantized cells of its network) of each panel.
 
@@ -377,14 +390,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="results folder")
     parser.add_argument("--out", type=Path, help="folder of the plots (FOLDER/plots)")
     args = parser.parse_args(argv)
-    look.set_style()
-    data = Data(args.folder)
-    for name, (title, draw) in PLOTS.items():
-        drawn = draw(data)
-        is_empty = isinstance(drawn, str)
-        figure, shown = (look.empty_figure(drawn), "") if is_empty else drawn
-        look.add_heading_and_legend(figure, title, " · ".join(filter(None, (shown, data.note))))
-        look.save(figure, args.out or args.folder / "plots", name)
+    look.write_plots(PLOTS, Data(args.folder), args.out or args.folder / "plots")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from workflow.suite.suite import COMPILE_MODES, load_suite
 RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
     "runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json",
 )  # fmt: skip
+DEPLOYED, GALLERY = "deploy.jsonl", "gallery.json"  # of suites that measure exported networks
 WEIGHTS = ("mismatch", "flip_rate", "level_span", "used_levels", "used_levels_lowest")
 OSCILLATING = "oscillating"  # the last column of epochs, only where a run tracked it
 EPOCH_COLUMNS = ("run_id", *METRICS, *TIMINGS[1:], *WEIGHTS)
@@ -89,6 +90,25 @@ class Record:
         """The weight histograms of one run: {"run_id": ..., "layers": ...}."""
         with self._reading(HISTOGRAMS) as text:
             return json.loads(text)
+
+    @cached_property
+    def deployed(self) -> dict[str, dict]:
+        """{run_id: what was measured of its file} (see deploy/measure.py); empty if nothing was."""
+        if not (self.folder / DEPLOYED).exists():
+            return {}
+        with self._reading(DEPLOYED) as text:
+            rows = {row["run_id"]: row for row in map(json.loads, text.splitlines())}
+            for row in rows.values():
+                row["status"], row["reason"]
+        return rows
+
+    @cached_property
+    def gallery(self) -> dict:
+        """What deployed/gallery.py chose: {"methods": [...], "networks": [...]}."""
+        with self._reading(GALLERY) as text:
+            gallery = json.loads(text)
+            gallery["methods"], gallery["networks"]
+        return gallery
 
     def _rows(self, name: str, columns: tuple[str, ...]) -> dict[str, list[dict]]:
         with self._reading(name) as text:

@@ -24,6 +24,8 @@ from workflow.comparisons import load_comparisons
 from workflow.results import claims, labels
 from workflow.results.analysis import SETTING
 from workflow.results.columns import grouped, read_table
+from workflow.results.deployed import plots as deploy_plots
+from workflow.results.deployed import table as deploy_table
 from workflow.results.main_table import TEMPLATES, blocks, mean_text
 from workflow.results.plot_style import GRID, INK, MUTED, si
 from workflow.results.plots import PLOTS
@@ -201,6 +203,16 @@ TIMINGS: Columns = {
     "Peak MB": ("peak_memory_mb", ".0f"),
 }  # fmt: skip
 
+DEPLOY: Columns = {
+    "Setting · method": ("method", setting), "Runs": ("runs", "d"),
+    "Top-1 of the file": ("top1", ".2f"), "After training": ("top1_training", ".2f"),
+    "As torch (%)": ("agreement", ".2f"),
+    "File": ("file_bytes", lambda row: si(row["file_bytes"], "B")),
+    "Entropy coded": ("entropy_bytes", lambda row: si(row["entropy_bytes"], "B")),
+    "Times smaller": ("compression", ".1f"), "ms an image": ("ms", ".3f"),
+    "Torch in float32, times as long": ("x_torch", ".2f"),
+}  # fmt: skip
+
 
 def tiles(results: list[dict], table: list[dict], timings: list[dict]) -> list[tuple[str, str]]:
     """(value, label) of the figures below the title."""
@@ -262,6 +274,34 @@ def main_tables(table: list[dict]) -> dict[str, Table]:
     return found
 
 
+def deployment(folder: Path, plots: Path, record: Record) -> dict | None:
+    """What the page shows of exported networks; None for a record that has none."""
+    if not record.deployed:
+        return None
+    rows = read_table(folder / "table_deploy.csv")
+    sizes = ("file_bytes", "entropy_bytes", "compression")
+    done = [
+        row | {key: float(row[key]) for key in sizes} for row in rows if row["export"] == "exported"
+    ]
+    means = summarize([row for row in done if row["role"] == "run"], mean, *SETTING, "method")
+    return {
+        "caption": deploy_table.caption(rows, record.suite),
+        "table": make_table(DEPLOY, means),
+        "failures": deploy_table.failures(rows),
+        "count": len(done),
+        "plots": figures(deploy_plots.PLOTS, plots),
+        "networks": record.gallery["networks"],
+    }
+
+
+def figures(titles: dict[str, tuple], plots: Path) -> list[tuple]:
+    """(Name, title, SVG) of plots {name: (title, how it is drawn)}."""
+    return [
+        (name, title, inline_svg(plots / f"{name}.svg", title))
+        for name, (title, _) in titles.items()
+    ]
+
+
 def inline_svg(path: Path, title: str) -> Markup:
     """A Matplotlib SVG as a part of the page: ids of its own, theme colours, no fixed size."""
     text = path.read_text() if path.exists() else ""
@@ -293,15 +333,17 @@ def render(folder: Path, plots: Path) -> str:
     method_of = {row["run_id"]: row["method"] for row in results}
     timed = [row | {"method": method_of[row["run_id"]]} for row in timings]
     known = [row for row in table if row["published_top1"] is not None]
-    figures = [
-        (name, title, inline_svg(plots / f"{name}.svg", title))
-        for name, (title, _) in PLOTS.items()
-    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.globals |= {f.__name__: f for f in (accuracy, chip, distinct, pair, swatch)}
+    environment.globals |= {
+        f.__name__: f for f in (accuracy, bits_label, chip, distinct, pair, swatch)
+    }
+    environment.globals |= {
+        "method_label": labels.method_label,
+        "setting_name": labels.setting_name,
+    }
     environment.filters |= {"arch_name": labels.arch_name, "dataset_name": labels.dataset_name}
     return environment.get_template("report.html.j2").render(
         suite=record.suite,
@@ -314,7 +356,8 @@ def render(folder: Path, plots: Path) -> str:
         main_tables=main_tables(table),
         families=sorted(set(map(family_of, [*table, *results])), key=labels.family_order),
         published=make_table(PUBLISHED, known),
-        plots=figures,
+        plots=figures(PLOTS, plots),
+        deployment=deployment(folder, plots, record),
         channel_rows=channels,
         channels=make_table(CHANNEL_ERROR, channels),
         direct_rows=direct,

@@ -11,6 +11,7 @@ from workflow.away.queue import describe, suite_queue
 from workflow.comparisons import load_comparisons
 from workflow.guard import begin, point_to
 from workflow.results.columns import TABLES as CSV_TABLES
+from workflow.suite.identity import deploy_version
 from workflow.suite.settings import configured_suite
 from workflow.suite.suite import DEFAULT_SUITE
 
@@ -48,8 +49,21 @@ BUDGET_GPUS = max(1, workflow.global_resources.get("gpu").value or 1) if SUITE.c
 VARIANTS = ["variants.csv", "variants.md"]
 # Of suites that train runs without and with an option of their recipe.
 OPTIONS = ["ablation_options.csv"]
+# Of suites that export their runs and measure the files.
+DEPLOY_TABLES = [f"table_deploy.{kind}" for kind in ("csv", "md", "tex")]
+DEPLOY_PLOTS = expand(
+    "plots/{plot}.{ext}",
+    plot=[
+        "accuracy_vs_file_size",
+        "accuracy_vs_latency",
+        "levels_through_training",
+        "code_histograms",
+    ],
+    ext=["svg", "png"],
+)
 ABLATIONS = [n for n in CSV_TABLES if n.startswith("ablation") and n not in OPTIONS]
-TABLES = [name for name in CSV_TABLES if name not in (*VARIANTS, *ABLATIONS, *OPTIONS)]
+OF_SOME = (*VARIANTS, *ABLATIONS, *OPTIONS, *DEPLOY_TABLES)
+TABLES = [name for name in CSV_TABLES if name not in OF_SOME]
 TABLES += ["table_main.md", "table_main.tex", "claims.md"]
 PLOTS = expand(
     "plots/{plot}.{ext}",
@@ -67,24 +81,39 @@ PLOTS = expand(
 )
 
 
-def everything(folder, has_variants, has_options):
+def shown(folder, has_options, has_deploy):
+    """The tables and plots that the report of a results folder shows."""
+    names = [*TABLES, *ABLATIONS, *(OPTIONS if has_options else ()), *PLOTS]
+    names += [*DEPLOY_TABLES, *DEPLOY_PLOTS] if has_deploy else []
+    return [f"{folder}/{name}" for name in names]
+
+
+def everything(folder, has_variants, has_options, has_deploy):
     """All that is made from the record in a results folder."""
     if has_variants:
         return [f"{folder}/{name}" for name in VARIANTS]
-    options = OPTIONS if has_options else []
-    made = [f"{folder}/{name}" for name in (*TABLES, *ABLATIONS, *options, *PLOTS)]
-    return [*made, f"reports{str(folder).removeprefix('results')}/index.html"]
+    page = f"reports{str(folder).removeprefix('results')}/index.html"
+    return [*shown(folder, has_options, has_deploy), page]
 
 
-EVERYTHING = everything(RESULTS, SUITE.has_variants, SUITE.has_options)
+DEPLOYED = [*DEPLOY_TABLES, *DEPLOY_PLOTS] if SUITE.config["deploy"] else []
+SUITE_HAS = (SUITE.has_options, SUITE.config["deploy"])
+EVERYTHING = everything(RESULTS, SUITE.has_variants, *SUITE_HAS)
 if not SUITE.has_variants:
     EVERYTHING.append(f"{RESULTS}/tracking.txt")
+# Asked for by name: Snakemake does not miss what a failed job has deleted as long as the table that is
+# made from it is there.
+MEASURED = expand(f"{RESULTS}/deploy/{{start}}.jsonl", start=list(SUITE.starts))
+DEPLOY_RECORD = [f"{RESULTS}/record/{name}" for name in ("deploy.jsonl", "gallery.json")]
+if SUITE.config["deploy"]:
+    EVERYTHING += [*MEASURED, *DEPLOY_RECORD]
 if config["budget_minutes"]:
     EVERYTHING = [f"{RESULTS}/config.json", f"{RESULTS}/budget/queue.json"]
 
 
 wildcard_constraints:
     job=r"[A-Za-z0-9_]+-[a-z0-9]+-s\d+-[0-9a-f]{8}-[a-z]+\d*",
+    start=r"[A-Za-z0-9_]+-[a-z0-9]+-s\d+-[0-9a-f]{8}",
     dataset=r"[a-z0-9_]+",
     record="record|ablation_record",
     # A results folder is results{at}: of the suite, or of a committed record.
@@ -118,6 +147,34 @@ def job_keys(wildcards):
     return SUITE.jobs[wildcards.job].keys
 
 
+def start_jobs(wildcards):
+    """The jobs whose runs one process exports: those that start from one checkpoint."""
+    if wildcards.start not in SUITE.starts:
+        sys.exit(f"error: suite {SUITE.name!r} has no checkpoint {wildcards.start!r}")
+    return SUITE.starts[wildcards.start]
+
+
+def start_data(wildcards):
+    """The test images of the runs that are exported."""
+    return manifests(start_jobs(wildcards)[0].runs[0]["dataset"])
+
+
+def start_files(wildcards):
+    """The job files of the runs that are exported."""
+    return job_files(job.name for job in start_jobs(wildcards))
+
+
+def start_keys(wildcards):
+    """What determines the runs that are exported."""
+    return [key for job in start_jobs(wildcards) for key in job.keys]
+
+
+def start_folders(wildcards, output):
+    """The folders of the runs that are exported."""
+    jobs = start_jobs(wildcards)
+    return [f"{RUNS}/{run['run_id']}" for job in jobs for run in job.runs]
+
+
 def record_jobs(wildcards):
     """The job files of all runs, or of those that the ablation tables need."""
     if wildcards.record == "record":
@@ -132,19 +189,19 @@ def ablation_record(wildcards):
 
 
 def committed_records():
-    """(results folder, whether it compares variants, and options) of every committed record."""
+    """Every committed record: (results folder, whether it has variants, options, deployment)."""
     for path in sorted(Path("results/reference").glob("*/record/suite.json")):
         settings = json.loads(path.read_text())
-        yield path.parents[1], settings["variants"], settings.get("options", False)
+        has_deploy = path.with_name("deploy.jsonl").exists()
+        yield path.parents[1], settings["variants"], settings.get("options", False), has_deploy
 
 
 def report_tables(wildcards):
     """The tables and plots that a report shows."""
-    has = {str(folder): options for folder, _, options in committed_records()}
-    has[RESULTS] = SUITE.has_options
+    has = {str(folder): rest for folder, _, *rest in committed_records()}
+    has[RESULTS] = SUITE_HAS
     folder = f"results{wildcards.at}"
-    options = OPTIONS if has.get(folder) else []
-    return [f"{folder}/{name}" for name in (*TABLES, *ABLATIONS, *options, *PLOTS)]
+    return shown(folder, *has.get(folder, (False, False)))
 
 
 def from_folder(names):

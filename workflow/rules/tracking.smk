@@ -23,7 +23,7 @@ rule suite_config:
 rule mlflow_sync:
     input:
         jobs=job_files(SUITE.jobs),
-        files=[f"{RESULTS}/{name}" for name in (*PLOTS, *TABLES, "config.json")],
+        files=[f"{RESULTS}/{name}" for name in (*PLOTS, *TABLES, *DEPLOYED, "config.json")],
     output:
         f"{RESULTS}/tracking.txt",
     log:

@@ -69,11 +69,24 @@ def code_version(method: str) -> str:
     That is the numeric folders of lowbit_core, and the method's module with the baselines that it
     imports. Comments, docstrings and layout do not count.
     """
-    core = ROOT / "lowbit_core"
-    files = {path for folder in NUMERIC for path in (core / folder).rglob("*")}
-    files = {path for path in files if path.suffix in SOURCE_SUFFIXES}
+    files = _sources(*(ROOT / "lowbit_core" / folder for folder in NUMERIC))
     if method in baselines.SOURCES:
         _add_module(baselines.SOURCES[method], files)
+    return _hash(files)
+
+
+@cache
+def deploy_version() -> str:
+    """Hash of the code that exports a run and computes the file: 12 hex digits."""
+    return _hash(_sources(ROOT / "deploy"))
+
+
+def _sources(*folders: Path) -> set[Path]:
+    files = {path for folder in folders for path in folder.rglob("*")}
+    return {path for path in files if path.suffix in SOURCE_SUFFIXES}
+
+
+def _hash(files: set[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(f"{path.relative_to(ROOT)}\n{_code(path)}\n".encode())

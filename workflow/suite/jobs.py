@@ -1,10 +1,16 @@
-"""Job files: which runs a finished job trained. And the check that these runs are whole."""
+"""Job files: which runs a finished job trained. And the check that these runs are whole.
 
+`python -m workflow.suite.jobs --runs results/runs FILES` lets the next sweep train again the runs
+of these job files whose network is damaged.
+"""
+
+import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.errors import InputError, run_cli
+from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_folder import RunFolder, check_run_id
 from lowbit_core.runtime.run_status import RunStatus, run_status
 
@@ -91,3 +97,27 @@ def check_jobs(paths: Iterable[str | Path], runs: Path) -> None:
                 raise InputError(
                     f"{error}; run `snakemake` again: it makes this run anew ({path} was removed)"
                 ) from error
+
+
+def mend_jobs(paths: Iterable[str | Path], runs: Path) -> None:
+    """Remove the final record of each run whose files are damaged, its network too, and its job."""
+    for path in map(Path, paths):
+        for run_id in read_job(path):
+            config = RunFolder(runs / run_id).read_json("config.json") or {}
+            status, damage = run_status(runs / run_id, config.get("run_key", ""), weights=True)
+            if status in (RunStatus.DAMAGED, RunStatus.ABSENT):
+                RunFolder(runs / run_id).remove("final.json")
+                path.unlink(missing_ok=True)
+                say(f"{damage or run_id}: run `snakemake` again, which trains it anew")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("jobs", nargs="+")
+    arguments = parser.parse_args()
+    mend_jobs(arguments.jobs, arguments.runs)
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -57,6 +57,14 @@ class Suite:
     def datasets(self) -> list[str]:
         return sorted({run["dataset"] for run in self.runs})
 
+    @property
+    def starts(self) -> dict[str, list[Job]]:
+        """The jobs by the checkpoint that they train or start from, as the jobs' names begin."""
+        found: dict[str, list[Job]] = {}
+        for name, job in self.jobs.items():
+            found.setdefault(name.rpartition("-")[0], []).append(job)
+        return found
+
     def only(self, names: str) -> "Suite":
         """The jobs of the data sets in `names`, separated by commas; all of them if it is empty."""
         chosen = [name.strip() for name in names.split(",") if name.strip()]
@@ -119,7 +127,13 @@ def parse_suite(text: str | bytes, where: str, compile: str = "") -> Suite:
         for name, recipe in config["recipes"].items():
             _check_method_groups(recipe["method_groups"], f"recipes.{name}.method_groups")
         runs = list(_runs(config))
-    return Suite(config["suite"], config, pack(runs, config["runs_per_job"]))
+        suite = Suite(config["suite"], config, pack(runs, config["runs_per_job"]))
+        if config["deploy"] and suite.has_variants:
+            raise InputError(
+                "deploy is true: it must be false in a suite that compares recipes, since such a "
+                "suite reads no test images"
+            )
+    return suite
 
 
 # -- what the schema cannot check ------------------------------------------------------------

@@ -1,0 +1,250 @@
+"""Exports trained runs and measures the files: accuracy, size, and the time of one image.
+
+Times depend on the machine and its load, and so does the choice of the kernels. All else of a row
+is determined by the run.
+"""
+
+import copy
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from deploy import fileformat
+from deploy.engine.build import library
+from deploy.export.run import TrainedRun, about, read_run
+from deploy.export.size import entropy_bytes, float32_bytes
+from deploy.export.trace import trace
+from deploy.graph import Convolution, Graph
+from deploy.network import Network, load
+from lowbit_core import models
+from lowbit_core.data.loader import make_loader
+from lowbit_core.datasets.catalog import Dataset
+from lowbit_core.runtime.backend import pick_backend
+from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.files import write_text
+from lowbit_core.runtime.progress import say
+from lowbit_core.runtime.run_folder import RunFolder
+
+EXPORTED, DIVERGED, REFUSED = "exported", "diverged", "refused"
+FIRST_PREDICTIONS = 500  # images whose predicted classes a row holds
+MOST_LEVELS = 16  # of a weight whose codes are counted in a row
+BATCH = 250
+ROUNDS, CALLS = 7, 3  # of a latency: turns, and calls that are timed together
+Call = Callable[[], object]
+
+
+def write_measurements(path: Path, folders: Iterable[Path], data: Path, most: int | None) -> None:
+    """Measure each run and write one JSON line for each, in their order."""
+    lines = []
+    for row in measure_runs(folders, data, most):
+        say(f"{row['run_id']}: {summary(row)}")
+        lines.append(json.dumps(row, sort_keys=True) + "\n")
+    write_text(path, "".join(lines))
+
+
+def measure_runs(
+    folders: Iterable[Path], data_folder: Path, most: int | None = None
+) -> Iterator[dict]:
+    """One row for each run folder.
+
+    run_id, run_key, status: `exported`, `diverged`, or `refused` where a file cannot hold the
+    network; only `exported` has more than a `reason`. images, top1: of the file, in percent;
+    top1_training: of all test images, as the final record says it; agreement: the share of the
+    images to which torch gives the same class, in percent. file_bytes, float32_bytes;
+    entropy_bytes: of the file if an ideal coder packed its codes. ms: processor time of one image
+    on one thread; x_torch: that of torch with the network in float32, divided by it; kernels: those
+    that count, the one with the most layers first. codes: [layer, how many weights have each code]
+    of each quantized layer; predictions: classes of the first images.
+
+    most: test images to use, None for all. Raises InputError where a run is unfinished or damaged,
+    or its test images are missing.
+    """
+    library()  # without a compiler nothing can be measured
+    bench = _Bench(data_folder, most)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for folder in folders:
+            yield _measure(folder, bench)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def summary(row: dict) -> str:
+    """A row in one line."""
+    if row["status"] != EXPORTED:
+        return f"{row['status']}: {row['reason']}"
+    return (
+        f"top-1 {row['top1']:.2f} % of {row['images']} images ({row['top1_training']:.2f} % after "
+        f"training), {row['agreement']:.2f} % as torch, {row['file_bytes']:,} bytes "
+        f"({row['float32_bytes'] / row['file_bytes']:.1f} times less than float32), "
+        f"{row['ms']:.3f} ms an image (torch in float32: {row['x_torch']:.1f} times as long)"
+    )
+
+
+@dataclass(eq=False)
+class _Bench:
+    """What the runs of one process share: test images, and float32 networks to compare with."""
+
+    data_folder: Path
+    most: int | None
+    batches: dict[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+    peers: dict[str, Call] = field(default_factory=dict)
+
+    def test_batches(self, run: TrainedRun) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """Normalised test images (N, C, H, W) with labels (N,), kept where they are small."""
+        name = run.data.name
+        if not run.data.stored_raw:
+            return self._read(run)
+        if name not in self.batches:
+            self.batches[name] = list(self._read(run))
+        return self.batches[name]
+
+    def _read(self, run: TrainedRun) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        data = run.data
+        # Of raw sets both backends give the same pixels, and FFCV would compile for seconds.
+        backend = "torch" if data.stored_raw else pick_backend(run.config["loader"])
+        loader = make_loader(
+            self.data_folder / data.name,
+            "test",
+            batch_size=BATCH,
+            train=False,
+            indices=None if self.most is None else np.arange(min(self.most, data.test_images)),
+            backend=backend,
+        )
+        for images, labels in loader.epoch(0):
+            yield images.contiguous().numpy().copy(), labels.numpy().copy()
+
+    def peer(self, run: TrainedRun) -> Call:
+        """Torch with the run's network in float32 and one image, in its faster memory layout."""
+        config = run.config
+        key = json.dumps([run.data.name, config["arch"], config["arch_options"]], sort_keys=True)
+        if key not in self.peers:
+            self.peers[key] = _torch_call(config["arch"], config["arch_options"], run.data)
+        return self.peers[key]
+
+
+def _measure(folder: Path, bench: _Bench) -> dict:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such run folder")
+    final = RunFolder(folder).finished(weights=True)
+    if final is not None and final["status"] != "done":
+        reason = f"layer {final['diverged_layer']}: {final['diverged_because']}"
+        return _row(folder.name, final["run_key"], DIVERGED, reason)
+    run = read_run(folder)
+    shape = (run.data.channels, run.data.side, run.data.side)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "model.lowbit"
+        try:
+            graph = trace(run.model, shape)
+            fileformat.save(path, graph, about(run, bench.data_folder))
+            network = load(path)
+        except InputError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            return _row(folder.name, run.config["run_key"], REFUSED, reason)
+        file_bytes = path.stat().st_size
+    predictions, right, same = _predict(network, run.model, bench.test_batches(run))
+    return {
+        **_row(folder.name, run.config["run_key"], EXPORTED, ""),
+        "images": len(predictions),
+        "top1": 100 * right / len(predictions),
+        "agreement": 100 * same / len(predictions),
+        "top1_training": run.final["top1"],
+        "file_bytes": file_bytes,
+        "entropy_bytes": entropy_bytes(file_bytes, graph),
+        "float32_bytes": float32_bytes(graph),
+        **_latency(network, bench.peer(run), shape),
+        "codes": code_counts(graph),
+        "predictions": predictions[:FIRST_PREDICTIONS],
+    }
+
+
+def _row(run_id: str, run_key: str, status: str, reason: str) -> dict:
+    return {"run_id": run_id, "run_key": run_key, "status": status, "reason": reason}
+
+
+def _predict(
+    network: Network, model: nn.Module, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> tuple[list[int], int, int]:
+    """(The class of each image by the file, how many of them are right, how many are torch's)."""
+    classes, right, same = [], 0, 0
+    for images, labels in batches:
+        best = network.scores(images).argmax(1)
+        with torch.inference_mode():
+            x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+            same += int((best == model(x).argmax(1).numpy()).sum())
+        right += int((best == labels).sum())
+        classes += best.tolist()
+    return classes, right, same
+
+
+def code_counts(graph: Graph) -> list[tuple[str, list[int]]]:
+    """(Layer, how many of its weights have each code, from the lowest level on), in their order."""
+    counts = []
+    for op in graph.operations:
+        if isinstance(op, Convolution) and op.weight.codes is not None:
+            levels = op.weight.levels.shape[1]
+            if levels <= MOST_LEVELS:
+                found = np.bincount(op.weight.codes.ravel(), minlength=levels).tolist()
+                counts.append((op.layer, found))
+    return counts
+
+
+# -- time ------------------------------------------------------------------------------------
+
+
+def _latency(network: Network, peer: Call, shape: tuple[int, int, int]) -> dict:
+    image = np.random.default_rng(0).normal(0, 1, (1, *shape)).astype(np.float32)
+    seconds = _timed({"file": lambda: network.scores(image), "torch": peer})
+    counted = Counter(name for _, name in network.kernels() if "float32" not in name)
+    return {
+        "ms": 1000 * float(np.median(seconds["file"])),
+        "x_torch": float(np.median(np.divide(seconds["torch"], seconds["file"]))),
+        "kernels": " + ".join(name for name, _ in counted.most_common()),
+    }
+
+
+def _torch_call(arch: str, options: dict, data: Dataset) -> Call:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = models.build(arch, data.classes, data.channels, **options).eval()
+        image = torch.randn(1, data.channels, data.side, data.side)
+    layouts = (torch.contiguous_format, torch.channels_last)
+    calls = {str(layout): _in_layout(model, image, layout) for layout in layouts}
+    seconds = _timed(calls)
+    return calls[min(calls, key=lambda name: float(np.median(seconds[name])))]
+
+
+def _in_layout(model: nn.Module, image: torch.Tensor, layout: torch.memory_format) -> Call:
+    own, x = copy.deepcopy(model).to(memory_format=layout), image.contiguous(memory_format=layout)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return own(x)
+
+    return run
+
+
+def _timed(calls: dict[str, Call]) -> dict[str, list[float]]:
+    """{name: seconds of one call in each turn}, after two calls that fill the caches.
+
+    Processor time of this process: other work of the machine hardly counts.
+    """
+    for call in calls.values():
+        call(), call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            began = time.process_time()
+            for _ in range(CALLS):
+                call()
+            seconds[name].append((time.process_time() - began) / CALLS)
+    return seconds
