@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     roles, total = finished_runs(suite, args.runs)
     if not roles:
         raise InputError(f"{args.runs} holds no finished run of suite {args.suite!r}")
+    out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent) as folder:
         new = Path(folder)
         write_record(suite.config, roles, args.runs, new, suite.has_variants)
