@@ -89,7 +89,10 @@ def test_the_command_keeps_what_was_recorded(tmp_path: Path, monkeypatch, capsys
     suite = train(tmp_path / "a", {0: ["direct"], 1: ["direct"]}, "old", tmp_path / "unused")
     train(tmp_path / "b", {1: ["direct"]}, "old", tmp_path / "unused")
     monkeypatch.setattr(reference, "load_suite", lambda *_: suite)
-    for runs, line in (("a", "4 runs of 4 of suite made, 0"), ("b", "4 runs of 4 of suite made, 2")):
+    for runs, line in (
+        ("a", "4 runs of 4 of suite made, 0"),
+        ("b", "4 runs of 4 of suite made, 2"),
+    ):
         reference.main(["--suite", "made", "--runs", str(tmp_path / runs), "--out", str(out)])
         assert f"holds {line} of them kept" in capsys.readouterr().err
     assert {seed for seed, *_ in found(out)} == {0, 1}
