@@ -65,7 +65,7 @@ def relaxed(w: Tensor, levels: Tensor, rho: Tensor) -> Tensor:
 
 def _may_be(flag: Tensor) -> bool:
     """Whether `flag` can be true; it is read only where that is no wait for the device."""
-    return torch.compiler.is_compiling() or not flag.is_cpu or bool(flag)
+    return torch.compiler.is_compiling() or not flag.is_cpu or bool(flag.numpy())
 
 
 class PARQWeight(WeightQuantizer):

@@ -86,8 +86,8 @@ def train(settings, root, runs):
 def test_two_processes_train_as_one(method, double, digits_root, tmp_path):
     # Without max pooling: among equal values, which quantization makes, the last bit would decide.
     network = {"arch": "resnet20", "arch_options": {"width": 8, "stem": "small_stride2"}}
-    # At 4 bits no channel dies: of one that is constant, rounding would decide the ReLU's gradient.
-    settings = config(method, w=4, a=4, **STEPS | {"epochs": 1}, **network)
+    # With these bits no channel dies: of one that is constant, rounding would decide the gradient.
+    settings = config(method, w=4, a=8, **STEPS | {"epochs": 1}, **network)
     train(settings, digits_root, tmp_path / "one")
     together(tmp_path / "two", train, settings, digits_root, tmp_path / "two")
     one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
