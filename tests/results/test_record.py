@@ -13,8 +13,9 @@ import yaml
 
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_folder import RunFolder
+from workflow import reference
 from workflow.comparisons import load_comparisons
-from workflow.results import analysis, record, reference, tables
+from workflow.results import analysis, record, tables
 from workflow.results.columns import TABLES, Column, read_table, write_table
 from workflow.results.record import Record
 from workflow.suite.jobs import read_jobs

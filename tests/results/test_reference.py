@@ -6,7 +6,7 @@ from pathlib import Path
 import fake_runs
 
 from lowbit_core.runtime.run_folder import RunFolder
-from workflow.results import reference
+from workflow import reference
 from workflow.results.record import FILES, Record, write_record
 from workflow.suite.packing import Job
 from workflow.suite.suite import Suite

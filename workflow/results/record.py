@@ -2,7 +2,7 @@
 
 usage: python -m workflow.results.record --suite S --jobs FILES --runs results/runs --out F/record
 
-This is the only module that reads finished run folders for results. `workflow.results.reference`
+This is the only module that reads finished run folders for results. `workflow.reference`
 records the finished runs of a suite without job files, wherever they were trained.
 """
 

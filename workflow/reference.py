@@ -1,6 +1,6 @@
 """The committed record of a suite, which grows: finished runs are added to those that it holds.
 
-usage: python -m workflow.results.reference --suite S [--runs results/runs] [--out FOLDER/record]
+usage: python -m workflow.reference --suite S [--runs results/runs] [--out FOLDER/record]
 
 It records the runs of the suite that are finished, wherever they were trained, and keeps those of
 the record that is there already.
