@@ -9,26 +9,37 @@ from workflow.results.plot_style import MUTED, new_figure, save, set_style
 OURS = "#D55E00"
 
 
+STEPS = {"fp32": ("float32", 1.08), "bf16": ("bfloat16", 1.15)}  # name and aim of a precision
+
+
 def draw(quantizers: pd.DataFrame, steps: pd.DataFrame, folder: Path) -> None:
-    """Write speed.svg and .png: 2-bit activations against ReLU, training steps against FP."""
+    """Write speed.svg and .png: 2-bit activations against ReLU, training steps against FP.
+
+    Steps have a panel for each precision that was measured.
+    """
     set_style()
-    figure, (left, right) = new_figure(2, width=5, height=4)
+    measured = [name for name in STEPS if (steps["precision"] == name).any()]
+    figure, (left, *right) = new_figure(1 + len(measured), width=4, height=4)
     chosen = quantizers.query("kind == 'activation' and bits == 2 and what != 'copy'")
     chosen = chosen[chosen["shape"] == chosen["shape"].iloc[0]]
     _draw_bars(left, chosen.set_index("what"), aim=1.5)
     left.set(xscale="log", xlabel="time, ratio to ReLU (log scale)")
-    left.set_title("Activations, 2 bits, forward + backward")
-    chosen = steps.query("arch == 'resnet20' and w_bits == 2 and a_bits == 2")
-    names = chosen["method"] + chosen["precision"].map({"fp32": "", "bf16": ", bf16"})
-    _draw_bars(right, chosen.set_index(names), aim=1.15)
-    right.set(xlim=(0.9, None), xlabel="time, ratio to full precision")
-    right.set_title("ResNet-20 training step, W2A2, batch 128")
+    left.set_title("Activations, 2 bits")
+    for axes, precision in zip(right, measured, strict=True):
+        name, aim = STEPS[precision]
+        chosen = steps.query(
+            "arch == 'resnet20' and w_bits == 2 and a_bits == 2 and method != 'fp'"
+        )
+        chosen = chosen[chosen["precision"] == precision]
+        _draw_bars(axes, chosen.set_index("method"), aim)
+        axes.set(xlim=(0.9, None), xlabel="time, ratio to full precision")
+        axes.set_title(f"ResNet-20 W2A2 step, {name}")
     save(figure, folder, "speed")
 
 
 def _draw_bars(axes, rows: pd.DataFrame, aim: float) -> None:
     rows = rows.sort_values("ratio")
-    peers = rows.index.str.contains("eager|Brevitas|torch|relu")
+    peers = rows.index.str.contains("eager|brevitas|torch|relu", case=False)
     spread = [rows.ratio - rows.ratio_q1, rows.ratio_q3 - rows.ratio]
     axes.barh(rows.index, rows.ratio, xerr=spread, color=[MUTED if p else OURS for p in peers])
     axes.axvline(1, color=MUTED, linewidth=0.8)
