@@ -29,7 +29,7 @@ from lowbit_core.data.loader import make_loader
 from lowbit_core.datasets.catalog import Dataset
 from lowbit_core.runtime.backend import pick_backend
 from lowbit_core.runtime.errors import InputError
-from lowbit_core.runtime.files import write_text
+from lowbit_core.runtime.files import json_lines, write_text
 from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_folder import RunFolder
 
@@ -43,11 +43,11 @@ Call = Callable[[], object]
 
 def write_measurements(path: Path, folders: Iterable[Path], data: Path, most: int | None) -> None:
     """Measure each run and write one JSON line for each, in their order."""
-    lines = []
+    rows = []
     for row in measure_runs(folders, data, most):
         say(f"{row['run_id']}: {summary(row)}")
-        lines.append(json.dumps(row, sort_keys=True) + "\n")
-    write_text(path, "".join(lines))
+        rows.append(row)
+    write_text(path, json_lines(rows))
 
 
 def measure_runs(

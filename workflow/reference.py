@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import json_text
+from lowbit_core.runtime.files import json_lines, json_text
 from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_status import RunStatus, run_status
 from workflow.results.columns import grouped, read_sealed, write_sealed
@@ -31,6 +31,7 @@ from workflow.results.record import (
     Record,
     csv_text,
     write_record,
+    write_texts,
 )
 from workflow.suite.jobs import main_role
 from workflow.suite.suite import COMPILE_MODES, Suite, load_suite
@@ -50,7 +51,8 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> int:
     as many. Runs whose setting is no longer in the suite are left out. Raises InputError if a
     record is damaged.
     """
-    old_runs, new_runs = (_lines(read_sealed(folder / RUNS)) for folder in (earlier, new))
+    records = Record(new), Record(earlier)
+    new_runs, old_runs = (record.trained for record in records)
     settings = {_setting(run) for run in suite.runs}
     old_runs = [run for run in old_runs if _setting(run["config"]) in settings]
     kept = _of_fuller_starts(old_runs, new_runs, ties=False)
@@ -60,23 +62,26 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> int:
     order = {_setting(run): place for place, run in reversed(list(enumerate(suite.runs)))}
     runs = sorted([*stays, *kept], key=lambda run: order[_setting(run["config"])])
     ids = [run["config"]["run_id"] for run in runs]
-    records = Record(new), Record(earlier)
-    shown = next((r.histograms for r in records if r.histograms["run_id"] in ids), NO_HISTOGRAMS)
+    kept_ids = {run["config"]["run_id"] for run in kept}
+    parts = [(new, {*ids} - kept_ids), (earlier, kept_ids)]
+    shown = next(
+        (
+            record.histograms
+            for record, (_, mine) in zip(records, parts, strict=True)
+            if record.histograms["run_id"] in mine
+        ),
+        NO_HISTOGRAMS,
+    )
     flags = {name: any(r.settings.get(name) for r in records) for name in ("variants", "options")}
     texts = {
-        RUNS: "".join(json.dumps(run, sort_keys=True) + "\n" for run in runs),
+        RUNS: json_lines(runs),
         SUITE: json_text(records[0].settings | flags),
         HISTOGRAMS: json_text(shown),
-        EPOCHS: _joined(EPOCHS, new, earlier, ids),
-        CHANNELS: _joined(CHANNELS, new, earlier, ids),
+        EPOCHS: _joined(EPOCHS, parts, ids),
+        CHANNELS: _joined(CHANNELS, parts, ids),
     }
-    for name, text in texts.items():
-        write_sealed(new / name, text.encode())
+    write_texts(new, texts)
     return len(kept)
-
-
-def _lines(data: bytes) -> list[dict]:
-    return [json.loads(line) for line in data.decode().splitlines()]
 
 
 def _setting(config: dict) -> str:
@@ -106,14 +111,18 @@ def _of_fuller_starts(runs: list[dict], others: list[dict], *, ties: bool) -> li
     ]
 
 
-def _joined(name: str, new: Path, earlier: Path, ids: list[str]) -> str:
-    """A table of both records with the rows of the runs in `ids`, in that order."""
+def _joined(name: str, parts: list[tuple[Path, set[str]]], ids: list[str]) -> str:
+    """A table of the records in `parts` with the rows of the runs in `ids`, in that order.
+
+    parts: record folders with the ids of the runs that are taken from each. Trained twice by the
+    same code, a run has the same id in both.
+    """
     rows: dict[str, list[dict]] = {}
     columns: dict[str, None] = {}
-    for folder in (earlier, new):
+    for folder, mine in parts:
         table = csv.DictReader(io.StringIO(read_sealed(folder / name).decode(), newline=""))
         columns |= dict.fromkeys(table.fieldnames or ())
-        rows |= grouped(table, "run_id")
+        rows |= grouped((row for row in table if row["run_id"] in mine), "run_id")
     return csv_text(tuple(columns), [row for run_id in ids for row in rows.get(run_id, ())])
 
 

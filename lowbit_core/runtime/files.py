@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -77,6 +77,11 @@ def write_text(path: str | Path, text: str) -> None:
 def json_text(value: object) -> str:
     """JSON with sorted keys, so that equal values give equal bytes."""
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
+def json_lines(rows: Iterable[object]) -> str:
+    """One line of JSON for each row, with sorted keys."""
+    return "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -27,7 +27,9 @@ def test_finished_runs_of_a_suite(tmp_path: Path):
     assert reference.finished_runs(suite, tmp_path) == ({done: "run"}, 2)
 
 
-def train(folder: Path, starts: dict[int, list[str]], version: str, out: Path) -> Suite:
+def train(
+    folder: Path, starts: dict[int, list[str]], version: str, out: Path, lr: float = 0.05
+) -> Suite:
     """Runs of {seed: methods} by one version of the code, and their record in `out`."""
     names = {}
     for seed, methods in starts.items():
@@ -40,6 +42,8 @@ def train(folder: Path, starts: dict[int, list[str]], version: str, out: Path) -
     for name, role in names.items():
         config = RunFolder(folder / name).read_json("config.json") | {"code_version": version}
         (folder / name / "config.json").write_text(json.dumps(config))
+        metrics = (folder / name / "metrics.csv").read_text()
+        (folder / name / "metrics.csv").write_text(metrics.replace("0.05", str(lr)))
         RunFolder(folder / name).finish(RunFolder(folder / name).read_json("final.json"))
         runs.append(config | {"role": role})
     write_record({"suite": "made"}, names, folder, out)
@@ -74,6 +78,16 @@ def test_a_record_grows_by_whole_starts(tmp_path: Path):
     assert list(record.epochs) == [run["config"]["run_id"] for run in record.runs]
     assert all(rows == epochs[run_id] for run_id, rows in record.epochs.items())
     assert record.histograms["run_id"] in record.epochs
+
+
+def test_epochs_are_those_of_the_training_that_is_kept(tmp_path: Path):
+    """Trained again elsewhere by the same code, a run has the same id, and other numbers."""
+    suite = train(tmp_path / "a", {0: ["direct", "lsq"]}, "same", tmp_path / "old", lr=0.25)
+    train(tmp_path / "b", {0: ["direct"]}, "same", tmp_path / "new")
+    before, other = Record(tmp_path / "old").epochs, Record(tmp_path / "new").epochs
+    assert before.keys() > other.keys() and all(before[run] != other[run] for run in other)
+    assert reference.add_earlier(tmp_path / "old", tmp_path / "new", suite) == 3
+    assert Record(tmp_path / "new").epochs == before
 
 
 def test_runs_that_left_the_suite_leave_its_record(tmp_path: Path):

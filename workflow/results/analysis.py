@@ -116,7 +116,7 @@ def results(record: Record) -> list[dict]:
 def timings(record: Record) -> list[dict]:
     """Seconds in all, median images a second and wait share, peak MB, for every run."""
     rows = []
-    for run_id in sorted(run["config"]["run_id"] for run in record.runs if "width_of" not in run):
+    for run_id in sorted(run["config"]["run_id"] for run in record.trained):
         row = {"run_id": run_id, "seconds": 0}
         for key, statistic in TIMINGS.items():
             values = [epoch[key] for epoch in record.epochs.get(run_id, [])]

@@ -277,6 +277,13 @@ def latex(rows: list[dict], suite: str) -> str:
                 shown = [rf"\multicolumn{{{len(shown)}}}{{c}}{{{shown[0]}}}"]
             lines.append({"label": tex(labels.method_label(name)), "name": name, "cells": shown})
         drawn.append({"title": tex(block["title"]), "columns": block["bits"], "rows": lines})
+    return latex_template("table_main.tex.j2").render(
+        caption=tex(caption(suite)), suite=suite, blocks=drawn, sources=[tex(s) for s in sources]
+    )
+
+
+def latex_template(name: str) -> jinja2.Template:
+    """A template of a LaTeX file."""
     environment = jinja2.Environment(
         *("<%", "%>", "<<", ">>", "<#", "#>"),  # braces belong to LaTeX
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -285,6 +292,4 @@ def latex(rows: list[dict], suite: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("table_main.tex.j2").render(
-        caption=tex(caption(suite)), suite=suite, blocks=drawn, sources=[tex(s) for s in sources]
-    )
+    return environment.get_template(name)

@@ -20,7 +20,7 @@ from statistics import mean
 
 from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import json_text
+from lowbit_core.runtime.files import json_lines, json_text
 from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunFolder
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import grouped, read_sealed, write_sealed
@@ -74,6 +74,11 @@ class Record:
             for run in runs or [{}]:  # no run at all is an error, too
                 run["role"], run["config"]["run_id"], run["final"]["status"]
         return [one for run in runs for one in (run, *_lower_widths(run))]
+
+    @property
+    def trained(self) -> list[dict]:
+        """The runs that were trained: `runs` without the rows of lower widths."""
+        return [run for run in self.runs if "width_of" not in run]
 
     @cached_property
     def epochs(self) -> dict[str, list[dict]]:
@@ -178,14 +183,19 @@ def write_record(
     tracked = any(row.get(OSCILLATING) is not None for row in epochs)
     epoch_columns = (*EPOCH_COLUMNS, OSCILLATING) if tracked else EPOCH_COLUMNS
     texts = {
-        RUNS: "".join(json.dumps(record, sort_keys=True) + "\n" for record in records),
+        RUNS: json_lines(records),
         SUITE: json_text({"suite": settings, "variants": has_variants, "options": has_options}),
         EPOCHS: csv_text(epoch_columns, epochs),
         CHANNELS: csv_text(CHANNEL_COLUMNS, channels),
         HISTOGRAMS: json_text(_histograms(records, runs)),
     }
+    write_texts(out, texts)
+
+
+def write_texts(folder: Path, texts: dict[str, str]) -> None:
+    """Write files of a record, {name: text}."""
     for name, text in texts.items():
-        write_sealed(out / name, text.encode())
+        write_sealed(folder / name, text.encode())
 
 
 def _run(folder: Path, role: str) -> dict:

@@ -38,10 +38,8 @@ def make_gallery(record: Record, measured: dict[str, dict], runs: Path, data: Pa
     """
     shown = [
         run["config"]
-        for run in record.runs
-        if run["role"] == "run"
-        and "width_of" not in run
-        and measured[run["config"]["run_id"]]["status"] == "exported"
+        for run in record.trained
+        if run["role"] == "run" and measured[run["config"]["run_id"]]["status"] == "exported"
     ]
     quantized = [run for run in shown if (run["w_bits"], run["a_bits"]) != (FLOAT_BITS,) * 2]
     methods = []

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import json_text
-from workflow.results.columns import AGAIN, write_sealed
+from lowbit_core.runtime.files import json_lines, json_text
+from workflow.results.columns import AGAIN
 from workflow.results.deployed.gallery import make_gallery
-from workflow.results.record import DEPLOYED, GALLERY, Record
+from workflow.results.record import DEPLOYED, GALLERY, Record, write_texts
 
 FOR_THE_GALLERY = ("codes", "predictions", "run_key")  # keys that a line of the record lacks
 
@@ -38,9 +38,7 @@ def read_measured(paths: Iterable[Path]) -> dict[str, dict]:
 def measured_runs(record: Record, measured: dict[str, dict]) -> list[dict]:
     """The row of every run of a record; InputError if one was not measured, or is another now."""
     found = []
-    for run in record.runs:
-        if "width_of" in run:
-            continue
+    for run in record.trained:
         config = run["config"]
         row = measured.get(config["run_id"])
         if row is None or row["run_key"] != config["run_key"]:
@@ -57,12 +55,8 @@ def write_deployment(record: Record, measured: dict[str, dict], runs: Path, data
     """Write deploy.jsonl and gallery.json to the folder of a record."""
     rows = measured_runs(record, measured)
     gallery = make_gallery(record, {row["run_id"]: row for row in rows}, runs, data)
-    lines = [
-        json.dumps({k: v for k, v in row.items() if k not in FOR_THE_GALLERY}, sort_keys=True)
-        for row in rows
-    ]
-    write_sealed(record.folder / DEPLOYED, "".join(f"{line}\n" for line in lines).encode())
-    write_sealed(record.folder / GALLERY, json_text(gallery).encode())
+    shown = [{k: v for k, v in row.items() if k not in FOR_THE_GALLERY} for row in rows]
+    write_texts(record.folder, {DEPLOYED: json_lines(shown), GALLERY: json_text(gallery)})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,15 +6,13 @@ usage: python -m workflow.results.deployed.table results/smoke
 import argparse
 from pathlib import Path
 
-import jinja2
-
 from lowbit_core.datasets.catalog import dataset
 from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_text
 from workflow.results import labels
 from workflow.results.columns import grouped, read_table, write_table
-from workflow.results.main_table import TEMPLATES, markdown_table, tex
+from workflow.results.main_table import latex_template, markdown_table, tex
 from workflow.results.record import Record
 from workflow.suite.jobs import ROLES
 
@@ -35,10 +33,10 @@ def deploy_rows(record: Record) -> list[dict]:
     if not record.deployed:
         raise InputError(f"{record.folder} holds no measurements of exported runs (deploy.jsonl)")
     rows = []
-    for run in record.runs:
+    for run in record.trained:
         config = run["config"]
         measured = record.deployed.get(config["run_id"])
-        if measured is None or "width_of" in run:
+        if measured is None:
             continue
         row = {**measured, **{key: config[key] for key in CONFIG}}
         row |= {"suite": record.suite, "role": run["role"], "export": measured["status"]}
@@ -112,15 +110,7 @@ def latex(rows: list[dict], suite: str) -> str:
         {"title": tex(title), "rows": [list(map(tex, cells_of(row))) for row in mine]}
         for title, mine in _networks(rows)
     ]
-    environment = jinja2.Environment(
-        *("<%", "%>", "<<", ">>", "<#", "#>"),  # braces belong to LaTeX
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("table_deploy.tex.j2").render(
+    return latex_template("table_deploy.tex.j2").render(
         caption=tex(caption(rows, suite)), suite=suite, blocks=blocks, align=ALIGN,
         headings=list(map(tex, HEADINGS)),
     )  # fmt: skip
