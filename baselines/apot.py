@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_core.quantizers.interface import Method, WeightQuantizer
-from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation, quantize_pieces
+from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation, quantize_pieces, with_ends
 from lowbit_core.quantizers.range_search import best_clip
 from lowbit_core.quantizers.ste_mask import rectified
 
@@ -47,11 +47,8 @@ class ClippedUnits(nn.Module):
 
     def __init__(self, units: Tensor, signed: bool, clips_gradient: bool = True) -> None:
         super().__init__()
-        bottom, top = (units[:1] if signed else units[:0]), units[-1:]
-        inside = torch.cat([0 * bottom, torch.ones_like(units), 0 * top])
+        middles, p, inside = with_ends(units, signed)
         slope = inside if clips_gradient else torch.ones_like(inside)
-        p = torch.cat([bottom, units, top])
-        middles = (p[1:] + p[:-1]) / 2  # the first and last are the ends of the clip
         for name, table in (("p", p), ("middles", middles), ("inside", inside), ("slope", slope)):
             self.register_buffer(name, table, persistent=False)
 

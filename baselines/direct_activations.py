@@ -14,7 +14,7 @@ from lowbit_core.quantizers.basis_activation import BasisActivation, quantize_an
 from lowbit_core.quantizers.blocks import as_blocks
 from lowbit_core.quantizers.direct import DirectWeight
 from lowbit_core.quantizers.interface import Method
-from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation
+from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation, with_ends
 
 WEIGHTING = "inverse_variance"
 PULL = 0.1  # of the step that `direct` takes towards the fit: one hundredth of the way
@@ -53,15 +53,8 @@ class TaskBasisActivation(PiecewiseActivation):
         return all_levels(ordered(self.v), self.signed)
 
     def pieces(self) -> Pieces:
-        """One piece a level, and one more beyond each end of the range, where no gradient passes.
-
-        Values below the lowest level exist only when signed.
-        """
-        levels = self.levels()
-        below = levels[:1] if self.signed else levels[:0]
-        held = torch.cat([below, levels, levels[-1:]])
-        edges = torch.cat([below, (levels[1:] + levels[:-1]) / 2, levels[-1:]])
-        inside = torch.cat([0 * below, torch.ones_like(levels), torch.zeros_like(levels[-1:])])
+        """One piece a level; beyond the range no gradient passes."""
+        edges, held, inside = with_ends(self.levels(), self.signed)
         return Pieces(edges, held, self.gradient_scale * held, None, slope=inside)
 
     def forward(self, x: Tensor, also_relu: bool = False) -> Tensor | tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit_core.quantizers.interface import Method, ShadowWeight
-from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation, quantize_pieces
+from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation, quantize_pieces, with_ends
 from lowbit_core.quantizers.range_search import best_range_of_grid
 from lowbit_core.quantizers.ste_mask import rectified
 
@@ -57,13 +57,11 @@ class StepGrid(nn.Module):
 
     def __init__(self, numbers: Tensor, clips_below: bool) -> None:
         super().__init__()
-        below, top = numbers[:1] if clips_below else numbers[:0], numbers[-1:]
-        inside = torch.cat([0 * below, torch.ones_like(numbers), 0 * top])
-        middles = (numbers[1:] + numbers[:-1]) / 2
+        edges, q, inside = with_ends(numbers, clips_below)
         self.is_sign = len(numbers) == 2 and bool(numbers[1] - numbers[0] > 1)
         self.register_buffer("numbers", numbers, persistent=False)
-        self.register_buffer("edges", torch.cat([below, middles, top]), persistent=False)
-        self.register_buffer("q", torch.cat([below, numbers, top]), persistent=False)
+        self.register_buffer("edges", edges, persistent=False)
+        self.register_buffer("q", q, persistent=False)
         self.register_buffer("inside", inside, persistent=False)
 
     def levels(self, s: Tensor, b: Tensor | float = 0.0) -> Tensor:

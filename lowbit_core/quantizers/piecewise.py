@@ -39,6 +39,19 @@ class Pieces(NamedTuple):
     """(S, 2): the gradient of x gains |g| (bend[s, 0] + bend[s, 1] x), g that of Q(x) (EWGS)."""
 
 
+def with_ends(levels: Tensor, clips_below: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(edges, levels, inside) of a quantizer to the nearest of `levels` (L,), which rise.
+
+    One piece more lies above the highest level and, with `clips_below`, one below the lowest.
+    They share the level beside them; `inside` is 0 there and 1 elsewhere. A value half-way between
+    two levels takes the lower.
+    """
+    below, top = (levels[:1] if clips_below else levels[:0]), levels[-1:]
+    held = torch.cat([below, levels, top])
+    inside = torch.cat([0 * below, torch.ones_like(levels), 0 * top])
+    return (held[1:] + held[:-1]) / 2, held, inside  # the outer edges are the outer levels
+
+
 @fused(cpu=kernels.quantize_in_pieces)
 def quantize_in_pieces(
     x: Tensor, edges: Tensor, levels: Tensor, signed: bool, ceiling: float
