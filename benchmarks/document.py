@@ -1,24 +1,24 @@
 """Write the tables of docs/performance.md and docs/deploy.md, of speed and memory.
 
 `python -m benchmarks.document [results/benchmarks]`: the folder's tables replace those that are
-committed in results/reference/benchmarks/, and the pages are made from what is committed. Without a
-folder the pages are only made again.
+committed in results/reference/benchmarks/, and the pages and their picture are made from what is
+committed. Without a folder they are only made again.
 """
 
 import argparse
 import json
 import re
-import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import quantizers
+from benchmarks import plot, quantizers
 from benchmarks.deploy import tables as deploy
 from benchmarks.steps import NETWORKS
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import write_text
+from lowbit_core.runtime.files import write_bytes, write_text
 from lowbit_core.runtime.progress import say
 from workflow.results.claims import difference_text
 from workflow.results.columns import grouped
@@ -29,6 +29,7 @@ from workflow.results.record import Record, mean_of
 from workflow.suite.suite import ROOT
 
 PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "deploy.md")
+IMAGE = ROOT / "docs" / "images" / "speed.png"
 REFERENCE = ROOT / "results" / "reference"
 MEASURED = REFERENCE / "benchmarks"
 PEERS = {"brevitas": "Brevitas"}  # labels
@@ -192,6 +193,18 @@ def _read(name: str) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
+def draw_speed() -> None:
+    """Draw the picture of the pages; it stays as it is while its figures are not committed."""
+    try:
+        quantizers_found, steps_found = _read("quantizers"), _read("steps")
+    except NotMeasured as error:
+        say(f"{IMAGE.relative_to(ROOT)} stays as it is: {error}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plot.draw(quantizers_found, steps_found, Path(folder))
+        write_bytes(IMAGE, (Path(folder) / IMAGE.name).read_bytes())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="what `make bench` wrote")
@@ -202,8 +215,7 @@ def main() -> None:
     for path in measured:  # each with the JSON file that says what it was measured with
         for name in (path, path.with_suffix(".json")):
             write_text(MEASURED / name.name, name.read_text())
-    if folder and (folder / "speed.png").exists():
-        shutil.copyfile(folder / "speed.png", PAGES[0].parent / "images" / "speed.png")
+    draw_speed()
     for path in PAGES:
         write_text(path, page(path.read_text()))
         print(f"written: {path.relative_to(ROOT)}")
