@@ -5,13 +5,13 @@ import csv
 import io
 import json
 import shutil
-from itertools import combinations
 from pathlib import Path
 
 import fake_runs
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from figure_checks import assert_nothing_overlaps
 from PIL import Image
 from test_report import parse
 
@@ -268,18 +268,7 @@ def test_nothing_covers_anything_with_many_methods(many):
     data = deploy_plots.Data(many)
     assert len(data.methods) > 12
     for title, draw in deploy_plots.PLOTS.values():
-        figure, shown = draw(data)
-        plot_style.add_heading_and_legend(figure, title, shown)
-        figure.canvas.draw()
-        boxes = [axis.get_tightbbox() for axis in figure.axes]
-        boxes += [text.get_window_extent() for text in figure.texts]
-        boxes += [legend.get_window_extent() for legend in figure.legends]
-        for one, two in combinations(boxes, 2):
-            assert not one.shrunk(0.98, 0.98).overlaps(two), title
-        size = figure.bbox
-        assert all(size.x0 <= box.x0 and box.x1 <= size.x1 for box in boxes), title
-        assert all(size.y0 <= box.y0 and box.y1 <= size.y1 for box in boxes), title
-        plt.close(figure)
+        assert_nothing_overlaps(draw(data), title)
 
 
 # -- the page --------------------------------------------------------------------------------

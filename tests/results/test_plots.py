@@ -4,11 +4,10 @@ import shutil
 import subprocess
 import sys
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
+from figure_checks import assert_nothing_overlaps
 
 from lowbit_core.runtime.errors import InputError
 from workflow.comparisons import load_comparisons
@@ -75,20 +74,8 @@ def test_the_legend_covers_no_panel(every_method: Path):
     data = plots.Data(every_method)
     for title, draw in plots.PLOTS.values():
         drawn = draw(data)
-        if isinstance(drawn, str):
-            continue
-        figure, shown = drawn
-        plot_style.add_heading_and_legend(figure, title, shown)
-        figure.canvas.draw()
-        boxes = [axis.get_tightbbox() for axis in figure.axes]
-        boxes += [text.get_window_extent() for text in figure.texts]
-        boxes += [legend.get_window_extent() for legend in figure.legends]
-        for one, two in combinations(boxes, 2):
-            assert not one.shrunk(0.98, 0.98).overlaps(two), title
-        size = figure.bbox
-        assert all(size.x0 <= box.x0 and box.x1 <= size.x1 for box in boxes), title
-        assert all(size.y0 <= box.y0 and box.y1 <= size.y1 for box in boxes), title
-        plt.close(figure)
+        if not isinstance(drawn, str):
+            assert_nothing_overlaps(drawn, title)
 
 
 def test_a_suite_without_ablations_has_every_plot(bare: Path):
