@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from workflow.results.plot_style import MUTED, new_figure, save, set_style
+from workflow.results.plots.style import MUTED, new_figure, save, set_style
 
 OURS = "#D55E00"
 

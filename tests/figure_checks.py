@@ -4,7 +4,7 @@ from itertools import combinations
 
 import matplotlib.pyplot as plt
 
-from workflow.results import plot_style
+from workflow.results.plots import style
 
 
 def assert_nothing_overlaps(drawn, title: str) -> None:
@@ -13,7 +13,7 @@ def assert_nothing_overlaps(drawn, title: str) -> None:
     drawn: the figure and what it shows, as a plot's function gives them.
     """
     figure, shown = drawn
-    plot_style.add_heading_and_legend(figure, title, shown)
+    style.add_heading_and_legend(figure, title, shown)
     figure.canvas.draw()
     boxes = [axis.get_tightbbox() for axis in figure.axes]
     boxes += [text.get_window_extent() for text in figure.texts]

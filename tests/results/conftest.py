@@ -34,7 +34,7 @@ def drawn(quick: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the quick suite with its plots and its report, index.html."""
     results = tmp_path_factory.mktemp("drawn") / "results"
     shutil.copytree(quick, results)
-    plots.main([str(results)])
+    plots.draw_plots(results)
     report.main([str(results), "--out", str(results / "index.html")])
     return results
 
@@ -54,7 +54,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fake_runs.write_job(results / "jobs" / "a.jsonl", lines)
     fake_runs.record_suite(results)
     fake_runs.make_tables(results)
-    plots.main([str(results)])
+    plots.draw_plots(results)
     report.main([str(results), "--out", str(results / "index.html")])
     return results
 

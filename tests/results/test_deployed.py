@@ -17,11 +17,13 @@ from test_report import parse
 
 from lowbit_core.datasets.manifest import read_labels, read_manifest
 from lowbit_core.runtime.errors import InputError
-from workflow.results import plot_style, plots, report
+from workflow.results import plots, report
 from workflow.results.columns import read_table
 from workflow.results.deployed import gather, table
 from workflow.results.deployed import plots as deploy_plots
 from workflow.results.labels import method_label
+from workflow.results.plots import style
+from workflow.results.plots.accuracy import pareto
 from workflow.results.record import DEPLOYED, GALLERY, Record
 
 REASON = "layer fc: a file cannot hold it & says <so>"
@@ -36,7 +38,7 @@ def deployed(tmp_path_factory, digits_root) -> Path:
     fake_runs.record_suite(results)
     fake_runs.make_tables(results)
     fake_runs.write_deployment(results, digits_root, REASON)
-    plots.main([str(results)])
+    plots.draw_plots(results)
     deploy_plots.main([str(results)])
     report.main([str(results), "--out", str(results / "index.html")])
     return results
@@ -214,7 +216,7 @@ def test_a_suite_without_full_precision_or_quantized_runs(tmp_path, digits_root)
         fake_runs.make_tables(results)
         fake_runs.write_deployment(results, digits_root)
         assert Record(results / "record").gallery["networks"] == []
-        plots.main([str(results)])
+        plots.draw_plots(results)
         deploy_plots.main([str(results)])
         report.main([str(results), "--out", str(results / "index.html")])
         assert "No network has both" in (results / "index.html").read_text()
@@ -245,7 +247,7 @@ def test_points_are_the_means_of_the_table_and_the_front_is_theirs(deployed, col
             expected = [means[key] for key in sorted(means) if key[0] == method]
             np.testing.assert_allclose(np.transpose(line.get_data()), expected, rtol=1e-4)
         front = lines["Pareto front"]
-        points = plots.pareto(means.values())
+        points = pareto(means.values())
         assert len(points) >= 2
         np.testing.assert_allclose(np.transpose(front.get_data()), points, rtol=1e-4)
         everything = np.array([line.get_xydata()[0] for line in axis.get_lines()[1:]])
@@ -264,7 +266,7 @@ def test_an_axis_has_a_few_round_numbers(low, high):
 
 def test_nothing_covers_anything_with_many_methods(many):
     """Titles, legends and panels of every plot keep apart, inside the figure."""
-    plot_style.set_style()
+    style.set_style()
     data = deploy_plots.Data(many)
     assert len(data.methods) > 12
     for title, draw in deploy_plots.PLOTS.values():

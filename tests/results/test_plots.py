@@ -11,9 +11,15 @@ from figure_checks import assert_nothing_overlaps
 
 from lowbit_core.runtime.errors import InputError
 from workflow.comparisons import load_comparisons
-from workflow.results import plot_style, plots
+from workflow.results import plots
+from workflow.results.claims import difference_text
 from workflow.results.columns import read_table
 from workflow.results.labels import family_order, method_family, method_label
+from workflow.results.plots import style
+from workflow.results.plots.accuracy import SIZE, accuracy_vs_bits, accuracy_vs_cost, pareto
+from workflow.results.plots.claims import paired_differences
+from workflow.results.plots.distributions import channel_error_heatmap, weight_histograms
+from workflow.results.plots.training import levels_and_flips, mismatch, training_curves
 
 ROOT = Path(__file__).parents[2]
 FILES = {f"{name}.{kind}" for name in plots.PLOTS for kind in ("svg", "png")}
@@ -21,7 +27,7 @@ FILES = {f"{name}.{kind}" for name in plots.PLOTS for kind in ("svg", "png")}
 
 def test_pareto():
     points = [(1, 80.0), (1, 81.0), (2, 79.0), (3, 85.0), (4, 85.0)]
-    assert plots.pareto(points) == [(1, 81.0), (3, 85.0)]
+    assert pareto(points) == [(1, 81.0), (3, 85.0)]
 
 
 def test_same_bytes_again(drawn: Path, tmp_path: Path):
@@ -35,7 +41,7 @@ def test_same_bytes_again(drawn: Path, tmp_path: Path):
 
 def test_accuracy_is_the_main_table(quick: Path):
     """Every line of a panel holds the means of one method, from few bits to many."""
-    figure, _ = plots.accuracy_vs_bits(plots.Data(quick))
+    figure, _ = accuracy_vs_bits(plots.Data(quick))
     table = read_table(quick / "table_main.csv")
     for axis, arch in zip(figure.axes, ("alexnet", "mobilenetv2", "resnet20"), strict=True):
         rows = [row for row in table if row["arch"] == arch and row["n"]]
@@ -43,6 +49,25 @@ def test_accuracy_is_the_main_table(quick: Path):
         for method in {row["method"] for row in rows} - {"fp"}:
             mine = sorted((r["w_bits"], r["top1_mean"]) for r in rows if r["method"] == method)
             assert lines[method_label(method)] == [top1 for _, top1 in mine]
+
+
+def test_every_comparison_is_drawn_once(quick: Path):
+    """The markers are the primary rows of claims.csv, top to bottom, and so are the numbers."""
+    figure, _ = paired_differences(plots.Data(quick))
+    (axis,) = figure.axes
+    rows = [r for r in read_table(quick / "claims.csv") if r["primary"]]
+    rows = [row for row in rows if row["top1_difference_mean"] is not None]
+    low, high = axis.get_xlim()
+    markers = [line for line in axis.get_lines() if line.get_marker() != "None"]
+    drawn = {line.get_ydata()[0]: line.get_xdata()[0] for line in markers}
+    assert len(markers) == len(drawn) == len(rows) > 3
+    expected = [row["top1_difference_mean"] for row in rows]
+    for (_, x), mean in zip(sorted(drawn.items()), expected, strict=True):
+        assert x == pytest.approx(mean) or not low < mean < high
+    assert len(axis.texts) == len(rows)
+    for text, row in zip(axis.texts, rows, strict=True):
+        assert text.get_text().startswith(difference_text(row))
+        assert text.get_text().endswith(f"n = {row['n']}   {row['verdict']}")
 
 
 def labels_of(axis) -> set[str]:
@@ -54,23 +79,23 @@ def test_many_methods_have_a_panel_for_each_family(every_method: Path):
     data = plots.Data(every_method)
     methods = set(data.quantized["method"])
     families = sorted(set(map(method_family, methods)), key=family_order)
-    assert len(methods) > plot_style.MOST_METHODS
+    assert len(methods) > style.MOST_METHODS
     references = {method_label("fp"), method_label(load_comparisons().method)}
-    for draw in (plots.accuracy_vs_bits, partial(plots.accuracy_vs_cost, **plots.SIZE)):
+    for draw in (accuracy_vs_bits, partial(accuracy_vs_cost, **SIZE)):
         figure, _ = draw(data)
         assert [axis.get_title(loc="left").lower() for axis in figure.axes] == families
         assert len({axis.get_ylim() for axis in figure.axes}) == 1
         for axis, family in zip(figure.axes, families, strict=True):
             mine = {method_label(name) for name in methods if method_family(name) == family}
             assert labels_of(axis) - {"Pareto front"} == mine | references
-    for draw in (plots.training_curves, plots.levels_and_flips):
+    for draw in (training_curves, levels_and_flips):
         figure, _ = draw(data)
         assert len(figure.axes) == 2 * len(families)
 
 
 def test_the_legend_covers_no_panel(every_method: Path):
     """Nor does a title, the heading or a name of an axis; nothing is outside the figure."""
-    plot_style.set_style()
+    style.set_style()
     data = plots.Data(every_method)
     for title, draw in plots.PLOTS.values():
         drawn = draw(data)
@@ -81,9 +106,9 @@ def test_the_legend_covers_no_panel(every_method: Path):
 def test_a_suite_without_ablations_has_every_plot(bare: Path):
     assert {path.name for path in (bare / "plots").iterdir()} == FILES
     data = plots.Data(bare)
-    assert plots.mismatch(data) == "no run of the direct-weights ablation"
-    assert plots.channel_error_heatmap(data) == "no run measured its channels"
-    assert plots.weight_histograms(data) == "no run kept its weights"
+    assert mismatch(data) == "no run of the direct-weights ablation"
+    assert channel_error_heatmap(data) == "no run measured its channels"
+    assert weight_histograms(data) == "no run kept its weights"
 
 
 @pytest.mark.parametrize("name", ["results.csv", "table_main.csv", "epochs.csv"])
@@ -91,5 +116,5 @@ def test_a_missing_table_is_one_sentence(quick: Path, tmp_path: Path, name: str)
     shutil.copytree(quick, tmp_path / "results")
     (tmp_path / "results" / name).unlink()
     with pytest.raises(InputError, match=f"{name} is missing"):
-        plots.main([str(tmp_path / "results")])
+        plots.draw_plots(tmp_path / "results")
     assert not (tmp_path / "results" / "plots").exists()

@@ -27,8 +27,8 @@ from workflow.results.columns import grouped, read_table
 from workflow.results.deployed import plots as deploy_plots
 from workflow.results.deployed import table as deploy_table
 from workflow.results.main_table import TEMPLATES, blocks, mean_text
-from workflow.results.plot_style import GRID, INK, MUTED, si
 from workflow.results.plots import PLOTS
+from workflow.results.plots.style import GRID, INK, MUTED, si
 from workflow.results.record import Record
 
 THEME = {INK: "currentColor", "#000000": "currentColor", MUTED: "var(--muted)",

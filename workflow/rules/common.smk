@@ -68,6 +68,7 @@ TABLES += ["table_main.md", "table_main.tex", "claims.md"]
 PLOTS = expand(
     "plots/{plot}.{ext}",
     plot=[
+        "paired_differences",
         "accuracy_vs_bits",
         "accuracy_vs_bitops",
         "accuracy_vs_size",

@@ -18,16 +18,15 @@ from matplotlib.ticker import MaxNLocator
 
 from lowbit_core.runtime.errors import run_cli
 from workflow.results import labels
-from workflow.results import plot_style as look
-from workflow.results.plots import (
+from workflow.results.plots import style as look
+from workflow.results.plots.accuracy import accuracy_panels, pareto
+from workflow.results.plots.data import (
     SETTING,
     Drawn,
-    accuracy_panels,
     drawing_order,
     full_precision,
     note_of,
     panel_name,
-    pareto,
     read_frame,
 )
 from workflow.results.record import Record
