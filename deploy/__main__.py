@@ -1,4 +1,4 @@
-"""Export trained networks and run them: `python -m deploy export|predict|show|check|measure`."""
+"""Export trained networks and run them: `python -m deploy COMMAND` (--help names them)."""
 
 import argparse
 from pathlib import Path
@@ -70,9 +70,16 @@ def _measure(arguments: argparse.Namespace) -> None:
         print(f"{row['run_id']}: {summary(row)}")
 
 
+def _best(arguments: argparse.Namespace) -> None:
+    from deploy.best import export_best
+
+    for row in export_best(arguments.table, arguments.runs, arguments.out, arguments.data):
+        print(f"{arguments.out / row['file']}: seed {row['seed']}, top-1 {row['top1']} %")
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="export|predict|show|check|measure")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data = {"type": Path, "default": ROOT / "data", "help": "the prepared data sets"}
     threads = {"type": int, "default": 1, "help": "threads for one image"}
 
@@ -100,12 +107,20 @@ def _arguments() -> argparse.Namespace:
     check.add_argument("--threads", **threads)
     check.add_argument("--most", type=int, help="test images to use; all of them if left out")
     check.set_defaults(call=_check)
+
     measure = commands.add_parser("measure", help="accuracy, size and time of the files of runs")
     measure.add_argument("runs", type=Path, nargs="+", help="run folders, results/runs/<run>")
     measure.add_argument("--data", **data)
     measure.add_argument("--most", type=int, help="test images to use; all of them if left out")
     measure.add_argument("--out", type=Path, help="write one JSON line for each run there")
     measure.set_defaults(call=_measure)
+
+    best = commands.add_parser("best", help="export the best seed of each method of a suite")
+    best.add_argument("table", type=Path, help="results.csv of the suite or of its record")
+    best.add_argument("--runs", type=Path, default=ROOT / "results" / "runs", help="run folders")
+    best.add_argument("--out", type=Path, required=True, help="folder of the files")
+    best.add_argument("--data", **data)
+    best.set_defaults(call=_best)
     return parser.parse_args()
 
 

@@ -1,0 +1,97 @@
+"""The best network of each method, chosen on validation images, as files with a table of them."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import config
+
+import baselines
+import deploy
+from deploy.best import FROM_TABLE, SETTING, best_runs, export_best
+from lowbit_core.runtime.errors import InputError
+from lowbit_core.training.run import Place, train_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(digits_root, tmp_path_factory) -> Path:
+    """Folders of two seeds of a method, the same network under two names."""
+    folder = tmp_path_factory.mktemp("best")
+    settings = config("pact", "pact", epochs=1) | {"run_id": "pact-s0"}
+    settings["arch_options"] = {"width": 4, "stem": "small_stride2"}
+    train_run(settings, baselines.method("pact"), Place(digits_root, folder, torch.device("cpu")))
+    shutil.copytree(folder / "pact-s0", folder / "pact-s1")
+    return folder
+
+
+def write_table(path: Path, *rows: dict) -> Path:
+    """A results.csv; what a row leaves out is that of a finished run of PACT at W2A2."""
+    run = dict.fromkeys((*SETTING, *FROM_TABLE), "") | {"dataset": "digits", "arch": "resnet20"}
+    run |= {"method": "pact", "w_bits": "2", "a_bits": "2", "role": "run", "status": "done"}
+    run |= {"options": "", "top1": "50.0"}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, run)
+        writer.writeheader()
+        writer.writerows(run | row for row in rows)
+    return path
+
+
+def seed(number: int, val_top1: float | str, **changes: str) -> dict:
+    return {"seed": number, "val_top1": val_top1, "run_id": f"pact-s{number}"} | changes
+
+
+def test_validation_images_choose_and_ties_go_to_the_lowest_seed(runs, tmp_path):
+    table = write_table(tmp_path / "a.csv", seed(1, 61.0, top1="1"), seed(0, 60.0, top1="99"))
+    assert [row["run_id"] for row in best_runs(table, runs)] == ["pact-s1"]
+    table = write_table(tmp_path / "b.csv", seed(1, 60.0), seed(0, 60.0))
+    assert [row["run_id"] for row in best_runs(table, runs)] == ["pact-s0"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "diverged", "val_top1": ""},
+        {"role": "checkpoint"},
+        {"role": "option"},
+        {"options": "distill"},
+        {"w_bits": "32", "a_bits": "32"},
+        {"run_id": "of-another-machine"},
+    ],
+    ids=lambda change: next(iter(change.values())),
+)
+def test_what_is_left_out(runs, tmp_path, change):
+    table = write_table(tmp_path / "results.csv", seed(0, 60.0), seed(1, 70.0) | change)
+    assert [row["run_id"] for row in best_runs(table, runs)] == ["pact-s0"]
+
+
+def test_the_files_run_and_the_table_says_what_they_are(runs, digits_root, tmp_path):
+    table = write_table(tmp_path / "results.csv", seed(0, 60.0), seed(1, 61.0))
+    export_best(table, runs, tmp_path / "models", digits_root)
+    (row,) = csv.DictReader((tmp_path / "models" / "models.csv").open())
+    file = tmp_path / "models" / row["file"]
+    assert row["file"] == "digits-resnet20-pact-w2a2.lowbit" and row["run_id"] == "pact-s1"
+    assert int(row["file_bytes"]) == file.stat().st_size
+    assert deploy.load(file).about.model["run_id"] == "pact-s0"  # the copied folder's own name
+
+
+@pytest.mark.parametrize("text, message", [(None, "No such file"), ("a,b\n1,2\n", "no column")])
+def test_a_wrong_table_is_one_sentence(runs, tmp_path, text, message):
+    table = tmp_path / "results.csv"
+    if text is not None:
+        table.write_text(text)
+    command = [sys.executable, "-m", "deploy", "best", table, "--runs", runs, "--out", tmp_path]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert message in result.stderr and str(table) in result.stderr
+
+
+def test_no_run_at_hand(tmp_path):
+    table = write_table(tmp_path / "results.csv", seed(0, 60.0))
+    with pytest.raises(InputError, match="holds no folder of a finished quantized run"):
+        best_runs(table, tmp_path)
