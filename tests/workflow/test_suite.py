@@ -192,6 +192,13 @@ BAD = {
         "digits",
         "8 pixels",
     ),
+    "two runs for one cell of a table": (
+        ("experiments", 1),
+        {**BASE["experiments"][0], "policy": {"shortcut": "fp"}, "ablations": []},
+        "resnet20-direct-w2a2-s0",
+        "a table takes one",
+        "another suite",
+    ),
 }
 
 
@@ -402,8 +409,6 @@ def test_variants_are_one_setting_by_several_recipes():
     assert not parse(BASE).has_variants
     again = BASE["experiments"][0] | {"recipe": "spare"}
     assert parse(BASE | {"experiments": [BASE["experiments"][0], again]}).has_variants
-    policy = BASE["experiments"][0] | {"policy": {"shortcut": "fp"}}
-    assert not parse(BASE | {"experiments": [BASE["experiments"][0], policy]}).has_variants
 
 
 def test_jobs_hold_no_more_runs_than_asked():

@@ -133,6 +133,7 @@ def parse_suite(text: str | bytes, where: str, compile: str = "") -> Suite:
                 "deploy is true: it must be false in a suite that compares recipes, since such a "
                 "suite reads no test images"
             )
+        _check_cells(suite)
     return suite
 
 
@@ -152,6 +153,20 @@ def check_choice(value: str, legal: Collection[str], what: str) -> None:
     """Raise InputError unless the value is legal."""
     if value not in legal:
         raise InputError(f"{what} is {value!r}: it must be one of {', '.join(legal)}")
+
+
+def _check_cells(suite: Suite) -> None:
+    """A cell of a table and a seed have one run, unless the suite compares recipes."""
+    cells: dict[tuple, str] = {}
+    for run in suite.runs if not suite.has_variants else ():
+        if run["role"] in ("run", "ablation"):
+            keys = ("dataset", "arch", "method", "w_bits", "a_bits", "seed")
+            other = cells.setdefault(tuple(run[key] for key in keys), run["run_id"])
+            if other != run["run_id"]:
+                raise InputError(
+                    f"experiments: runs {other} and {run['run_id']} differ in neither network, "
+                    "method, bits nor seed: a table takes one, so give one of them another suite"
+                )
 
 
 def _check_method_groups(by_method: dict, place: str) -> None:
