@@ -109,8 +109,8 @@ def test_the_table_of_methods_says_what_the_code_does():
     assert rows.keys() >= baselines.METHODS.keys()
     named = " ".join(row[0] for row in table_rows("Activations"))
     for name, method in baselines.METHODS.items():
-        _, _, _, granularity, zero, _, decoding, _, bits, _ = rows[name]
-        assert ("(ablation)" in rows[name][0]) >= (method.ablation and name != "direct_median")
+        _, _, _, granularity, zero, _, decoding, bits, _ = rows[name]
+        assert (f"`{name}` (ablation)" in rows[name][0]) == method.ablation
         if method.weight is None:
             continue
         assert f"`{name}`" in named or name.startswith(("direct_", "indirect"))
@@ -129,3 +129,11 @@ def test_published_values_of_the_page_are_those_of_the_file():
     values = re.findall(r"\b\d\d\.\d+\b", " ".join(map(" ".join, table_rows("Published top-1"))))
     values = [value for value in values if len(value) < 6]  # no arXiv number
     assert len(values) > 50 and set(values) <= known
+
+
+def test_differences_in_the_sentences_are_those_of_the_committed_tables():
+    tables = (ROOT / "results" / "reference").rglob("*.md")
+    known = set(re.findall(r"[+−][\d.]+ \[.+?\]", "".join(path.read_text() for path in tables)))
+    for name in ("results.md", "method.md"):
+        said = set(re.findall(r"[+−]\d+\.\d\d\s+\[[^]]+\]", (ROOT / "docs" / name).read_text()))
+        assert said and {re.sub(r"\s+", " ", one) for one in said} <= known, name
