@@ -6,7 +6,6 @@ It records the runs of the suite that are finished, wherever they were trained, 
 the record that is there already.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -33,8 +32,8 @@ from workflow.results.record import (
     write_record,
     write_texts,
 )
-from workflow.suite.jobs import main_role
-from workflow.suite.suite import COMPILE_MODES, Suite, load_suite
+from workflow.suite.arguments import suite_parser
+from workflow.suite.suite import Suite, load_suite
 
 REFERENCE = Path("results/reference")
 MOST_BYTES = 1_000_000  # of a file that is committed
@@ -126,31 +125,23 @@ def _joined(name: str, parts: list[tuple[Path, set[str]]], ids: list[str]) -> st
     return csv_text(tuple(columns), [row for run_id in ids for row in rows.get(run_id, ())])
 
 
-def finished_runs(suite: Suite, runs: Path) -> tuple[dict[str, str], int]:
-    """{run_id: role} of the suite's finished runs, and how many runs the suite has in all."""
-    keys = {run["run_id"]: run["run_key"] for run in suite.runs}
-    roles: dict[str, str] = {}
-    for run in suite.runs:
-        roles[run["run_id"]] = main_role(run["role"], roles.get(run["run_id"]))
-    done = {
-        run_id: role
-        for run_id, role in roles.items()
-        if run_status(runs / run_id, keys[run_id], weights=False)[0] is RunStatus.DONE
+def finished_runs(suite: Suite, runs: Path) -> dict[str, str]:
+    """{run_id: role} of the suite's finished runs."""
+    return {
+        run["run_id"]: run["role"]
+        for run in suite.runs
+        if run_status(runs / run["run_id"], run["run_key"], weights=False)[0] is RunStatus.DONE
     }
-    return done, len(roles)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", required=True)
-    parser.add_argument("--datasets", default="", help="only these, separated by commas")
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
-    parser.add_argument("--runs", type=Path, default=Path("results/runs"))
+    parser = suite_parser(__doc__)
+    parser.add_argument("--datasets", default="", help="add only runs on these, separated by commas")
     parser.add_argument("--out", type=Path, help="results/reference/<suite>/record by default")
     args = parser.parse_args(argv)
-    suite = load_suite(args.suite, args.compile).only(args.datasets)
+    suite = load_suite(args.suite, args.compile)
     out = args.out or REFERENCE / args.suite / "record"
-    roles, total = finished_runs(suite, args.runs)
+    roles = finished_runs(suite.only(args.datasets), args.runs)
     if not roles:
         raise InputError(f"{args.runs} holds no finished run of suite {args.suite!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -160,11 +151,14 @@ def main(argv: list[str] | None = None) -> None:
         kept = add_earlier(out, new, suite) if (out / RUNS).exists() else 0
         for name in FILES:
             if (size := (new / name).stat().st_size) > MOST_BYTES:
-                raise InputError(f"{out / name} would have {size} bytes: write fewer data sets")
+                raise InputError(
+                    f"{out / name} would have {size} bytes: it must have at most {MOST_BYTES}, so "
+                    "name fewer data sets by --datasets, and another --out for the others"
+                )
         for name in FILES:
             write_sealed(out / name, read_sealed(new / name))
     say(
-        f"{out} holds {len(Record(out).runs)} runs of {total} of suite {args.suite}, "
+        f"{out} holds {len(Record(out).trained)} runs of {len(suite.runs)} of suite {args.suite}, "
         f"{kept} of them kept"
     )
 

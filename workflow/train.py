@@ -3,7 +3,6 @@
 On several GPUs: `torchrun --standalone --nproc-per-node=8 -m workflow.train --job NAME ...`.
 """
 
-import argparse
 import os
 from pathlib import Path
 
@@ -33,17 +32,15 @@ def train_one(run: dict, data: Path, runs: Path, device, is_loaded: bool = False
 
 def main() -> None:
     signals.listen()  # before the imports that take seconds
+    from workflow.suite.arguments import suite_parser
     from workflow.suite.jobs import job_text
-    from workflow.suite.suite import COMPILE_MODES, ROOT, load_suite
+    from workflow.suite.suite import ROOT, load_suite
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", required=True)
+    parser = suite_parser(__doc__)
     parser.add_argument("--job", required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--per-gpu", type=int, default=1, help="training processes on one GPU")
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
     arguments = parser.parse_args()
     suite = load_suite(arguments.suite, arguments.compile)
     if arguments.job not in suite.jobs:

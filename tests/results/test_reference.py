@@ -13,7 +13,6 @@ from workflow.suite.suite import Suite
 
 
 def test_finished_runs_of_a_suite(tmp_path: Path):
-    """Those that are done, with the first of their roles; of how many."""
     done, torn = (
         fake_runs.write_run(tmp_path, "resnet20", name, (2, 2), 0) for name in ("direct", "pact")
     )
@@ -21,10 +20,10 @@ def test_finished_runs_of_a_suite(tmp_path: Path):
     runs = [
         {"run_id": name, "run_key": RunFolder(tmp_path / name).read_json("config.json")["run_key"],
          "role": role}
-        for name, role in ((done, "ablation"), (done, "run"), (torn, "run"))
+        for name, role in ((done, "ablation"), (torn, "run"))
     ]  # fmt: skip
     suite = Suite("made", {}, {"a": Job("a", tuple(runs))})
-    assert reference.finished_runs(suite, tmp_path) == ({done: "run"}, 2)
+    assert reference.finished_runs(suite, tmp_path) == {done: "ablation"}
 
 
 def train(
@@ -109,4 +108,17 @@ def test_the_command_keeps_what_was_recorded(tmp_path: Path, monkeypatch, capsys
     ):
         reference.main(["--suite", "made", "--runs", str(tmp_path / runs), "--out", str(out)])
         assert f"holds {line} of them kept" in capsys.readouterr().err
+    assert {seed for seed, *_ in found(out)} == {0, 1}
+
+
+def test_runs_on_other_data_sets_than_those_named_are_kept(tmp_path: Path, monkeypatch):
+    """--datasets limits what is added, not what the record holds already."""
+    out = tmp_path / "out" / "record"
+    suite = train(tmp_path / "a", {0: ["direct"], 1: ["direct"]}, "old", out)
+    train(tmp_path / "b", {1: ["direct"]}, "old", tmp_path / "unused")
+    monkeypatch.setattr(reference, "load_suite", lambda *_: suite)
+    part = Suite("made", suite.config, {"a": Job("a", suite.jobs["a"].runs[2:])})
+    monkeypatch.setattr(Suite, "only", lambda *_: part)
+    named = ["--datasets", "some", "--runs", str(tmp_path / "b"), "--out", str(out)]
+    reference.main(["--suite", "made", *named])
     assert {seed for seed, *_ in found(out)} == {0, 1}

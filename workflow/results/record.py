@@ -1,12 +1,11 @@
 """The record of a suite's runs: a few small files that all tables, plots and reports are made from.
 
-usage: python -m workflow.results.record --suite S --jobs FILES --runs results/runs --out F/record
+usage: python -m workflow.results.record --suite S --jobs FILES [--runs results/runs] --out F/record
 
 This is the only module that reads finished run folders for results. `workflow.reference`
 records the finished runs of a suite without job files, wherever they were trained.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -24,9 +23,10 @@ from lowbit_core.runtime.files import json_lines, json_text
 from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunFolder
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import grouped, read_sealed, write_sealed
+from workflow.suite.arguments import suite_parser
 from workflow.suite.jobs import check_jobs, check_run, read_jobs
 from workflow.suite.options import option_pairs
-from workflow.suite.suite import COMPILE_MODES, load_suite
+from workflow.suite.suite import load_suite
 
 RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
     "runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json",
@@ -300,15 +300,11 @@ def csv_text(columns: tuple[str, ...], rows: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", required=True)
-    parser.add_argument("--datasets", default="", help="only these, separated by commas")
-    parser.add_argument("--compile", choices=COMPILE_MODES, default="", help="not the suite's own")
-    parser.add_argument("--runs", type=Path, default=Path("results/runs"))
+    parser = suite_parser(__doc__)
     parser.add_argument("--jobs", nargs="+", required=True, help="exactly their runs, all finished")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    suite = load_suite(args.suite, args.compile).only(args.datasets)
+    suite = load_suite(args.suite, args.compile)
     check_jobs(args.jobs, args.runs)
     write_record(suite.config, read_jobs(args.jobs), args.runs, args.out, suite.has_variants)
 
