@@ -54,7 +54,10 @@ def take_device(per_gpu: int):
     if count == 0:
         return torch.device("cpu")
     if count < (asked := int(os.environ.get("LOCAL_WORLD_SIZE", 1))):
-        raise InputError(f"a run on {asked} GPUs: this machine has {count}")
+        raise InputError(
+            f"torchrun started {asked} processes, which need a GPU each: there must be at most "
+            f"{count}, the number of GPUs of this machine"
+        )
     # Names that are the same in every process, whichever GPUs it can see.
     names = [str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]
     slot = take_slot(names, per_gpu, Path(tempfile.gettempdir()) / f"lowbit-gpus-{os.getuid()}")

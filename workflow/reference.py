@@ -136,7 +136,9 @@ def finished_runs(suite: Suite, runs: Path) -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = suite_parser(__doc__)
-    parser.add_argument("--datasets", default="", help="add only runs on these, separated by commas")
+    parser.add_argument(
+        "--datasets", default="", help="add only runs on these, separated by commas"
+    )
     parser.add_argument("--out", type=Path, help="results/reference/<suite>/record by default")
     args = parser.parse_args(argv)
     suite = load_suite(args.suite, args.compile)

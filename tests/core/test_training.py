@@ -266,7 +266,6 @@ def test_an_absurd_learning_rate_ends_as_diverged(method, bits, digits_root, tmp
     final = train(settings, digits_root, tmp_path)
     folder = tmp_path / "run"
     assert final["status"] == "diverged" and final["top1"] is None
-    assert final["diverged_layer"] is None or isinstance(final["diverged_layer"], str)
     assert 1 <= final["epochs_done"] <= 3
     rows = table(folder / "metrics.csv")
     assert not math.isfinite(float(rows[-1]["train_loss"]))

@@ -201,7 +201,7 @@ def test_no_time_or_no_workers_are_refused(tmp_path, option):
     done = subprocess.run(
         [*command, "--minutes", "1", option, "0"], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.returncode == 2 and "not above 0" in done.stderr
+    assert done.returncode == 2 and "both must be above 0" in done.stderr
 
 
 # -- order and choice ------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def test_the_table_of_methods_says_what_the_code_does():
         assert (f"`{name}` (ablation)" in rows[name][0]) == method.ablation
         if method.weight is None:
             continue
-        assert f"`{name}`" in named or name.startswith(("direct_", "indirect"))
+        assert f"`{name}`" in named or method.ablation
         assert bits.split()[0] == ("all" if method.w_bits is None else str(*method.w_bits))
         k, o = 2 if method.offers(2) else method.w_bits[0], 5
         quantizer = method.weight(torch.randn(o, 30), k)

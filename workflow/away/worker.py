@@ -107,7 +107,9 @@ def main() -> None:
     arguments = parser.parse_args()
     data, runs, workers = arguments.data, arguments.runs, arguments.workers
     if not (arguments.minutes > 0 and workers > 0):
-        raise InputError(f"--minutes {arguments.minutes:g}, --workers {workers}: not above 0")
+        raise InputError(
+            f"--minutes is {arguments.minutes:g} and --workers is {workers}: both must be above 0"
+        )
     queue = read_queue(arguments.queue)
     os.environ[COMMIT] = queue.commit
     if (arguments.queue / f"{RUNS}.json").exists():

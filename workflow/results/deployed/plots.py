@@ -19,14 +19,13 @@ from matplotlib.ticker import MaxNLocator
 from lowbit_core.runtime.errors import run_cli
 from workflow.results import labels
 from workflow.results.plots import style as look
-from workflow.results.plots.accuracy import accuracy_panels, pareto
+from workflow.results.plots.accuracy import cost_panels, draw_front
 from workflow.results.plots.data import (
     SETTING,
     Drawn,
     drawing_order,
     full_precision,
     note_of,
-    panel_name,
     read_frame,
 )
 from workflow.results.record import Record
@@ -43,9 +42,8 @@ class Data:
 
     cells: one row for each network, width and method of the main runs, the means over seeds: n,
     top1_mean (on all test images: of the file if it saw them, else after training), file_bytes, ms;
-    quantized: those that are not full precision; methods:
-    the runs of the gallery, in the order of legends. Raises InputError if a file is missing or
-    damaged.
+    quantized: those that are not full precision; methods: the runs of the gallery, in the order of
+    legends. Raises InputError if a file is missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,17 +79,11 @@ def accuracy_vs_measured(data: Data, column: str, axis_label: str, unit: str) ->
     if data.quantized.empty:
         return NO_FILE
 
-    def heading(cells: pd.DataFrame) -> str:
-        name, fp = panel_name(cells.iloc[0], data.quantized), full_precision(data, cells.iloc[0])
-        return name if fp is None else f"{name}  (FP: {look.si(fp[column], unit)})"
-
-    figure, panels = accuracy_panels(data, heading)
-    grey = {"color": look.MUTED, "linewidth": 1.2, "label": "Pareto front"}
+    figure, panels = cost_panels(data, column, unit)
     for axis, shown, cells in panels:
         fp = full_precision(data, cells.iloc[0])
         every = cells if fp is None else pd.concat([cells, fp.to_frame().T])
-        front = pareto(zip(every[column].astype(float), every["top1_mean"], strict=True))
-        axis.step(*zip(*front, strict=True), where="post", zorder=1, **grey)
+        draw_front(axis, every[column].astype(float), every["top1_mean"])
         for method in drawing_order(shown):
             mine = shown[shown["method"] == method].sort_values(["w_bits", "a_bits"])
             style = look.marker_style(method, 6.5)

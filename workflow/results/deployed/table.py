@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from lowbit_core.datasets.catalog import dataset
-from lowbit_core.quantizers.bits import bits_label
+from lowbit_core.quantizers.bits import FLOAT_BITS, bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_text
 from workflow.results import labels
@@ -51,7 +51,7 @@ def deploy_rows(record: Record) -> list[dict]:
 
 def _order(row: dict) -> tuple:
     network = row["dataset"], row["arch"]
-    bits = row["w_bits"] != 32, row["w_bits"], row["a_bits"]
+    bits = row["w_bits"] != FLOAT_BITS, row["w_bits"], row["a_bits"]
     which = labels.method_order(row["method"]), row["seed"], ROLES.index(row["role"])
     return *network, *bits, *which, row["run_id"]
 

@@ -81,20 +81,33 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def accuracy_vs_cost(data: Data, column: str, axis_label: str, unit: str) -> Drawn:
-    """Mean accuracy of every method and setting against `column`, with the Pareto front."""
-    if data.quantized.empty:
-        return NO_RUN
+def cost_panels(
+    data: Cells, column: str, unit: str
+) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, pd.DataFrame]]]:
+    """`accuracy_panels` whose names say what full precision has in `column`."""
 
     def heading(cells: pd.DataFrame) -> str:
         name, fp = panel_name(cells.iloc[0], data.quantized), full_precision(data, cells.iloc[0])
         return name if fp is None else f"{name}  (FP: {look.si(fp[column], unit)})"
 
-    figure, panels = accuracy_panels(data, heading)
+    return accuracy_panels(data, heading)
+
+
+def draw_front(axis: Axes, costs: pd.Series, values: pd.Series) -> None:
+    """The Pareto front of (cost, value) points as grey steps."""
     grey = {"color": look.MUTED, "linewidth": 1.2, "label": "Pareto front"}
+    front = pareto(zip(costs, values, strict=True))
+    axis.step(*zip(*front, strict=True), where="post", zorder=1, **grey)
+
+
+def accuracy_vs_cost(data: Data, column: str, axis_label: str, unit: str) -> Drawn:
+    """Mean accuracy of every method and setting against `column`, with the Pareto front."""
+    if data.quantized.empty:
+        return NO_RUN
+
+    figure, panels = cost_panels(data, column, unit)
     for axis, shown, cells in panels:
-        front = pareto(zip(cells[column], cells["top1_mean"], strict=True))
-        axis.step(*zip(*front, strict=True), where="post", zorder=1, **grey)
+        draw_front(axis, cells[column], cells["top1_mean"])
         look.draw_apart(axis, shown, column)
         low, high = cells[column].min(), cells[column].max()
         margin = (high / low) ** 0.15 * 1.05

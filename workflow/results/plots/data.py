@@ -7,12 +7,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lowbit_core.quantizers.bits import bits_label
-from workflow.results import labels
+from workflow.results import analysis, labels
 from workflow.results.columns import TABLES, read_table
 from workflow.results.record import Record
 
-NETWORK = ["dataset", "arch"]
-SETTING = [*NETWORK, "w_bits", "a_bits"]
+SETTING = list(analysis.SETTING)  # pandas takes a tuple for one name
+NETWORK = SETTING[:2]
 NO_RUN = "no finished quantized run"
 MOST_COLUMNS = 4  # settings or layers beside each other in a figure of two rows
 Drawn = tuple[Figure, str] | str
