@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from workflow.results.labels import method_label
 from workflow.results.plots.style import MUTED, new_figure, save, set_style
 
 OURS = "#D55E00"
-
-
 STEPS = {"fp32": ("float32", 1.08), "bf16": ("bfloat16", 1.15)}  # name and aim of a precision
 
 
@@ -19,7 +18,7 @@ def draw(quantizers: pd.DataFrame, steps: pd.DataFrame, folder: Path) -> None:
     """
     set_style()
     measured = [name for name in STEPS if (steps["precision"] == name).any()]
-    figure, (left, *right) = new_figure(1 + len(measured), width=4, height=4)
+    figure, (left, *right) = new_figure(1 + len(measured), width=4.8, height=4)
     chosen = quantizers.query("kind == 'activation' and bits == 2 and what != 'copy'")
     chosen = chosen[chosen["shape"] == chosen["shape"].iloc[0]]
     _draw_bars(left, chosen.set_index("what"), aim=1.5)
@@ -31,7 +30,7 @@ def draw(quantizers: pd.DataFrame, steps: pd.DataFrame, folder: Path) -> None:
             "arch == 'resnet20' and w_bits == 2 and a_bits == 2 and method != 'fp'"
         )
         chosen = chosen[chosen["precision"] == precision]
-        _draw_bars(axes, chosen.set_index("method"), aim)
+        _draw_bars(axes, chosen.set_index(chosen["method"].map(method_label)), aim)
         axes.set(xlim=(0.9, None), xlabel="time, ratio to full precision")
         axes.set_title(f"ResNet-20 W2A2 step, {name}")
     save(figure, folder, "speed")
@@ -45,6 +44,9 @@ def _draw_bars(axes, rows: pd.DataFrame, aim: float) -> None:
     axes.axvline(1, color=MUTED, linewidth=0.8)
     axes.axvline(aim, color="black", linewidth=0.8, linestyle="--")
     for row, ratio in enumerate(rows.ratio):
-        axes.annotate(f" {ratio:.2f}", (rows.ratio_q3.iloc[row], row), va="center", fontsize=8)
+        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # over the line of the aim
+        end = rows.ratio_q3.iloc[row], row
+        axes.annotate(f"{ratio:.2f}", end, **place, fontsize=8, bbox=ground)
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.12)
