@@ -31,6 +31,15 @@ def test_values_that_are_refused(option, message):
     refused(suite_with([option]), message)
 
 
+def test_two_runs_with_one_lower_bit_width_are_refused():
+    """Each would have a row of its own for it in the main table."""
+    made = suite_with([], widths={"lower": ["W1A1"]})
+    made["experiments"][0] |= {"methods": ["direct"], "ablations": []}
+    refused(made, r"seed and bits \(W1A1\): a table takes one")
+    made["experiments"][0] |= {"bits": ["W2A2"]}
+    assert len(parse(made).runs) == 2  # the checkpoint and the run
+
+
 @pytest.mark.parametrize(
     "option", ({"oscillation": {"method": "track"}}, {"widths": {"lower": ["W1A1"]}})
 )

@@ -15,7 +15,7 @@ from lowbit_core import models
 from lowbit_core.conversion.policy import QuantPolicy, layer_bits
 from lowbit_core.data import augment
 from lowbit_core.datasets.catalog import Dataset, dataset
-from lowbit_core.quantizers.bits import BITS, FLOAT_BITS, parse_bits
+from lowbit_core.quantizers.bits import BITS, FLOAT_BITS, bits_label, parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_status import loaded_runs
@@ -156,16 +156,22 @@ def check_choice(value: str, legal: Collection[str], what: str) -> None:
 
 
 def _check_cells(suite: Suite) -> None:
-    """A cell of a table and a seed have one run, unless the suite compares recipes."""
+    """A cell of a table and a seed have one run, unless the suite compares recipes.
+
+    A run that is trained for several bit-widths takes a cell at each of them.
+    """
     cells: dict[tuple, str] = {}
     for run in suite.runs if not suite.has_variants else ():
-        if run["role"] in ("run", "ablation"):
-            keys = ("dataset", "arch", "method", "w_bits", "a_bits", "seed")
-            other = cells.setdefault(tuple(run[key] for key in keys), run["run_id"])
+        if run["role"] not in ("run", "ablation"):
+            continue
+        lower = run["recipe"].get("widths", {}).get("lower", ())
+        for label in (bits_label(run["w_bits"], run["a_bits"]), *lower):
+            place = *(run[key] for key in ("dataset", "arch", "method", "seed")), label
+            other = cells.setdefault(place, run["run_id"])
             if other != run["run_id"]:
                 raise InputError(
-                    f"experiments: runs {other} and {run['run_id']} differ in neither network, "
-                    "method, bits nor seed: a table takes one, so give one of them another suite"
+                    f"experiments: runs {other} and {run['run_id']} have the same network, method, "
+                    f"seed and bits ({label}): a table takes one, so give one of them another suite"
                 )
 
 
