@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md and docs/deploy.md, of speed and memory.
+"""Write the tables of measured figures in docs/: speed, memory and what training has shown.
 
 `python -m benchmarks.document [results/benchmarks]`: the folder's tables replace those that are
 committed in results/reference/benchmarks/, and the pages and their picture are made from what is
@@ -14,30 +14,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import plot, quantizers
+from benchmarks import evidence, plot, quantizers
 from benchmarks.deploy import tables as deploy
+from benchmarks.evidence import NotMeasured
 from benchmarks.steps import NETWORKS
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_bytes, write_text
 from lowbit_core.runtime.progress import say
-from workflow.results.claims import difference_text
-from workflow.results.columns import grouped
-from workflow.results.compare import Difference, difference, judge, pair_runs
-from workflow.results.labels import arch_name, dataset_name, method_label, method_order
+from workflow.results.labels import arch_name, dataset_name, method_label
 from workflow.results.main_table import markdown_table
-from workflow.results.record import Record, mean_of
 from workflow.suite.suite import ROOT
 
-PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "deploy.md")
+PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "deploy.md", "results.md"))
 IMAGE = ROOT / "docs" / "images" / "speed.png"
-REFERENCE = ROOT / "results" / "reference"
-MEASURED = REFERENCE / "benchmarks"
+MEASURED = evidence.REFERENCE / "benchmarks"
 PEERS = {"brevitas": "Brevitas"}  # labels
 REGION = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.S)
-
-
-class NotMeasured(Exception):
-    """The figures of a table are not among the committed ones."""
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -105,42 +97,6 @@ def machines() -> str:
     return _markdown(pd.DataFrame(rows))
 
 
-def precision() -> str:
-    """Test top-1 of training in bfloat16 minus float32, paired by start, by the project's rule."""
-    folder = REFERENCE / "precision" / "record"
-    if not folder.exists():
-        raise NotMeasured(f"{folder.relative_to(ROOT)} is missing (the suite `precision` makes it)")
-    runs = [
-        {**run["config"], **run["final"], "precision": run["config"]["recipe"]["precision"]}
-        for run in Record(folder).runs
-        if run["role"] != "checkpoint"
-    ]
-    rows, of_start = [], {}
-    for method, mine in grouped(runs, "method").items():
-        both = grouped(mine, "precision")
-        pairs = pair_runs(both.get("bf16", []), both.get("fp32", []))
-        found = difference([pairs.differences], pairs.diverged, pairs.other_diverged)
-        bf16, fp32 = (mean_of(pair[i]["top1"] for pair in pairs.runs) for i in (0, 1))
-        rows.append({"method": method, "found": found, "fp32": fp32, "bf16": bf16})
-        for key, value in zip(pairs.keys, pairs.differences, strict=True):
-            of_start.setdefault(key, []).append(value)
-    judge(rows)
-    rows.sort(key=lambda row: method_order(row["method"]))
-    # Runs that share their start are not independent: each start counts once, by its mean.
-    rows.append({"found": difference([list(map(mean_of, of_start.values()))])})
-    judge(rows[-1:])
-    return _markdown(pd.DataFrame(map(_precision_cells, rows)))
-
-
-def _precision_cells(row: dict) -> dict[str, str]:
-    found: Difference = row["found"]
-    cells = {"method": method_label(row["method"]) if "method" in row else "all of them"}
-    for name in ("fp32", "bf16"):
-        cells[name] = f"{row[name]:.2f}" if row.get(name) is not None else ""
-    cells |= {"n": str(found.n), "bf16 minus fp32": difference_text(found.columns)}
-    return cells | {"verdict": row["verdict"]}
-
-
 def deploy_resnet18() -> str:
     return deploy.network_table(_read("deploy"), "resnet18 224x224", batch=1)
 
@@ -164,8 +120,9 @@ def deploy_layers() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        activations, weights, steps, loaders, machines, precision, deploy_resnet18,
-        deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch, deploy_layers,
+        activations, weights, steps, loaders, machines, deploy_resnet18, deploy_resnet18_batch,
+        deploy_resnet20, deploy_resnet20_batch, deploy_layers, evidence.precision,
+        evidence.claims_accuracy, evidence.claims_answers,
     )
 }  # fmt: skip
 

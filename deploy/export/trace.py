@@ -307,8 +307,7 @@ def _geometry(name: str, layer: nn.Module) -> tuple:
         if layer.convolution is None:
             return (1, 1), (0, 0), (1, 1), 1
         stride, padding, dilation, groups = layer.convolution
-        if layer.reads is not None:  # the layer takes its stride by an index
-            stride = tuple(part.step for part in layer.reads[1:])
+        stride = layer.reads or stride  # pixels that the layer picks before it quantizes
     elif isinstance(layer, nn.Conv2d):
         stride, padding = layer.stride, layer.padding
         dilation, groups = layer.dilation, layer.groups

@@ -11,7 +11,7 @@ from torch import nn
 import baselines
 from lowbit_core import models
 from lowbit_core.conversion.footprint import size_and_bitops
-from lowbit_core.conversion.layers import QuantLayer, calibrate
+from lowbit_core.conversion.layers import EverySthPixel, QuantLayer, calibrate
 from lowbit_core.conversion.policy import QuantPolicy, layer_bits, quantizable
 from lowbit_core.conversion.swap import convert
 from lowbit_core.quantizers.basis_activation import BasisActivation
@@ -347,3 +347,17 @@ def test_a_strided_pointwise_layer_quantizes_what_it_reads_and_no_more(also_relu
     else:
         y = quantized(x)
     torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("strides", [(2, 2), (3, 1)])
+@pytest.mark.parametrize("kept", [torch.channels_last, torch.contiguous_format])
+def test_every_sth_pixel_is_the_index_and_keeps_the_order_of_storage(kept, strides):
+    x = torch.randn(2, 3, 5, 6).contiguous(memory_format=kept).requires_grad_()
+    y = EverySthPixel.apply(x, strides)
+    index = x[:, :, :: strides[0], :: strides[1]]
+    assert torch.equal(y, index) and y.is_contiguous(memory_format=kept)
+    upstream = torch.randn_like(y)
+    (grad,), (expected,) = (torch.autograd.grad(z, x, upstream) for z in (y, index))
+    assert torch.equal(grad, expected) and grad.is_contiguous(memory_format=kept)
+    image = x.detach()[0]  # without a batch
+    assert torch.equal(EverySthPixel.apply(image, strides), index[0])

@@ -13,7 +13,7 @@ from torch import nn
 import baselines
 import benchmarks.__main__ as bench
 from baselines.dorefa import DoReFaWeight
-from benchmarks import agreement, document, peers, quantizers, steps, timing
+from benchmarks import agreement, document, evidence, peers, quantizers, steps, timing
 from benchmarks.steps import CORE, peak_bytes
 from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import QuantPolicy
@@ -201,9 +201,9 @@ def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, m
             runs.append(run(method, "bf16", seed, 50.0 + change))
     runs.append(run("pact", "fp32", 3, 90.0))  # without its pair
     (tmp_path / "precision" / "record").mkdir(parents=True)
-    monkeypatch.setattr(document, "REFERENCE", tmp_path)
-    monkeypatch.setattr(document.Record, "runs", runs)
-    lines = document.precision().splitlines()[2:]
+    monkeypatch.setattr(evidence, "REFERENCE", tmp_path)
+    monkeypatch.setattr(evidence.Record, "runs", runs)
+    lines = evidence.precision().splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert [row[:4] for row in cells[:2]] == [
         ["Full precision", "50.00", "51.20", "3"],

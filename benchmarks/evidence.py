@@ -1,0 +1,111 @@
+"""Tables for docs/ of what training has shown, from the committed records."""
+
+from collections.abc import Iterator
+from statistics import mean, stdev
+
+from lowbit_core.quantizers.bits import bits_label
+from workflow.results.claims import difference_text
+from workflow.results.columns import grouped, read_table
+from workflow.results.compare import Difference, difference, judge, pair_runs
+from workflow.results.labels import method_label, method_order
+from workflow.results.main_table import markdown_table, mean_text
+from workflow.results.record import Record, mean_of
+from workflow.suite.suite import ROOT
+
+REFERENCE = ROOT / "results" / "reference"
+
+
+class NotMeasured(Exception):
+    """The figures of a table are not among the committed ones."""
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    header = list(rows[0])
+    return markdown_table(header, [list(row.values()) for row in rows], "l" + "r" * len(header[1:]))
+
+
+def _claims(name: str) -> list[dict]:
+    path = REFERENCE / "claims" / name
+    if not path.exists():
+        raise NotMeasured(f"{path.relative_to(ROOT)} is missing (`snakemake reference` makes it)")
+    return read_table(path)
+
+
+def claims_accuracy() -> str:
+    """Test top-1 of every method and width of `claims`, ablations too: mean, spread, seeds."""
+    runs = [run for run in _claims("results.csv") if run["role"] != "checkpoint"]
+    runs = [run for run in runs if run["status"] == "done" and not run["options"]]
+    widths = sorted(
+        {(run["w_bits"], run["a_bits"]) for run in runs if run["method"] != "fp"},
+        key=lambda bits: (bits != (2, 2), bits),
+    )
+    rows = []
+    for method, mine in sorted(grouped(runs, "method").items(), key=lambda m: method_order(m[0])):
+        row = {"method": method_label(method)}
+        for bits in widths:
+            of_width = [r for r in mine if method == "fp" or (r["w_bits"], r["a_bits"]) == bits]
+            top1 = [run["top1"] for run in of_width]
+            is_shown = top1 and (method != "fp" or bits == (2, 2))
+            spread = stdev(top1) if len(top1) > 1 else None
+            cell = f"{mean_text(mean(top1), spread)} ({len(top1)})" if is_shown else ""
+            row[bits_label(*bits)] = cell
+        rows.append(row)
+    return _table(rows)
+
+
+def claims_answers() -> str:
+    """The difference of every comparison of `claims`: each width, all widths, the verdict."""
+    rows = _claims("claims.csv")
+    widths = sorted(
+        {row["bits"] for row in rows} - {"all"}, key=lambda bits: (bits != "W2A2", bits)
+    )
+    return _table(list(_answers(rows, widths)))
+
+
+def _answers(rows: list[dict], widths: list[str]) -> Iterator[dict[str, str]]:
+    for (_, method, other), mine in grouped(rows, "claim", "method", "other").items():
+        (primary,) = (row for row in mine if row["primary"])
+        found = {row["bits"]: row for row in mine}
+        cells = {"method": method_label(method), "against": method_label(other)}
+        for bits in widths:
+            row = found.get(bits)
+            cells[bits] = f"{difference_text(row)}, n = {row['n']}" if row else ""
+        if len(widths) > 1:
+            cells["over all"] = f"{difference_text(primary)}, n = {primary['n']}"
+        yield cells | {"verdict": primary["verdict"]}
+
+
+def precision() -> str:
+    """Test top-1 of training in bfloat16 minus float32, paired by start, by the project's rule."""
+    folder = REFERENCE / "precision" / "record"
+    if not folder.exists():
+        raise NotMeasured(f"{folder.relative_to(ROOT)} is missing (the suite `precision` makes it)")
+    runs = [
+        {**run["config"], **run["final"], "precision": run["config"]["recipe"]["precision"]}
+        for run in Record(folder).runs
+        if run["role"] != "checkpoint"
+    ]
+    rows, of_start = [], {}
+    for method, mine in grouped(runs, "method").items():
+        both = grouped(mine, "precision")
+        pairs = pair_runs(both.get("bf16", []), both.get("fp32", []))
+        found = difference([pairs.differences], pairs.diverged, pairs.other_diverged)
+        bf16, fp32 = (mean_of(pair[i]["top1"] for pair in pairs.runs) for i in (0, 1))
+        rows.append({"method": method, "found": found, "fp32": fp32, "bf16": bf16})
+        for key, value in zip(pairs.keys, pairs.differences, strict=True):
+            of_start.setdefault(key, []).append(value)
+    judge(rows)
+    rows.sort(key=lambda row: method_order(row["method"]))
+    # Runs that share their start are not independent: each start counts once, by its mean.
+    rows.append({"found": difference([list(map(mean_of, of_start.values()))])})
+    judge(rows[-1:])
+    return _table(list(map(_precision_cells, rows)))
+
+
+def _precision_cells(row: dict) -> dict[str, str]:
+    found: Difference = row["found"]
+    cells = {"method": method_label(row["method"]) if "method" in row else "all of them"}
+    for name in ("fp32", "bf16"):
+        cells[name] = f"{row[name]:.2f}" if row.get(name) is not None else ""
+    cells |= {"n": str(found.n), "bf16 minus fp32": difference_text(found.columns)}
+    return cells | {"verdict": row["verdict"]}
