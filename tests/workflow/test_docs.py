@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import baselines
-from benchmarks import document
 
 ROOT = Path(__file__).parents[2]
 PAGES = (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
@@ -138,8 +137,3 @@ def test_differences_in_the_sentences_are_those_of_the_committed_tables():
     for name in ("results.md", "method.md"):
         said = set(re.findall(r"[+−]\d+\.\d\d\s+\[[^]]+\]", (ROOT / "docs" / name).read_text()))
         assert said and {re.sub(r"\s+", " ", one) for one in said} <= known, name
-
-
-@pytest.mark.parametrize("path", document.PAGES, ids=lambda path: path.name)
-def test_the_tables_of_speed_are_those_of_the_committed_figures(path):
-    assert document.page(path.read_text()) == path.read_text()
