@@ -3,7 +3,6 @@
 usage: python -m workflow.away.queue --suite paper [--datasets cifar100] [--out FOLDER --data data]
 """
 
-import argparse
 import json
 from dataclasses import asdict, dataclass
 from operator import itemgetter
@@ -128,11 +127,10 @@ def read_queue(folder: Path) -> Queue:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--suite", required=True)
+    from workflow.suite.arguments import suite_parser  # as suite_queue
+
+    parser = suite_parser(__doc__)
     parser.add_argument("--datasets", default="", help="only these, separated by commas")
-    parser.add_argument("--compile", default="", help="instead of the suite's setting")
-    parser.add_argument("--runs", type=Path, default=Path("results/runs"))
     parser.add_argument("--out", type=Path, help="write the queue to this folder")
     parser.add_argument("--data", type=Path, help="pack data sets and begun runs for it, too")
     arguments = parser.parse_args()
