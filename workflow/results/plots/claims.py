@@ -79,7 +79,8 @@ def _draw_comparison(axis: Axes, y: int, comparison: pd.DataFrame, reach: float)
     color = COLORS[primary["verdict"]]
     single = comparison[comparison["primary"] != "yes"]["top1_difference_mean"]
     rings = {"facecolors": "none", "edgecolors": look.MUTED, "linewidths": 0.8}
-    axis.scatter(single, [y] * len(single), s=16, **rings, zorder=2, label="single settings")
+    if len(single):
+        axis.scatter(single, [y] * len(single), s=16, **rings, zorder=2, label="single settings")
     middle, low, high = (primary[f"top1_difference_{name}"] for name in ("mean", "low", "high"))
     axis.plot([low, high], [y, y], color=color, linewidth=2.2, solid_capstyle="butt", zorder=3)
     is_beyond = abs(middle) > reach
