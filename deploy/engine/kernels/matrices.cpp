@@ -15,7 +15,6 @@ namespace {
 
 constexpr int DEEP = 64, MOST_HIGH = 16;         // bytes of a row, rows of a matrix register
 constexpr int MATRIX = DEEP * BLOCK;             // bytes of the weights' matrix
-constexpr int AHEAD = 3;                         // matrices of weights that are asked for in advance
 constexpr int AT_ONCE = 4;                       // matrices of sums, as many as hide the latency
 constexpr int ASK_FOR_PERMISSION = 0x1023, MATRICES = 18;  // of arch_prctl; the state of matrices
 
@@ -121,7 +120,7 @@ struct __attribute__((packed)) Shapes {
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
 };
-constexpr int REGISTERS = 8, WEIGHTS = 4;
+constexpr int REGISTERS = 8;  // 0 to 3: sums; 4 and 5: weights; 6 and 7: inputs
 
 // The compiler does not know that instructions on matrices read memory.
 inline void memory_is_written() { asm volatile("" ::: "memory"); }
@@ -130,7 +129,7 @@ void begin(const Layer& layer) {
     alignas(64) Shapes shapes;
     for (int i = 0; i < REGISTERS; i++) {
         shapes.row_bytes[i] = DEEP;
-        shapes.rows[i] = uint8_t(i == WEIGHTS ? DEEP / GROUP : high(layer.step));
+        shapes.rows[i] = uint8_t(i == 4 || i == 5 ? DEEP / GROUP : high(layer.step));
     }
     memory_is_written();
     _tile_loadconfig(&shapes);
@@ -142,10 +141,12 @@ struct Operands {
     const int8_t* weights;
     const uint8_t* input[AT_ONCE];  // the first tap of each matrix's first pixel
     int32_t* counts[AT_ONCE];
+    size_t group;              // bytes between the weights of two groups
     size_t row, pixel, count;  // bytes between kernel rows, output pixels, and counts of two pixels
-    int rows, depth;
+    int rows, depth, terms;
 };
 
+// One group of weights by N matrices of inputs.
 template <int N>
 void multiply(const Operands& at) {
     const int8_t* weights = at.weights;
@@ -156,21 +157,20 @@ void multiply(const Operands& at) {
     for (int ky = 0; ky < at.rows; ky++)
         for (int i = 0; i < at.depth; i++, weights += MATRIX) {
             const size_t offset = at.row * ky + size_t(i) * DEEP;
-            for (int line = 0; line < MATRIX; line += 64) __builtin_prefetch(weights + AHEAD * MATRIX + line);
             _tile_loadd(4, weights, GROUP * BLOCK);
-            _tile_loadd(5, at.input[0] + offset, at.pixel);
-            _tile_dpbusd(0, 5, 4);
+            _tile_loadd(6, at.input[0] + offset, at.pixel);
+            _tile_dpbusd(0, 6, 4);
             if (N > 1) {
-                _tile_loadd(6, at.input[1] + offset, at.pixel);
-                _tile_dpbusd(1, 6, 4);
+                _tile_loadd(7, at.input[1] + offset, at.pixel);
+                _tile_dpbusd(1, 7, 4);
             }
             if (N > 2) {
-                _tile_loadd(7, at.input[2] + offset, at.pixel);
-                _tile_dpbusd(2, 7, 4);
+                _tile_loadd(6, at.input[2] + offset, at.pixel);
+                _tile_dpbusd(2, 6, 4);
             }
             if (N > 3) {
-                _tile_loadd(5, at.input[3] + offset, at.pixel);
-                _tile_dpbusd(3, 5, 4);
+                _tile_loadd(7, at.input[3] + offset, at.pixel);
+                _tile_dpbusd(3, 7, 4);
             }
         }
     // In this order, since a matrix may reach into the pixels of the next one.
@@ -182,22 +182,52 @@ void multiply(const Operands& at) {
 
 constexpr void (*MULTIPLY[])(const Operands&) = {multiply<1>, multiply<2>, multiply<3>, multiply<4>};
 
+// Two groups of weights by two matrices of inputs, from number `first`: four products of four loads.
+void multiply_pairs(const Operands& at, int first) {
+    const int8_t* weights = at.weights;
+    const uint8_t *one = at.input[first], *two = at.input[first + 1];
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int ky = 0; ky < at.rows; ky++)
+        for (int i = 0; i < at.depth; i++, weights += MATRIX) {
+            const size_t offset = at.row * ky + size_t(i) * DEEP;
+            _tile_loadd(4, weights, GROUP * BLOCK);
+            _tile_loadd(6, one + offset, at.pixel);
+            _tile_dpbusd(0, 6, 4);
+            _tile_loadd(7, two + offset, at.pixel);
+            _tile_dpbusd(1, 7, 4);
+            _tile_loadd(5, weights + at.group, GROUP * BLOCK);
+            _tile_dpbusd(2, 6, 5);
+            _tile_dpbusd(3, 7, 5);
+        }
+    _tile_stored(0, at.counts[first], at.count);
+    _tile_stored(2, at.counts[first] + at.terms * BLOCK, at.count);
+    _tile_stored(1, at.counts[first + 1], at.count);
+    _tile_stored(3, at.counts[first + 1] + at.terms * BLOCK, at.count);
+}
+
+// All groups of weights by `used` matrices of inputs.
+void multiply_groups(Operands at, int used, int groups) {
+    const auto next = [&](int done) {
+        at.weights += at.group * done;
+        for (int i = 0; i < used; i++) at.counts[i] += at.terms * BLOCK * done;
+    };
+    int left = groups;
+    for (; left >= 2 && used % 2 == 0; left -= 2, next(2))
+        for (int i = 0; i < used; i += 2) multiply_pairs(at, i);
+    for (; left > 0; left--, next(1)) MULTIPLY[used - 1](at);
+}
+
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int32_t* counts) {
     const Step& s = layer.step;
     const int terms = layer.a_terms(), each = s.w_groups * terms * BLOCK, step = high(s);
     const size_t bytes = row_bytes(layer), pixel = size_t(pixel_bytes(s)) * s.stride_wide;
-    const size_t matrices = size_t(s.kernel_high) * depth(s) * MATRIX;
+    const size_t group = size_t(s.kernel_high) * depth(s) * MATRIX;
     const int8_t* weights = (const int8_t*)aligned(layer.packed.data()) + block_bytes(s) * t.block;
-    Operands at{nullptr, {}, {}, bytes * s.a_groups, pixel, each * sizeof(int32_t), s.kernel_high, depth(s)};
+    Operands at{weights, {}, {}, group, bytes * s.a_groups, pixel, each * sizeof(int32_t), s.kernel_high, depth(s), terms};
     int used = 0;
-    auto multiply_all = [&] {
-        for (int g = 0; g < s.w_groups; g++) {
-            at.weights = weights + matrices * g;
-            MULTIPLY[used - 1](at);
-            for (int i = 0; i < used; i++) at.counts[i] += terms * BLOCK;
-        }
-        used = 0;
-    };
     memory_is_written();
     for (int y = 0; y < t.rows; y++)
         for (int x = 0; x < t.n; x += step) {
@@ -205,10 +235,13 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int
             for (int h = 0; h < s.a_groups; h++) {
                 at.input[used] = input + bytes * h;
                 at.counts[used] = counts + size_t(y * t.n + x) * each + h * BLOCK;
-                if (++used == AT_ONCE) multiply_all();
+                if (++used < AT_ONCE) continue;
+                multiply_groups(at, used, s.w_groups);
+                used = 0;
             }
         }
-    if (used > 0) multiply_all();
+    if (used > 0) multiply_groups(at, used, s.w_groups);
+    memory_is_written();
 }
 
 }  // namespace
