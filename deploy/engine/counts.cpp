@@ -228,7 +228,7 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
         }
     };
     const Order order{layer.blocks(), (s.out_high + layer.tile_high - 1) / layer.tile_high, layer.tile_high,
-                      layer.packed.size() * sizeof(uint32_t) < size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
+                      !layer.by_block && layer.packed.size() * sizeof(uint32_t) < size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
 #pragma omp parallel num_threads(threads)
     {
         std::vector<int32_t> made(each * (size_t(layer.tile_wide) * layer.tile_high + MARGIN));

@@ -21,6 +21,7 @@ struct Layer {
     int padded_high() const { return step.high + 2 * step.pad_high; }
     int padded_wide() const { return step.wide + 2 * step.pad_wide; }
     int tile_wide = 1, tile_high = 1;  // output pixels of a tile, at most
+    bool by_block = false;  // a block's weights are made ready once: its tiles must follow one another
     int blocks() const { return (step.outputs + BLOCK - 1) / BLOCK; }
     // Groups of the input's integers, and one more for its offset.
     int a_terms() const { return step.a_groups + (step.a_offset != 0); }
@@ -44,7 +45,7 @@ struct Kernel {
     void (*pack_rows)(const Layer&, const float* x, uint8_t* packed, int first, int end);
     // A_h of each pixel of a row of the padded input, summed over its channels: (W + 2 pw, a_groups).
     void (*row_sums)(const Layer&, const uint8_t* packed, int row, int32_t* sums);
-    // At most, of a tile, in one row; pack_weights may set tile_wide and tile_high of the layer.
+    // At most, of a tile, in one row; pack_weights may set tile_wide, tile_high and by_block.
     int pixels;
     // counts[i][g][h][lane] = sum of W_g A_h over the taps of the tile's pixel i, for the block's
     // outputs. sums[i][h]: sum of A_h over the taps. h runs over a_terms(); only a_groups are written.

@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "codebook.h"
+
 namespace {
 
 constexpr int DEEP = 64, MOST_HIGH = 16;         // bytes of a row, rows of a matrix register
@@ -41,66 +43,140 @@ bool serves(const Step& s) {
 int pixel_bytes(const Step& s) { return pixel_groups(s) * GROUP; }
 int depth(const Step& s) { return (s.kernel_wide * pixel_bytes(s) + DEEP - 1) / DEEP; }  // matrices of a row
 
-// A row of one group of the input; the rows of all groups lie one after the other.
+// A padded row of one group of the input, and all rows of a group, which lie one after the other.
 size_t row_bytes(const Layer& layer) { return size_t(layer.padded_wide()) * pixel_bytes(layer.step); }
+size_t group_bytes(const Layer& layer) { return row_bytes(layer) * layer.padded_high(); }
 
 // Matrices are read beyond the last row, by pixels and by bytes.
 size_t input_bytes(const Layer& layer) {
     const Step& s = layer.step;
     const size_t beyond = size_t(MOST_HIGH) * s.stride_wide * pixel_bytes(s) + 2 * DEEP;
-    return row_bytes(layer) * layer.padded_high() * s.a_groups + beyond + DEEP;
+    return group_bytes(layer) * s.a_groups + beyond + DEEP;
+}
+
+// Output rows of a matrix: where they are short, several with the padding between them.
+int joined(const Layer& layer) {
+    const Step& s = layer.step;
+    if (s.out_wide >= MOST_HIGH || s.stride_high != s.stride_wide) return 1;
+    return std::min(s.out_high, 1 + (MOST_HIGH - s.out_wide) / layer.padded_wide());
 }
 
 // Pixels of a matrix: a row of the output is cut into as few equal parts as possible.
-int high(const Step& s) {
+int high(const Layer& layer) {
+    const Step& s = layer.step;
     const int parts = (s.out_wide + MOST_HIGH - 1) / MOST_HIGH;
-    return (s.out_wide + parts - 1) / parts;
+    return (s.out_wide + parts - 1) / parts + (joined(layer) - 1) * layer.padded_wide();
 }
 
-size_t block_bytes(const Step& s) { return size_t(s.w_groups) * s.kernel_high * depth(s) * MATRIX; }
+// Bytes of a group of weights, for a block of outputs.
+size_t weight_bytes(const Step& s) { return size_t(s.kernel_high) * depth(s) * MATRIX; }
 
-// Weights [block][group][kernel row][matrix][four channels][output][channel of the four].
-void pack_weights(Layer& layer) {
+// Weights that are larger than the output are read once for each block; whether as codes. No bytes
+// of zero are needed then: neither beyond a row of taps nor beyond the channels.
+bool as_codes(const Step& s) {
+    const size_t bytes = weight_bytes(s) * s.w_groups * s.outputs / BLOCK;
+    return bytes >= sizeof(float) * s.out_high * s.out_wide * s.outputs && s.w_levels <= MOST_LEVELS &&
+           s.kernel_wide * s.channels % DEEP == 0 && s.channels % GROUP == 0;
+}
+
+void choose_tile(Layer& layer) {
     const Step& s = layer.step;
-    const int parts = (s.out_wide + high(s) - 1) / high(s);
     const int matrices = s.a_groups % AT_ONCE == 0 ? 1 : s.a_groups % 2 == 0 ? AT_ONCE / 2 : AT_ONCE;
-    layer.tile_wide = std::min(parts, matrices) * high(s);
+    const int rows = joined(layer);
+    if (rows > 1) {  // the padding between rows must find room behind the tile
+        layer.tile_wide = s.out_wide;
+        layer.tile_high = rows * std::max(1, std::min(matrices, MARGIN / (high(layer) - rows * s.out_wide + 1)));
+        return;
+    }
+    const int parts = (s.out_wide + high(layer) - 1) / high(layer);
+    layer.tile_wide = std::min(parts, matrices) * high(layer);
     layer.tile_high = std::max(1, matrices / parts);
-    layer.packed.assign(block_bytes(s) * layer.blocks() / 4 + DEEP / 4, 0);
-    int8_t* packed = (int8_t*)aligned(layer.packed.data());
-    const size_t each = size_t(s.kernel_high) * depth(s) * MATRIX;
-    std::vector<int8_t> integer(size_t(s.w_groups) * s.w_levels);
+}
+
+// The integer of each level: (groups, MOST_LEVELS at least).
+size_t table_size(const Step& s) { return std::max(MOST_LEVELS, s.w_levels); }
+
+std::vector<int8_t> integers(const Step& s) {
+    std::vector<int8_t> table(s.w_groups * table_size(s));
     for (int p = 0; p < s.w_planes; p++)
         for (int q = 0; q < s.w_levels; q++)
-            integer[size_t(s.w_group[p]) * s.w_levels + q] +=
+            table[s.w_group[p] * table_size(s) + q] +=
                 s.w_multiplier[p] * (2 * s.w_bits[p * s.w_levels + q] - 1);
+    return table;
+}
+
+// Call put(code, block of outputs, place in the block) for every weight. A block is [kernel row]
+// [matrix][four channels][output][channel of the four].
+template <class F>
+void each_weight(const Step& s, F put) {
     const uint8_t* code = s.w_codes;
     for (int o = 0; o < s.outputs; o++)
         for (int ky = 0; ky < s.kernel_high; ky++)
             for (int kx = 0; kx < s.kernel_wide; kx++)
                 for (int c = 0; c < s.channels; c++, code++) {
                     const int k = kx * pixel_bytes(s) + c;
-                    int8_t* to = packed + block_bytes(s) * (o / BLOCK) + size_t(ky) * depth(s) * MATRIX +
-                                 size_t(k / GROUP) * GROUP * BLOCK + o % BLOCK * GROUP + k % GROUP;
-                    for (int g = 0; g < s.w_groups; g++) to[each * g] = integer[size_t(g) * s.w_levels + *code];
+                    put(*code, o / BLOCK, size_t(ky) * depth(s) * MATRIX + size_t(k / GROUP) * GROUP * BLOCK +
+                                              o % BLOCK * GROUP + k % GROUP);
                 }
+}
+
+// Blocks of weights: of codes, or of the bytes of each group.
+void pack_weights(Layer& layer) {
+    const Step& s = layer.step;
+    choose_tile(layer);
+    layer.by_block = as_codes(s);
+    const size_t each = weight_bytes(s);
+    if (layer.by_block) {
+        std::vector<uint8_t> codes(each * layer.blocks());
+        each_weight(s, [&](uint8_t code, int block, size_t at) { codes[each * block + at] = code; });
+        const int bits = code_bits(s.w_levels);
+        layer.packed.assign(codes.size() * bits / 8 / 4 + DEEP / 4, 0);
+        pack_codes(codes.data(), codes.size(), bits, (uint8_t*)aligned(layer.packed.data()));
+        return;
+    }
+    layer.packed.assign(each * s.w_groups * layer.blocks() / 4 + DEEP / 4, 0);
+    int8_t* packed = (int8_t*)aligned(layer.packed.data());
+    const std::vector<int8_t> table = integers(s);
+    each_weight(s, [&](uint8_t code, int block, size_t at) {
+        for (int g = 0; g < s.w_groups; g++)
+            packed[each * (s.w_groups * size_t(block) + g) + at] = table[g * table_size(s) + code];
+    });
+}
+
+// The bytes of the block that a thread works on, where weights are codes.
+struct Unpacked {
+    int block;
+    std::vector<int8_t> table, bytes;
+};
+thread_local Unpacked unpacked;
+
+// The weights of a block: (groups, weight_bytes).
+const int8_t* weights_of(const Layer& layer, int block) {
+    const Step& s = layer.step;
+    const size_t each = weight_bytes(s);
+    if (!layer.by_block) return (const int8_t*)aligned(layer.packed.data()) + each * s.w_groups * block;
+    int8_t* bytes = aligned(unpacked.bytes.data());
+    if (unpacked.block != block) {
+        const int bits = code_bits(s.w_levels);
+        const uint8_t* codes = (const uint8_t*)aligned(layer.packed.data()) + each * bits / 8 * block;
+        unpack_codes(codes, each, bits, unpacked.table.data(), s.w_groups, bytes, each);
+        unpacked.block = block;
+    }
+    return bytes;
 }
 
 void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, int end) {
     const Step& s = layer.step;
     const GroupCodes codes(s);
-    const size_t bytes = row_bytes(layer), side = size_t(s.pad_wide) * pixel_bytes(s);
+    const size_t bytes = row_bytes(layer), group = group_bytes(layer), side = size_t(s.pad_wide) * pixel_bytes(s);
     for (int padded = first; padded < end; padded++) {
         if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
-        uint8_t* row = aligned(packed) + bytes * s.a_groups * padded;
+        uint8_t* row = aligned(packed) + bytes * padded;
         const int y = padded - s.pad_high;
-        if (y < 0 || y >= s.high) {
-            std::memset(row, 0, bytes * s.a_groups);
-            continue;
-        }
-        codes.row(s, x, y, row + side, bytes);
-        for (int h = 0; h < s.a_groups; h++, row += bytes) {
-            std::memset(row, 0, side);
+        const bool inside = y >= 0 && y < s.high;
+        if (inside) codes.row(s, x, y, row + side, group);
+        for (int h = 0; h < s.a_groups; h++, row += group) {
+            std::memset(row, 0, inside ? side : bytes);
             std::memset(row + bytes - side, 0, side);
         }
     }
@@ -109,10 +185,11 @@ void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, i
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
     const Step& s = layer.step;
     const int each = pixel_bytes(s);
-    const uint8_t* codes = aligned(packed) + row_bytes(layer) * s.a_groups * row;
-    for (int h = 0; h < s.a_groups; h++)
+    for (int h = 0; h < s.a_groups; h++) {
+        const uint8_t* codes = aligned(packed) + group_bytes(layer) * h + row_bytes(layer) * row;
         for (int x = 0; x < layer.padded_wide(); x++, codes += each)
             sums[size_t(x) * s.a_groups + h] = sum_of_codes(codes, each);
+    }
 }
 
 struct __attribute__((packed)) Shapes {
@@ -129,10 +206,14 @@ void begin(const Layer& layer) {
     alignas(64) Shapes shapes;
     for (int i = 0; i < REGISTERS; i++) {
         shapes.row_bytes[i] = DEEP;
-        shapes.rows[i] = uint8_t(i == 4 || i == 5 ? DEEP / GROUP : high(layer.step));
+        shapes.rows[i] = uint8_t(i == 4 || i == 5 ? DEEP / GROUP : high(layer));
     }
     memory_is_written();
     _tile_loadconfig(&shapes);
+    if (!layer.by_block) return;
+    unpacked.block = -1;
+    unpacked.table = integers(layer.step);
+    unpacked.bytes.resize(weight_bytes(layer.step) * layer.step.w_groups + DEEP);
 }
 
 void end() { _tile_release(); }
@@ -222,19 +303,18 @@ void multiply_groups(Operands at, int used, int groups) {
 
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int32_t* counts) {
     const Step& s = layer.step;
-    const int terms = layer.a_terms(), each = s.w_groups * terms * BLOCK, step = high(s);
-    const size_t bytes = row_bytes(layer), pixel = size_t(pixel_bytes(s)) * s.stride_wide;
-    const size_t group = size_t(s.kernel_high) * depth(s) * MATRIX;
-    const int8_t* weights = (const int8_t*)aligned(layer.packed.data()) + block_bytes(s) * t.block;
-    Operands at{weights, {}, {}, group, bytes * s.a_groups, pixel, each * sizeof(int32_t), s.kernel_high, depth(s), terms};
+    const int terms = layer.a_terms(), step = high(layer), rows = joined(layer);
+    const size_t each = size_t(s.w_groups) * terms * BLOCK, pixel = size_t(pixel_bytes(s)) * s.stride_wide;
+    Operands at{weights_of(layer, t.block), {}, {}, weight_bytes(s), row_bytes(layer), pixel,
+                each * sizeof(int32_t), s.kernel_high, depth(s), terms};
     int used = 0;
     memory_is_written();
-    for (int y = 0; y < t.rows; y++)
+    for (int y = 0; y < t.rows; y += rows)
         for (int x = 0; x < t.n; x += step) {
             const uint8_t* input = aligned(packed) + at.row * ((t.y + y) * s.stride_high) + pixel * (t.x + x);
             for (int h = 0; h < s.a_groups; h++) {
-                at.input[used] = input + bytes * h;
-                at.counts[used] = counts + size_t(y * t.n + x) * each + h * BLOCK;
+                at.input[used] = input + group_bytes(layer) * h;
+                at.counts[used] = counts + (rows > 1 ? y / rows * step : y * t.n + x) * each + h * BLOCK;
                 if (++used < AT_ONCE) continue;
                 multiply_groups(at, used, s.w_groups);
                 used = 0;
@@ -242,6 +322,9 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int
         }
     if (used > 0) multiply_groups(at, used, s.w_groups);
     memory_is_written();
+    for (int y = 1; rows > 1 && y < t.rows; y++)  // close the gaps between joined rows
+        std::memmove(counts + each * y * t.n, counts + each * (y / rows * step + y % rows * layer.padded_wide()),
+                     sizeof(int32_t) * each * t.n);
 }
 
 }  // namespace
