@@ -4,6 +4,7 @@
 // over the input alone), where T[g][h] is the kernel's integer and S[g] the sum of W_g over the taps
 // that lie inside the image: padding is with zero, which need not be a level.
 #include <algorithm>
+#include <memory>
 
 #include "kernel.h"
 #include "lanes.h"
@@ -231,22 +232,25 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
                       !layer.by_block && layer.packed.size() * sizeof(uint32_t) < size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<int32_t> made(each * (size_t(layer.tile_wide) * layer.tile_high + MARGIN));
-        std::vector<int32_t> columns(size_t(wide) * s.a_groups);
+        // Not std::vector, which would fill them with zeros first.
+        const std::unique_ptr<int32_t[]> made(new int32_t[each * (size_t(layer.tile_wide) * layer.tile_high + MARGIN)]);
+        const std::unique_ptr<int32_t[]> columns(new int32_t[size_t(wide) * s.a_groups]);
 #pragma omp for
-        for (int row = 0; row < high; row++) {
-            kernel.pack_rows(layer, x, packed, row, row + 1);
-            if (!needs_sums || (s.kernel_high == 1 && row % s.stride_high)) continue;
-            kernel.row_sums(layer, packed, row, pixels + size_t(row) * wide * s.a_groups);
+        for (int part = 0; part < threads; part++) {  // one call a thread, since each prepares tables
+            const int first = int(int64_t(high) * part / threads), end = int(int64_t(high) * (part + 1) / threads);
+            kernel.pack_rows(layer, x, packed, first, end);
+            for (int row = first; row < end && needs_sums; row++)
+                if (s.kernel_high > 1 || row % s.stride_high == 0)
+                    kernel.row_sums(layer, packed, row, pixels + size_t(row) * wide * s.a_groups);
         }
         if (needs_sums) {
 #pragma omp for
             for (int row = 0; row < s.out_high; row++)
-                patch_sums(layer, pixels, row, columns.data(), patches + size_t(row) * s.out_wide * terms);
+                patch_sums(layer, pixels, row, columns.get(), patches + size_t(row) * s.out_wide * terms);
         }
         if (kernel.begin) kernel.begin(layer);
 #pragma omp for
-        for (int i = 0; i < order.count(); i++) rows_of(order.block(i), order.row(i), made.data());
+        for (int i = 0; i < order.count(); i++) rows_of(order.block(i), order.row(i), made.get());
         if (kernel.end) kernel.end();
     }
 }

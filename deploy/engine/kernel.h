@@ -21,6 +21,7 @@ struct Layer {
     int padded_high() const { return step.high + 2 * step.pad_high; }
     int padded_wide() const { return step.wide + 2 * step.pad_wide; }
     int tile_wide = 1, tile_high = 1;  // output pixels of a tile, at most
+    int unit_pixels = 1, unit_rows = 1;  // of a matrix, with what lies between its rows (matrices.cpp)
     bool by_block = false;  // a block's weights are made ready once: its tiles must follow one another
     int blocks() const { return (step.outputs + BLOCK - 1) / BLOCK; }
     // Groups of the input's integers, and one more for its offset.

@@ -123,6 +123,7 @@ class GroupCodes {
 
   public:
     explicit GroupCodes(const Step& s) {
+        stairs.reserve(s.a_groups);
         for (int h = 0; h < s.a_groups; h++) stairs.emplace_back(s, h);
         if (s.a_groups == 1 || s.thresholds > 15) return;
         table.assign(16 * s.a_groups, 0);

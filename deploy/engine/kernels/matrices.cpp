@@ -61,13 +61,6 @@ int joined(const Layer& layer) {
     return std::min(s.out_high, 1 + (MOST_HIGH - s.out_wide) / layer.padded_wide());
 }
 
-// Pixels of a matrix: a row of the output is cut into as few equal parts as possible.
-int high(const Layer& layer) {
-    const Step& s = layer.step;
-    const int parts = (s.out_wide + MOST_HIGH - 1) / MOST_HIGH;
-    return (s.out_wide + parts - 1) / parts + (joined(layer) - 1) * layer.padded_wide();
-}
-
 // Bytes of a group of weights, for a block of outputs.
 size_t weight_bytes(const Step& s) { return size_t(s.kernel_high) * depth(s) * MATRIX; }
 
@@ -79,18 +72,21 @@ bool as_codes(const Step& s) {
            s.kernel_wide * s.channels % DEEP == 0 && s.channels % GROUP == 0;
 }
 
+// A row of the output is cut into as few equal parts as possible.
 void choose_tile(Layer& layer) {
     const Step& s = layer.step;
     const int matrices = s.a_groups % AT_ONCE == 0 ? 1 : s.a_groups % 2 == 0 ? AT_ONCE / 2 : AT_ONCE;
-    const int rows = joined(layer);
+    const int rows = layer.unit_rows = joined(layer);
+    const int parts = (s.out_wide + MOST_HIGH - 1) / MOST_HIGH;
+    const int high = layer.unit_pixels = (s.out_wide + parts - 1) / parts + (rows - 1) * layer.padded_wide();
     if (rows > 1) {  // the padding between rows must find room behind the tile
         layer.tile_wide = s.out_wide;
-        layer.tile_high = rows * std::max(1, std::min(matrices, MARGIN / (high(layer) - rows * s.out_wide + 1)));
+        layer.tile_high = rows * std::max(1, std::min(matrices, MARGIN / (high - rows * s.out_wide + 1)));
         return;
     }
-    const int parts = (s.out_wide + high(layer) - 1) / high(layer);
-    layer.tile_wide = std::min(parts, matrices) * high(layer);
-    layer.tile_high = std::max(1, matrices / parts);
+    const int used = (s.out_wide + high - 1) / high;
+    layer.tile_wide = std::min(used, matrices) * high;
+    layer.tile_high = std::max(1, matrices / used);
 }
 
 // The integer of each level: (groups, MOST_LEVELS at least).
@@ -206,7 +202,7 @@ void begin(const Layer& layer) {
     alignas(64) Shapes shapes;
     for (int i = 0; i < REGISTERS; i++) {
         shapes.row_bytes[i] = DEEP;
-        shapes.rows[i] = uint8_t(i == 4 || i == 5 ? DEEP / GROUP : high(layer));
+        shapes.rows[i] = uint8_t(i == 4 || i == 5 ? DEEP / GROUP : layer.unit_pixels);
     }
     memory_is_written();
     _tile_loadconfig(&shapes);
@@ -303,7 +299,7 @@ void multiply_groups(Operands at, int used, int groups) {
 
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int32_t* counts) {
     const Step& s = layer.step;
-    const int terms = layer.a_terms(), step = high(layer), rows = joined(layer);
+    const int terms = layer.a_terms(), step = layer.unit_pixels, rows = layer.unit_rows;
     const size_t each = size_t(s.w_groups) * terms * BLOCK, pixel = size_t(pixel_bytes(s)) * s.stride_wide;
     Operands at{weights_of(layer, t.block), {}, {}, weight_bytes(s), row_bytes(layer), pixel,
                 each * sizeof(int32_t), s.kernel_high, depth(s), terms};
