@@ -108,8 +108,23 @@ struct Row {
     const int32_t *counts, *sums;  // of the kernel; of the input over the taps, (n, terms)
     const float* other;
     float* y;
-    size_t outputs;  // floats between pixels of y and of other
+    size_t outputs;  // values between pixels of y, of other and of codes
+    uint8_t* codes;  // null, or where codes go instead of floats to y
+    const Step* quantizer;
 };
+
+// Only steps that use a kernel for processors with AVX-512 read codes.
+inline void put_codes(const Row& row, Floats y, size_t at) {
+#if defined(__AVX512BW__)
+    __m512i code = _mm512_setzero_si512();
+    for (int i = 0; i < row.quantizer->thresholds; i++) {
+        const __m512 t = _mm512_set1_ps(row.quantizer->threshold[i]);
+        const __mmask16 reached = _mm512_cmp_ps_mask((__m512)y, t, _CMP_GE_OQ);
+        code = _mm512_mask_add_epi32(code, reached, code, _mm512_set1_epi32(1));
+    }
+    _mm_storeu_si128((__m128i*)(row.codes + at), _mm512_cvtepi32_epi8(code));
+#endif
+}
 
 inline Floats floats_of(const int32_t* counts) {
     return __builtin_convertvector(read<Integers>(counts), Floats);
@@ -148,7 +163,9 @@ void finish(const Values& v, const Row& row) {
                 total = total > 0 ? total : Floats{};
                 total = total < ceiling ? total : ceiling;
             }
-            if (left == FLOATS)
+            if (row.codes)
+                put_codes(row, total, at);
+            else if (left == FLOATS)
                 std::memcpy(row.y + at, &total, sizeof total);
             else
                 std::memcpy(row.y + at, &total, sizeof(float) * left);
@@ -202,7 +219,7 @@ void store_counts(const Layer& layer, const Tile& t, const int32_t* counts, int3
 
 // counts: null, or (OH, OW, O, groups of weights, terms), to which the integers are copied.
 void run_counts(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch,
-                int threads, int32_t* counts) {
+                int threads, int32_t* counts, const Handed& handed) {
     const Step& s = layer.step;
     const Kernel& kernel = *layer.kernel;
     const int terms = layer.a_terms(), high = layer.padded_high(), wide = layer.padded_wide();
@@ -224,7 +241,8 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
             for (int r = 0; r < rows; r++) {
                 const size_t first = pixel + size_t(r) * s.out_wide, at = first * s.outputs + block * BLOCK;
                 finish(values, {t.n, made + size_t(r) * t.n * each, patches + first * terms,
-                                other ? other + at : nullptr, y + at, size_t(s.outputs)});
+                                other ? other + at : nullptr, y + at, size_t(s.outputs),
+                                handed.quantizer ? (uint8_t*)y + at : nullptr, handed.quantizer});
             }
         }
     };
@@ -238,7 +256,10 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
 #pragma omp for
         for (int part = 0; part < threads; part++) {  // one call a thread, since each prepares tables
             const int first = int(int64_t(high) * part / threads), end = int(int64_t(high) * (part + 1) / threads);
-            kernel.pack_rows(layer, x, packed, first, end);
+            if (handed.in)
+                kernel.pack_codes(layer, (const uint8_t*)x, packed, first, end);
+            else
+                kernel.pack_rows(layer, x, packed, first, end);
             for (int row = first; row < end && needs_sums; row++)
                 if (s.kernel_high > 1 || row % s.stride_high == 0)
                     kernel.row_sums(layer, packed, row, pixels + size_t(row) * wide * s.a_groups);

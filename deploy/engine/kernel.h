@@ -36,6 +36,13 @@ struct Tile {
 };
 
 constexpr int MARGIN = 16;
+constexpr int MOST_HANDED = 15;  // thresholds of a quantizer whose codes one step hands to another
+
+// Tensors that are codes, one byte each, in place of floats: numbers of the thresholds reached.
+struct Handed {
+    bool in = false;                  // the input
+    const Step* quantizer = nullptr;  // the output: the step that quantizes it; else null
+};
 
 struct Kernel {
     const char* name;
@@ -56,6 +63,8 @@ struct Kernel {
     // Called by each thread before its first and after its last tile; null for nothing.
     void (*begin)(const Layer&);
     void (*end)();
+    // As pack_rows, from codes of levels; null where the kernel does not take them.
+    void (*pack_codes)(const Layer&, const uint8_t* codes, uint8_t* packed, int first, int end);
 };
 
 extern const Kernel POPCOUNT;
@@ -80,7 +89,7 @@ struct Scratch {
 
 void prepare_counts(Layer&);
 void run_counts(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads,
-                int32_t* counts);
+                int32_t* counts, const Handed& = {});
 void prepare_dense(Layer&);
 void run_dense(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads);
 void run_depthwise(const Layer&, const float* x, const float* other, float* y, int threads);

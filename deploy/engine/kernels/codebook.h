@@ -15,7 +15,7 @@ inline int code_bits(int levels) { return levels <= 4 ? 2 : 4; }
 
 // codes (n,), n a multiple of 256, to n bits / 8 bytes. A vector of 64 bytes holds the codes of
 // several vectors: byte j has those at j, 64 + j and so on, the first in the lowest bits.
-inline void pack_codes(const uint8_t* codes, size_t n, int bits, uint8_t* to) {
+inline void join_codes(const uint8_t* codes, size_t n, int bits, uint8_t* to) {
     const size_t vectors = 8 / bits, part = 64 * vectors;
     for (size_t i = 0; i < n; i++) {
         const size_t in = i % part;
@@ -24,7 +24,7 @@ inline void pack_codes(const uint8_t* codes, size_t n, int bits, uint8_t* to) {
 }
 
 // The integers of each group: to[g] (n,), `between` bytes apart, from table[g] (MOST_LEVELS,).
-inline void unpack_codes(const uint8_t* packed, size_t n, int bits, const int8_t* table, int groups,
+inline void split_codes(const uint8_t* packed, size_t n, int bits, const int8_t* table, int groups,
                          int8_t* to, size_t between) {
     const __m512i mask = _mm512_set1_epi8(char((1 << bits) - 1));
     for (size_t at = 0; at < n; packed += 64) {

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int DEEP = 64, MOST_HIGH = 16;         // bytes of a row, rows of a matrix register
 constexpr int MATRIX = DEEP * BLOCK;             // bytes of the weights' matrix
+constexpr size_t KEPT = 1 << 18;                 // bytes of a layer's weights that caches may keep
 constexpr int AT_ONCE = 4;                       // matrices of sums, as many as hide the latency
 constexpr int ASK_FOR_PERMISSION = 0x1023, MATRICES = 18;  // of arch_prctl; the state of matrices
 
@@ -64,11 +65,11 @@ int joined(const Layer& layer) {
 // Bytes of a group of weights, for a block of outputs.
 size_t weight_bytes(const Step& s) { return size_t(s.kernel_high) * depth(s) * MATRIX; }
 
-// Weights that are larger than the output are read once for each block; whether as codes. No bytes
-// of zero are needed then: neither beyond a row of taps nor beyond the channels.
+// Weights that are larger than the output are read once for each block: as codes, where they do not
+// stay in the caches, and where no bytes of zero are needed beyond a row of taps or the channels.
 bool as_codes(const Step& s) {
     const size_t bytes = weight_bytes(s) * s.w_groups * s.outputs / BLOCK;
-    return bytes >= sizeof(float) * s.out_high * s.out_wide * s.outputs && s.w_levels <= MOST_LEVELS &&
+    return bytes >= KEPT && bytes >= sizeof(float) * s.out_high * s.out_wide * s.outputs && s.w_levels <= MOST_LEVELS &&
            s.kernel_wide * s.channels % DEEP == 0 && s.channels % GROUP == 0;
 }
 
@@ -127,7 +128,7 @@ void pack_weights(Layer& layer) {
         each_weight(s, [&](uint8_t code, int block, size_t at) { codes[each * block + at] = code; });
         const int bits = code_bits(s.w_levels);
         layer.packed.assign(codes.size() * bits / 8 / 4 + DEEP / 4, 0);
-        pack_codes(codes.data(), codes.size(), bits, (uint8_t*)aligned(layer.packed.data()));
+        join_codes(codes.data(), codes.size(), bits, (uint8_t*)aligned(layer.packed.data()));
         return;
     }
     layer.packed.assign(each * s.w_groups * layer.blocks() / 4 + DEEP / 4, 0);
@@ -155,13 +156,15 @@ const int8_t* weights_of(const Layer& layer, int block) {
     if (unpacked.block != block) {
         const int bits = code_bits(s.w_levels);
         const uint8_t* codes = (const uint8_t*)aligned(layer.packed.data()) + each * bits / 8 * block;
-        unpack_codes(codes, each, bits, unpacked.table.data(), s.w_groups, bytes, each);
+        split_codes(codes, each, bits, unpacked.table.data(), s.w_groups, bytes, each);
         unpacked.block = block;
     }
     return bytes;
 }
 
-void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, int end) {
+// In is float or, for codes that an earlier step wrote, uint8_t.
+template <class In>
+void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) {
     const Step& s = layer.step;
     const GroupCodes codes(s);
     const size_t bytes = row_bytes(layer), group = group_bytes(layer), side = size_t(s.pad_wide) * pixel_bytes(s);
@@ -176,6 +179,14 @@ void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, i
             std::memset(row + bytes - side, 0, side);
         }
     }
+}
+
+void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, int end) {
+    pack(layer, x, packed, first, end);
+}
+
+void pack_codes(const Layer& layer, const uint8_t* codes, uint8_t* packed, int first, int end) {
+    pack(layer, codes, packed, first, end);
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
@@ -327,6 +338,6 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int
 
 extern const Kernel MATRIX_PRODUCTS;
 const Kernel MATRIX_PRODUCTS{"matrices (AMX)", serves, pack_weights, input_bytes, pack_rows, row_sums,
-                             AT_ONCE * MOST_HIGH, tile, false, begin, end};
+                             AT_ONCE * MOST_HIGH, tile, false, begin, end, pack_codes};
 
 #endif
