@@ -247,11 +247,13 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
         }
     };
     const Order order{layer.blocks(), (s.out_high + layer.tile_high - 1) / layer.tile_high, layer.tile_high,
-                      !layer.by_block && layer.packed.size() * sizeof(uint32_t) < size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
+                      !layer.by_block && layer.packed.size() * sizeof(uint32_t) <
+                                             size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
 #pragma omp parallel num_threads(threads)
     {
         // Not std::vector, which would fill them with zeros first.
-        const std::unique_ptr<int32_t[]> made(new int32_t[each * (size_t(layer.tile_wide) * layer.tile_high + MARGIN)]);
+        const size_t most = each * (size_t(layer.tile_wide) * layer.tile_high + MARGIN);
+        const std::unique_ptr<int32_t[]> made(new int32_t[most]);
         const std::unique_ptr<int32_t[]> columns(new int32_t[size_t(wide) * s.a_groups]);
 #pragma omp for
         for (int part = 0; part < threads; part++) {  // one call a thread, since each prepares tables
@@ -270,7 +272,7 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
                 patch_sums(layer, pixels, row, columns.get(), patches + size_t(row) * s.out_wide * terms);
         }
         if (kernel.begin) kernel.begin(layer);
-#pragma omp for
+#pragma omp for nowait  // the end of the parallel part waits
         for (int i = 0; i < order.count(); i++) rows_of(order.block(i), order.row(i), made.get());
         if (kernel.end) kernel.end();
     }
