@@ -4,6 +4,7 @@
 // over the input alone), where T[g][h] is the kernel's integer and S[g] the sum of W_g over the taps
 // that lie inside the image: padding is with zero, which need not be a level.
 #include <algorithm>
+#include <memory>
 
 #include "kernel.h"
 #include "lanes.h"
@@ -107,8 +108,23 @@ struct Row {
     const int32_t *counts, *sums;  // of the kernel; of the input over the taps, (n, terms)
     const float* other;
     float* y;
-    size_t outputs;  // floats between pixels of y and of other
+    size_t outputs;  // values between pixels of y, of other and of codes
+    uint8_t* codes;  // null, or where codes go instead of floats to y
+    const Step* quantizer;
 };
+
+// Only steps that use a kernel for processors with AVX-512 read codes.
+inline void put_codes(const Row& row, Floats y, size_t at) {
+#if defined(__AVX512BW__)
+    __m512i code = _mm512_setzero_si512();
+    for (int i = 0; i < row.quantizer->thresholds; i++) {
+        const __m512 t = _mm512_set1_ps(row.quantizer->threshold[i]);
+        const __mmask16 reached = _mm512_cmp_ps_mask((__m512)y, t, _CMP_GE_OQ);
+        code = _mm512_mask_add_epi32(code, reached, code, _mm512_set1_epi32(1));
+    }
+    _mm_storeu_si128((__m128i*)(row.codes + at), _mm512_cvtepi32_epi8(code));
+#endif
+}
 
 inline Floats floats_of(const int32_t* counts) {
     return __builtin_convertvector(read<Integers>(counts), Floats);
@@ -147,7 +163,9 @@ void finish(const Values& v, const Row& row) {
                 total = total > 0 ? total : Floats{};
                 total = total < ceiling ? total : ceiling;
             }
-            if (left == FLOATS)
+            if (row.codes)
+                put_codes(row, total, at);
+            else if (left == FLOATS)
                 std::memcpy(row.y + at, &total, sizeof total);
             else
                 std::memcpy(row.y + at, &total, sizeof(float) * left);
@@ -201,7 +219,7 @@ void store_counts(const Layer& layer, const Tile& t, const int32_t* counts, int3
 
 // counts: null, or (OH, OW, O, groups of weights, terms), to which the integers are copied.
 void run_counts(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch,
-                int threads, int32_t* counts) {
+                int threads, int32_t* counts, const Handed& handed) {
     const Step& s = layer.step;
     const Kernel& kernel = *layer.kernel;
     const int terms = layer.a_terms(), high = layer.padded_high(), wide = layer.padded_wide();
@@ -223,30 +241,39 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
             for (int r = 0; r < rows; r++) {
                 const size_t first = pixel + size_t(r) * s.out_wide, at = first * s.outputs + block * BLOCK;
                 finish(values, {t.n, made + size_t(r) * t.n * each, patches + first * terms,
-                                other ? other + at : nullptr, y + at, size_t(s.outputs)});
+                                other ? other + at : nullptr, y + at, size_t(s.outputs),
+                                handed.quantizer ? (uint8_t*)y + at : nullptr, handed.quantizer});
             }
         }
     };
     const Order order{layer.blocks(), (s.out_high + layer.tile_high - 1) / layer.tile_high, layer.tile_high,
-                      layer.packed.size() * sizeof(uint32_t) < size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
+                      !layer.by_block && layer.packed.size() * sizeof(uint32_t) <
+                                             size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<int32_t> made(each * (size_t(layer.tile_wide) * layer.tile_high + MARGIN));
-        std::vector<int32_t> columns(size_t(wide) * s.a_groups);
+        // Not std::vector, which would fill them with zeros first.
+        const size_t most = each * (size_t(layer.tile_wide) * layer.tile_high + MARGIN);
+        const std::unique_ptr<int32_t[]> made(new int32_t[most]);
+        const std::unique_ptr<int32_t[]> columns(new int32_t[size_t(wide) * s.a_groups]);
 #pragma omp for
-        for (int row = 0; row < high; row++) {
-            kernel.pack_rows(layer, x, packed, row, row + 1);
-            if (!needs_sums || (s.kernel_high == 1 && row % s.stride_high)) continue;
-            kernel.row_sums(layer, packed, row, pixels + size_t(row) * wide * s.a_groups);
+        for (int part = 0; part < threads; part++) {  // one call a thread, since each prepares tables
+            const int first = int(int64_t(high) * part / threads), end = int(int64_t(high) * (part + 1) / threads);
+            if (handed.in)
+                kernel.pack_codes(layer, (const uint8_t*)x, packed, first, end);
+            else
+                kernel.pack_rows(layer, x, packed, first, end);
+            for (int row = first; row < end && needs_sums; row++)
+                if (s.kernel_high > 1 || row % s.stride_high == 0)
+                    kernel.row_sums(layer, packed, row, pixels + size_t(row) * wide * s.a_groups);
         }
         if (needs_sums) {
 #pragma omp for
             for (int row = 0; row < s.out_high; row++)
-                patch_sums(layer, pixels, row, columns.data(), patches + size_t(row) * s.out_wide * terms);
+                patch_sums(layer, pixels, row, columns.get(), patches + size_t(row) * s.out_wide * terms);
         }
         if (kernel.begin) kernel.begin(layer);
-#pragma omp for
-        for (int i = 0; i < order.count(); i++) rows_of(order.block(i), order.row(i), made.data());
+#pragma omp for nowait  // the end of the parallel part waits
+        for (int i = 0; i < order.count(); i++) rows_of(order.block(i), order.row(i), made.get());
         if (kernel.end) kernel.end();
     }
 }

@@ -21,6 +21,8 @@ struct Layer {
     int padded_high() const { return step.high + 2 * step.pad_high; }
     int padded_wide() const { return step.wide + 2 * step.pad_wide; }
     int tile_wide = 1, tile_high = 1;  // output pixels of a tile, at most
+    int unit_pixels = 1, unit_rows = 1;  // of a matrix, with what lies between its rows (matrices.cpp)
+    bool by_block = false;  // a block's weights are made ready once: its tiles must follow one another
     int blocks() const { return (step.outputs + BLOCK - 1) / BLOCK; }
     // Groups of the input's integers, and one more for its offset.
     int a_terms() const { return step.a_groups + (step.a_offset != 0); }
@@ -34,6 +36,13 @@ struct Tile {
 };
 
 constexpr int MARGIN = 16;
+constexpr int MOST_HANDED = 15;  // thresholds of a quantizer whose codes one step hands to another
+
+// Tensors that are codes, one byte each, in place of floats: numbers of the thresholds reached.
+struct Handed {
+    bool in = false;                  // the input
+    const Step* quantizer = nullptr;  // the output: the step that quantizes it; else null
+};
 
 struct Kernel {
     const char* name;
@@ -44,7 +53,7 @@ struct Kernel {
     void (*pack_rows)(const Layer&, const float* x, uint8_t* packed, int first, int end);
     // A_h of each pixel of a row of the padded input, summed over its channels: (W + 2 pw, a_groups).
     void (*row_sums)(const Layer&, const uint8_t* packed, int row, int32_t* sums);
-    // At most, of a tile, in one row; pack_weights may set tile_wide and tile_high of the layer.
+    // At most, of a tile, in one row; pack_weights may set tile_wide, tile_high and by_block.
     int pixels;
     // counts[i][g][h][lane] = sum of W_g A_h over the taps of the tile's pixel i, for the block's
     // outputs. sums[i][h]: sum of A_h over the taps. h runs over a_terms(); only a_groups are written.
@@ -54,6 +63,8 @@ struct Kernel {
     // Called by each thread before its first and after its last tile; null for nothing.
     void (*begin)(const Layer&);
     void (*end)();
+    // As pack_rows, from codes of levels; null where the kernel does not take them.
+    void (*pack_codes)(const Layer&, const uint8_t* codes, uint8_t* packed, int first, int end);
 };
 
 extern const Kernel POPCOUNT;
@@ -78,7 +89,7 @@ struct Scratch {
 
 void prepare_counts(Layer&);
 void run_counts(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads,
-                int32_t* counts);
+                int32_t* counts, const Handed& = {});
 void prepare_dense(Layer&);
 void run_dense(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads);
 void run_depthwise(const Layer&, const float* x, const float* other, float* y, int threads);

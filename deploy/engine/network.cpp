@@ -11,6 +11,7 @@ namespace {
 
 struct Network {
     std::vector<Layer> layers;
+    std::vector<Handed> handed;    // of each layer
     std::vector<int64_t> offsets;  // of each tensor in the arena, in floats
     std::vector<float> arena;
     Scratch scratch;
@@ -40,10 +41,34 @@ void prepare(Layer& layer, Scratch& scratch) {
     }
 }
 
+bool takes_codes(const Layer& layer) {
+    return layer.step.kind == COUNTS && layer.kernel->pack_codes && layer.step.thresholds <= MOST_HANDED &&
+           layer.step.channels % BLOCK == 0;
+}
+
+// Let a layer whose output only one other layer reads write the codes that that one would make of it.
+// Where floats are read as well, writing both gains nothing.
+void hand_codes_on(Network& network, int output) {
+    auto& layers = network.layers;
+    network.handed.resize(layers.size());
+    for (size_t k = 0; k < layers.size(); k++) {
+        const Step& maker = layers[k].step;
+        size_t reader = 0;
+        int readers = maker.output == output;
+        for (size_t i = k + 1; i < layers.size(); i++) {
+            readers += (layers[i].step.input == maker.output) + (layers[i].step.other == maker.output);
+            if (layers[i].step.input == maker.output) reader = i;
+        }
+        if (maker.kind != COUNTS || readers != 1 || reader == 0 || !takes_codes(layers[reader])) continue;
+        network.handed[k].quantizer = &layers[reader].step;
+        network.handed[reader].in = true;
+    }
+}
+
 void run_step(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch, int threads,
-              int32_t* counts) {
+              int32_t* counts, const Handed& handed = {}) {
     switch (layer.step.kind) {
-        case COUNTS: return run_counts(layer, x, other, y, scratch, threads, counts);
+        case COUNTS: return run_counts(layer, x, other, y, scratch, threads, counts, handed);
         case DENSE: return run_dense(layer, x, other, y, scratch, threads);
         case DEPTHWISE: return run_depthwise(layer, x, other, y, threads);
         case DEQUANTIZE: return run_dequantize(layer, x, y, threads);
@@ -79,6 +104,7 @@ void* network_new(const Step* steps, int32_t count, const int64_t* offsets, int3
         network->layers[i].step = steps[i];
         prepare(network->layers[i], network->scratch);
     }
+    hand_codes_on(*network, output);
     network->offsets.assign(offsets, offsets + tensors);
     network->offsets.push_back(offsets[output]);
     network->arena.resize(arena);
@@ -112,7 +138,7 @@ void network_run(void* pointer, const float* images, int64_t n, float* scores, i
             const auto began = std::chrono::steady_clock::now();
             run_step(network.layers[k], arena + offsets[s.input],
                      s.other < 0 ? nullptr : arena + offsets[s.other], arena + offsets[s.output],
-                     network.scratch, threads, nullptr);
+                     network.scratch, threads, nullptr, network.handed[k]);
             if (seconds)
                 seconds[k] += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
         }

@@ -235,4 +235,4 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
 }  // namespace
 
 const Kernel POPCOUNT{Lanes::name, serves,     pack_weights,    input_bytes,
-                      pack_rows,   row_sums, MOST_PIXELS, tile, true, nullptr, nullptr};
+                      pack_rows,   row_sums, MOST_PIXELS, tile, true, nullptr, nullptr, nullptr};

@@ -94,6 +94,20 @@ def test_long_sums_of_the_largest_codes(a_bits, channels, side, kernel):
     check(graph, rng, KERNELS)
 
 
+# Weights of 256 KiB and more that are larger than the output stay codes, of two or four bits.
+@pytest.mark.parametrize("levels", [basis, uniform])
+@pytest.mark.parametrize(("w_bits", "a_bits"), [(2, 2), (4, 3)])
+def test_weights_that_stay_codes(levels, w_bits, a_bits):
+    rng = np.random.default_rng(0)
+    graph = a_layer(rng, levels(rng, w_bits, 70), a_bits, False, (448, 70, 5), (3, 1, 1))
+    serving = ("popcount", "tables", "matrices") if levels is basis else KERNELS
+    check(graph, rng, serving)
+    channels, side, _ = graph.input_shape
+    x = rng.normal(0, 1, (side, side, channels)).astype(np.float32)
+    one, two = (Network(graph, about(), threads=threads).run_step(0, x)[0] for threads in (1, 2))
+    np.testing.assert_array_equal(one, two)
+
+
 def test_levels_that_are_not_equally_spaced_are_left_to_the_kernels_for_any_levels():
     rng = np.random.default_rng(0)
     levels = np.array([0.0, 0.1, 0.5, 2.0])

@@ -123,25 +123,33 @@ class GroupCodes {
 
   public:
     explicit GroupCodes(const Step& s) {
+        stairs.reserve(s.a_groups);
         for (int h = 0; h < s.a_groups; h++) stairs.emplace_back(s, h);
-        if (s.a_groups == 1 || s.thresholds > 15) return;
+        if (s.thresholds > MOST_HANDED) return;
         table.assign(16 * s.a_groups, 0);
         for (int h = 0; h < s.a_groups; h++)
             for (int i = 0, code = 0; i < s.thresholds; i++)
                 table[16 * h + i + 1] = uint8_t(code += stairs[h].rise[i]);
-        std::fill(stairs[0].rise, stairs[0].rise + s.thresholds, 1);
+        if (s.a_groups > 1) std::fill(stairs[0].rise, stairs[0].rise + s.thresholds, 1);
     }
 
     // Row y of the image; `bytes` lie between the rows of two groups.
     void row(const Step& s, const float* x, int y, uint8_t* to, size_t bytes) const {
         const int groups = int(stairs.size());
         row_codes(s, stairs[0], x, y, to);
+        if (groups == 1) return;
         if (table.empty()) {
             for (int h = 1; h < groups; h++) row_codes(s, stairs[h], x, y, to + bytes * h);
             return;
         }
         const size_t n = size_t(s.wide) * pixel_groups(s) * GROUP;
         for (int h = groups - 1; h >= 0; h--) look_up(table.data() + 16 * h, to, n, to + bytes * h);
+    }
+
+    // The same from codes of levels (H, W, C), C a multiple of four.
+    void row(const Step& s, const uint8_t* codes, int y, uint8_t* to, size_t bytes) const {
+        const size_t n = size_t(s.wide) * s.channels;
+        for (size_t h = 0; h < stairs.size(); h++) look_up(table.data() + 16 * h, codes + n * y, n, to + bytes * h);
     }
 
   private:

@@ -187,6 +187,6 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int
 
 extern const Kernel PRODUCTS;
 const Kernel PRODUCTS{PRODUCTS_NAME, serves,   pack_weights, input_bytes, pack_rows,
-                      row_sums,      MOST_PIXELS, tile, false, nullptr, nullptr};
+                      row_sums,      MOST_PIXELS, tile, false, nullptr, nullptr, nullptr};
 
 #endif

@@ -264,4 +264,4 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
 
 extern const Kernel TABLE_SUMS;
 const Kernel TABLE_SUMS{LOOKUP_NAME, serves,   pack_weights, input_bytes, pack_rows,
-                        row_sums,    MOST_PIXELS, tile, true, nullptr, nullptr};
+                        row_sums,    MOST_PIXELS, tile, true, nullptr, nullptr, nullptr};
