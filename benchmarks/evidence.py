@@ -13,6 +13,12 @@ from workflow.results.record import Record, mean_of
 from workflow.suite.suite import ROOT
 
 REFERENCE = ROOT / "results" / "reference"
+TRAINING_COLUMNS = (
+    ("training loss", "train_loss", "{:.3f}"),
+    ("codes that change", "flip_rate", "{:.1%}"),
+    ("mismatch", "mismatch", "{:.3f}"),
+)
+"""What a table shows of an epoch: its name, the column of the record, and the form of a number."""
 
 
 class NotMeasured(Exception):
@@ -32,17 +38,17 @@ def _claims(name: str) -> list[dict]:
 
 
 def claims_accuracy() -> str:
-    """Test top-1 of every method and width of `claims`, ablations too: mean, spread, seeds."""
+    """Test top-1 of every method and setting of `claims`, ablations too: mean, spread, seeds."""
     runs = [run for run in _claims("results.csv") if run["role"] != "checkpoint"]
     runs = [run for run in runs if run["status"] == "done" and not run["options"]]
-    widths = sorted(
+    settings = sorted(
         {(run["w_bits"], run["a_bits"]) for run in runs if run["method"] != "fp"},
         key=lambda bits: (bits != (2, 2), bits),
     )
     rows = []
     for method, mine in sorted(grouped(runs, "method").items(), key=lambda m: method_order(m[0])):
         row = {"method": method_label(method)}
-        for bits in widths:
+        for bits in settings:
             of_width = [r for r in mine if method == "fp" or (r["w_bits"], r["a_bits"]) == bits]
             top1 = [run["top1"] for run in of_width]
             is_shown = top1 and (method != "fp" or bits == (2, 2))
@@ -53,24 +59,50 @@ def claims_accuracy() -> str:
     return _table(rows)
 
 
+def claims_training() -> str:
+    """How the runs of `claims` at W2A2 trained: means over seeds at the first and last epoch."""
+    _claims("results.csv")  # is there a record?
+    record = Record(REFERENCE / "claims" / "record")
+    wanted = [
+        run
+        for run in record.trained
+        if run["role"] != "checkpoint"
+        and (run["config"]["w_bits"], run["config"]["a_bits"]) == (2, 2)
+        and run["final"]["status"] == "done"
+    ]
+    by_method: dict[str, list[list[dict]]] = {}
+    for run in wanted:
+        epochs = [row for row in record.epochs[run["config"]["run_id"]] if row["epoch"]]
+        by_method.setdefault(run["config"]["method"], []).append(epochs)
+    rows = []
+    for method, runs in sorted(by_method.items(), key=lambda item: method_order(item[0])):
+        first, last = ([epochs[i] for epochs in runs] for i in (0, -1))
+        row = {"method": method_label(method), "n": str(len(runs))}
+        for name, column, text in TRAINING_COLUMNS:
+            for when, at in (("first", first), ("last", last)):
+                row[f"{name}, {when} epoch"] = text.format(mean_of(e[column] for e in at))
+        rows.append(row)
+    return _table(rows)
+
+
 def claims_answers() -> str:
-    """The difference of every comparison of `claims`: each width, all widths, the verdict."""
+    """The difference of every comparison of `claims`: each setting, all of them, the verdict."""
     rows = _claims("claims.csv")
-    widths = sorted(
+    settings = sorted(
         {row["bits"] for row in rows} - {"all"}, key=lambda bits: (bits != "W2A2", bits)
     )
-    return _table(list(_answers(rows, widths)))
+    return _table(list(_answers(rows, settings)))
 
 
-def _answers(rows: list[dict], widths: list[str]) -> Iterator[dict[str, str]]:
+def _answers(rows: list[dict], settings: list[str]) -> Iterator[dict[str, str]]:
     for (_, method, other), mine in grouped(rows, "claim", "method", "other").items():
         (primary,) = (row for row in mine if row["primary"])
         found = {row["bits"]: row for row in mine}
         cells = {"method": method_label(method), "against": method_label(other)}
-        for bits in widths:
+        for bits in settings:
             row = found.get(bits)
             cells[bits] = f"{difference_text(row)}, n = {row['n']}" if row else ""
-        if len(widths) > 1:
+        if len(settings) > 1:
             cells["over all"] = f"{difference_text(primary)}, n = {primary['n']}"
         yield cells | {"verdict": primary["verdict"]}
 
