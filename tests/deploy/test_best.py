@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_run import config
@@ -17,6 +18,7 @@ from lowbit_core.runtime.errors import InputError
 from lowbit_core.training.run import Place, train_run
 
 ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "results" / "reference" / "models"
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +97,17 @@ def test_no_run_at_hand(tmp_path):
     table = write_table(tmp_path / "results.csv", seed(0, 60.0))
     with pytest.raises(InputError, match="holds no folder of a finished quantized run"):
         best_runs(table, tmp_path)
+
+
+def test_the_committed_files_are_those_of_their_table_and_run():
+    rows = list(csv.DictReader((MODELS / "models.csv").open()))
+    assert {row["file"] for row in rows} == {path.name for path in MODELS.glob("*.lowbit")}
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+    for row in rows:
+        network = deploy.load(MODELS / row["file"])
+        assert network.about.model["run_id"] == row["run_id"]
+        assert network.about.model["top1"] == float(row["top1"])
+        assert "apple" in network.about.classes  # words, not numbers
+        scores = network.scores(images)
+        assert scores.shape == (2, 100) and np.isfinite(scores).all()
+        assert (MODELS / row["file"]).stat().st_size == int(row["file_bytes"])
