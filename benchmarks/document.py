@@ -113,6 +113,10 @@ def deploy_resnet20_batch() -> str:
     return deploy.network_table(_read("deploy"), "resnet20 32x32", batch=32)
 
 
+def deploy_aims() -> str:
+    return deploy.aims_table(_read("deploy"))
+
+
 def deploy_layers() -> str:
     return deploy.layer_table(_read("deploy"))
 
@@ -121,7 +125,7 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         activations, weights, steps, loaders, machines, deploy_resnet18, deploy_resnet18_batch,
-        deploy_resnet20, deploy_resnet20_batch, deploy_layers, evidence.precision,
+        deploy_resnet20, deploy_resnet20_batch, deploy_layers, deploy_aims, evidence.precision,
         evidence.claims_accuracy, evidence.claims_answers, evidence.claims_training,
     )
 }  # fmt: skip

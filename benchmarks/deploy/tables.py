@@ -14,6 +14,22 @@ LABELS = {
     "openvino_int8": "OpenVINO int8",
 }
 RATIOS = ("torch", "ort_int8")  # of layers
+UNIFORM, BASIS = "pact", "lq_nets"
+AIM_COLUMNS = (
+    ("resnet18 224x224", "ResNet-18", "torch"),
+    ("resnet18 224x224", "ResNet-18", "ort_int8"),
+    ("resnet18 224x224", "ResNet-18", "openvino_int8"),
+    ("resnet20 32x32", "ResNet-20", "ort_int8"),
+)
+AIMS = {
+    (1, 1, UNIFORM): (10, 2.4, 2, 2.5),
+    (1, 2, UNIFORM): (7.5, 1.8, 1.5, 1.6),
+    (2, 2, UNIFORM): (5.5, 1.35, 1.1, 1.2),
+    (2, 2, BASIS): (5, 1.2, 1, 1.15),
+    (3, 3, UNIFORM): (4, 1, 0.85, 1),
+    (4, 4, UNIFORM): (4, 0.95, 0.8, 1),
+}
+"""The least ratio to aim at of each width and method, in the order of AIM_COLUMNS."""
 
 
 def network_table(found: pd.DataFrame, network: str, batch: int, threads: int = 1) -> str:
@@ -50,6 +66,23 @@ def layer_table(found: pd.DataFrame) -> str:
         rows.append([f"{name}, ms" if is_peer else name, *cells])
     header = ["", *(name.removeprefix("conv 3x3 ") for name in names)]
     return markdown_table(header, rows, "l" + "r" * len(names))
+
+
+def aims_table(found: pd.DataFrame) -> str:
+    """Measured / aim, one image on one thread; in bold where the aim is met."""
+    found = found.query("batch == 1 and threads == 1")
+    rows = []
+    for (w_bits, a_bits, method), aims in AIMS.items():
+        cells = [f"W{w_bits}A{a_bits}, {'uniform' if method == UNIFORM else 'basis'}"]
+        mine = found.query("w_bits == @w_bits and a_bits == @a_bits and method == @method")
+        ratios = mine.set_index("network")
+        for (network, _, peer), aim in zip(AIM_COLUMNS, aims, strict=True):
+            ratio = ratios.at[network, f"x_{peer}"]
+            text = f"**{ratio:.2f}**" if ratio >= aim else f"{ratio:.2f}"
+            cells.append(f"{text} of {aim:g}")
+        rows.append(cells)
+    header = ["", *(f"{name}, {LABELS[peer]}" for _, name, peer in AIM_COLUMNS)]
+    return markdown_table(header, rows, "l" + "r" * len(AIM_COLUMNS))
 
 
 def _name(row: pd.Series) -> str:
