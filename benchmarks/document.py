@@ -16,13 +16,12 @@ import pandas as pd
 
 from benchmarks import evidence, plot, quantizers
 from benchmarks.deploy import tables as deploy
-from benchmarks.evidence import NotMeasured
+from benchmarks.evidence import NotMeasured, markdown
 from benchmarks.steps import NETWORKS
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_bytes, write_text
 from lowbit_core.runtime.progress import say
 from workflow.results.labels import arch_name, dataset_name, method_label
-from workflow.results.main_table import markdown_table
 from workflow.suite.suite import ROOT
 
 PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "deploy.md", "results.md"))
@@ -30,12 +29,6 @@ IMAGE = ROOT / "docs" / "images" / "speed.png"
 MEASURED = evidence.REFERENCE / "benchmarks"
 PEERS = {"brevitas": "Brevitas"}  # labels
 REGION = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.S)
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    header = [str(name) for name in table.columns]
-    rows = [["" if pd.isna(cell) else str(cell) for cell in row] for row in table.to_numpy()]
-    return markdown_table(header, rows, "l" + "r" * (len(header) - 1))
 
 
 def _by_bits(kind: str, shape: tuple, base: tuple[str, ...]) -> str:
@@ -47,7 +40,7 @@ def _by_bits(kind: str, shape: tuple, base: tuple[str, ...]) -> str:
     table = table.reindex(found["what"].unique())  # in the order in which they were measured
     table = table.map(lambda ratio: None if pd.isna(ratio) else f"{ratio:.3g}")
     table.columns = ["1 bit" if bits == 1 else f"{bits} bits" for bits in table.columns]
-    return _markdown(table.reset_index(names="quantizer"))
+    return markdown(table.reset_index(names="quantizer"))
 
 
 def activations() -> str:
@@ -70,7 +63,7 @@ def steps() -> str:
                 value = mine[column].get(arch)
                 row[f"{arch_name(arch)}, {what}"] = None if value is None else f"{value:.2f}"
         rows.append(row)
-    return _markdown(pd.DataFrame(rows))
+    return markdown(pd.DataFrame(rows))
 
 
 def loaders() -> str:
@@ -80,7 +73,7 @@ def loaders() -> str:
     table["loader"] = found["loader"].to_list()
     table["images/s"] = [f"{rate:,.0f}" for rate in found["images_per_s"]]
     table["ratio"] = [f"{ratio:.3g}" for ratio in found["ratio"]]
-    return _markdown(table)
+    return markdown(table)
 
 
 def machines() -> str:
@@ -94,7 +87,7 @@ def machines() -> str:
         rows.append(row | {"date": about["date"], "commit": about["commit"]})
     if not rows:
         raise NotMeasured(f"{MEASURED.relative_to(ROOT)} holds no figures")
-    return _markdown(pd.DataFrame(rows))
+    return markdown(pd.DataFrame(rows))
 
 
 def deploy_resnet18() -> str:

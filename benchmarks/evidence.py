@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from statistics import mean, stdev
 
+import pandas as pd
+
 from lowbit_core.quantizers.bits import bits_label
 from workflow.results.claims import difference_text
 from workflow.results.columns import grouped, read_table
@@ -25,9 +27,11 @@ class NotMeasured(Exception):
     """The figures of a table are not among the committed ones."""
 
 
-def _table(rows: list[dict[str, str]]) -> str:
-    header = list(rows[0])
-    return markdown_table(header, [list(row.values()) for row in rows], "l" + "r" * len(header[1:]))
+def markdown(table: pd.DataFrame) -> str:
+    """A Markdown table, its first column flush left; cells without a value are empty."""
+    header = [str(name) for name in table.columns]
+    rows = [["" if pd.isna(cell) else str(cell) for cell in row] for row in table.to_numpy()]
+    return markdown_table(header, rows, "l" + "r" * (len(header) - 1))
 
 
 def _claims(name: str) -> list[dict]:
@@ -35,6 +39,13 @@ def _claims(name: str) -> list[dict]:
     if not path.exists():
         raise NotMeasured(f"{path.relative_to(ROOT)} is missing (`snakemake reference` makes it)")
     return read_table(path)
+
+
+def _record(suite: str) -> Record:
+    folder = REFERENCE / suite / "record"
+    if not folder.exists():
+        raise NotMeasured(f"{folder.relative_to(ROOT)} is missing (the suite `{suite}` makes it)")
+    return Record(folder)
 
 
 def claims_accuracy() -> str:
@@ -49,20 +60,19 @@ def claims_accuracy() -> str:
     for method, mine in sorted(grouped(runs, "method").items(), key=lambda m: method_order(m[0])):
         row = {"method": method_label(method)}
         for bits in settings:
-            of_width = [r for r in mine if method == "fp" or (r["w_bits"], r["a_bits"]) == bits]
-            top1 = [run["top1"] for run in of_width]
+            of_setting = [r for r in mine if method == "fp" or (r["w_bits"], r["a_bits"]) == bits]
+            top1 = [run["top1"] for run in of_setting]
             is_shown = top1 and (method != "fp" or bits == (2, 2))
             spread = stdev(top1) if len(top1) > 1 else None
             cell = f"{mean_text(mean(top1), spread)} ({len(top1)})" if is_shown else ""
             row[bits_label(*bits)] = cell
         rows.append(row)
-    return _table(rows)
+    return markdown(pd.DataFrame(rows))
 
 
 def claims_training() -> str:
     """How the runs of `claims` at W2A2 trained: means over seeds at the first and last epoch."""
-    _claims("results.csv")  # is there a record?
-    record = Record(REFERENCE / "claims" / "record")
+    record = _record("claims")
     wanted = [
         run
         for run in record.trained
@@ -82,7 +92,7 @@ def claims_training() -> str:
             for when, at in (("first", first), ("last", last)):
                 row[f"{name}, {when} epoch"] = text.format(mean_of(e[column] for e in at))
         rows.append(row)
-    return _table(rows)
+    return markdown(pd.DataFrame(rows))
 
 
 def claims_answers() -> str:
@@ -91,7 +101,7 @@ def claims_answers() -> str:
     settings = sorted(
         {row["bits"] for row in rows} - {"all"}, key=lambda bits: (bits != "W2A2", bits)
     )
-    return _table(list(_answers(rows, settings)))
+    return markdown(pd.DataFrame(_answers(rows, settings)))
 
 
 def _answers(rows: list[dict], settings: list[str]) -> Iterator[dict[str, str]]:
@@ -109,12 +119,9 @@ def _answers(rows: list[dict], settings: list[str]) -> Iterator[dict[str, str]]:
 
 def precision() -> str:
     """Test top-1 of training in bfloat16 minus float32, paired by start, by the project's rule."""
-    folder = REFERENCE / "precision" / "record"
-    if not folder.exists():
-        raise NotMeasured(f"{folder.relative_to(ROOT)} is missing (the suite `precision` makes it)")
     runs = [
         {**run["config"], **run["final"], "precision": run["config"]["recipe"]["precision"]}
-        for run in Record(folder).runs
+        for run in _record("precision").runs
         if run["role"] != "checkpoint"
     ]
     rows, of_start = [], {}
@@ -131,7 +138,7 @@ def precision() -> str:
     # Runs that share their start are not independent: each start counts once, by its mean.
     rows.append({"found": difference([list(map(mean_of, of_start.values()))])})
     judge(rows[-1:])
-    return _table(list(map(_precision_cells, rows)))
+    return markdown(pd.DataFrame(map(_precision_cells, rows)))
 
 
 def _precision_cells(row: dict) -> dict[str, str]:

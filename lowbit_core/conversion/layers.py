@@ -14,7 +14,7 @@ class EverySthPixel(torch.autograd.Function):
     """x[..., ::s, ::s] of images x (..., C, H, W), densely stored; the rest has no gradient.
 
     The gradient is stored like x. That of an index would always have its channels first, and the
-    sum with another gradient of x would turn it around: a twentieth of a step of ResNet-20.
+    sum with another gradient of x would turn it around: a fortieth of a step of ResNet-20.
     """
 
     @staticmethod
