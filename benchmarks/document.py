@@ -110,6 +110,10 @@ def deploy_aims() -> str:
     return deploy.aims_table(_read("deploy"))
 
 
+def deploy_threads() -> str:
+    return deploy.threads_table(_read("deploy"))
+
+
 def deploy_layers() -> str:
     return deploy.layer_table(_read("deploy"))
 
@@ -118,8 +122,8 @@ TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
         activations, weights, steps, loaders, machines, deploy_resnet18, deploy_resnet18_batch,
-        deploy_resnet20, deploy_resnet20_batch, deploy_layers, deploy_aims, evidence.precision,
-        evidence.claims_accuracy, evidence.claims_answers, evidence.claims_training,
+        deploy_resnet20, deploy_resnet20_batch, deploy_layers, deploy_threads, deploy_aims,
+        evidence.precision, evidence.claims_accuracy, evidence.claims_answers, evidence.claims_training,
     )
 }  # fmt: skip
 

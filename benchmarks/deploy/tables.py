@@ -85,6 +85,23 @@ def aims_table(found: pd.DataFrame) -> str:
     return markdown_table(header, rows, "l" + "r" * len(AIM_COLUMNS))
 
 
+def threads_table(found: pd.DataFrame) -> str:
+    """ms of one image on one thread and on two, and the ratio, of each peer and width."""
+    networks = {name: label for name, label, _ in AIM_COLUMNS}
+    found = found[(found["batch"] == 1) & found["network"].isin(list(networks))]
+    names = found.apply(_name, axis=1)
+    times = found.set_index(["network", names, "threads"])["ms"]
+    rows = []
+    for name in names.unique():
+        cells = [name]
+        for network in networks:
+            one, two = times[network, name, 1], times[network, name, 2]
+            cells += [f"{one:.3g}", f"{two:.3g}", _ratio(one / two)]
+        rows.append(cells)
+    header = [f"{label}, {of}" for label in networks.values() for of in ("one", "two", "ratio")]
+    return markdown_table(["", *header], rows, "l" + "r" * len(header))
+
+
 def _name(row: pd.Series) -> str:
     if row["method"] == "fp":
         return {"onnxruntime": "onnxruntime float32"}.get(row["kernel"], row["kernel"])
