@@ -123,7 +123,8 @@ TABLES: dict[str, Callable[[], str]] = {
     for table in (
         activations, weights, steps, loaders, machines, deploy_resnet18, deploy_resnet18_batch,
         deploy_resnet20, deploy_resnet20_batch, deploy_layers, deploy_threads, deploy_aims,
-        evidence.precision, evidence.claims_accuracy, evidence.claims_answers, evidence.claims_training,
+        evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
+        evidence.claims_training,
     )
 }  # fmt: skip
 
