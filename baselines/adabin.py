@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from lowbit_core.quantizers.basis_activation import BasisActivation
 from lowbit_core.quantizers.interface import ActivationQuantizer, Method, WeightQuantizer
-from lowbit_core.quantizers.piecewise import Pieces, quantize_pieces
+from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation
 from lowbit_core.quantizers.range_search import best_clip
+from lowbit_core.quantizers.ste_mask import rectified
 
 FIRST_SHARPNESS, LAST_SHARPNESS = 1e-3, 10.0  # of the sign's surrogate, first and last step
 SMALLEST = 1e-5  # alpha, which divides
@@ -61,7 +62,7 @@ class AdaBinWeight(WeightQuantizer):
         return 2 * len(self.weight)
 
 
-class AdaBinActivation(ActivationQuantizer):
+class AdaBinActivation(PiecewiseActivation):
     """alpha (sign(u) + beta) with u = (x - beta) / alpha if signed, and alpha (sign(u) + 1) if not.
 
     alpha and beta are learned, one of each for the layer. The lower level for unsigned inputs is 0
@@ -75,10 +76,14 @@ class AdaBinActivation(ActivationQuantizer):
         super().__init__(bits, signed)
         self.alpha = nn.Parameter(torch.tensor(1.0))
         self.beta = nn.Parameter(torch.tensor(0.0 if signed else 1.0))
-        self.register_buffer("edges", torch.tensor([-1.0, 0.0, 1.0]), persistent=False)
-        self.register_buffer("signs", torch.tensor([-1.0, -1.0, 1.0, 1.0]), persistent=False)
-        triangle = torch.tensor([[0.0, 0.0], [2.0, 2.0], [2.0, -2.0], [0.0, 0.0]])
-        self.register_buffer("triangle", triangle, persistent=False)
+        # Four pieces of u, between the edges -1, 0 and 1: the surrogate's slope is t0 + t1 u.
+        for name, table in (
+            ("edges", [-1.0, 0.0, 1.0]),
+            ("signs", [-1.0, -1.0, 1.0, 1.0]),
+            ("t0", [0.0, 2.0, 2.0, 0.0]),
+            ("t1", [0.0, 2.0, -2.0, 0.0]),
+        ):
+            self.register_buffer(name, torch.tensor(table), persistent=False)
 
     def _spread(self) -> Tensor:
         return self.alpha.abs().clamp_min(SMALLEST)
@@ -90,25 +95,32 @@ class AdaBinActivation(ActivationQuantizer):
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
         """Levels of least squared error, with the threshold half-way between them."""
+        x = rectified(x.to(self.alpha.dtype), self.signed, self.ceiling)
         if self.signed:
             self.alpha.copy_(x.abs().mean().clamp_min(SMALLEST))
             self.beta.zero_()
         else:
-            top = best_clip(x.float(), lambda top: torch.where(x > top / 2, top, 0.0))
+            top = best_clip(x, lambda top: torch.where(x > top / 2, top, 0.0))
             self.alpha.copy_(top / 2)
             self.beta.copy_(top / 2)
 
     def levels(self) -> Tensor:
         return self._spread() * (self.signs[1:3] + self._centre())
 
-    def forward(self, x: Tensor) -> Tensor:
-        alpha = self._spread()
-        levels = alpha * (self.signs + self._centre())
-        pieces = Pieces(self.edges, levels, levels, None, alpha * self.triangle)
-        y, not_finite = quantize_pieces((x - self.beta) / alpha, pieces, signed=True)
-        if self.training:
-            self.nonfinite += not_finite
-        return y
+    def pieces(self) -> Pieces:
+        """With u = (x - beta) / alpha: dy/dx = t0 + t1 u, dy/dalpha = sign(u) + m - u dy/dx, and
+        dy/dbeta = -dy/dx, + alpha if signed; m is what lies between the levels."""
+        alpha, beta = self._spread(), self.beta
+        a, b = alpha.detach(), beta.detach()
+        at_0 = -b / a  # u where x is 0
+        slope = torch.stack([self.t0 + self.t1 * at_0, self.t1 / a], 1)
+        levels = a * (self.signs + self._centre().detach())
+        # y, as the gradients of alpha and beta see it: a polynomial in x.
+        pull = slope[:, 0]
+        offset = alpha * (levels / a - at_0 * pull) + beta * ((a if self.signed else 0) - pull)
+        gain = alpha * (-(pull + self.t1 * at_0) / a) + beta * -slope[:, 1]
+        curve = alpha * (-slope[:, 1] / a)
+        return Pieces(a * self.edges + b, levels, offset, gain, slope, curve=curve)
 
 
 def adabin_activation(bits: int, signed: bool) -> ActivationQuantizer:

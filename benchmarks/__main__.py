@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks import deploy, loaders, plot, quantizers, startup, steps
+from benchmarks import avx2, deploy, loaders, plot, quantizers, startup, steps
 from benchmarks.peers import PEERS, find_peer
 from benchmarks.timing import DEVICE
 from lowbit_core.kernels.bindings import kernel_lanes
@@ -29,7 +29,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
         3 if given.quick else 15,
         given.compile,
         given.bits,
-        given.precision or steps.PRECISIONS,
+        given.precision or (["fp32"] if given.avx2 else steps.PRECISIONS),
     ),
     "loaders": lambda given: loaders.measure(given.jpegs, 1 if given.quick else 3),
     "startup": lambda given: startup.measure(1 if given.quick else 3),
@@ -48,6 +48,7 @@ def _arguments() -> argparse.Namespace:
     add("--compile", choices=steps.COMPILE, default="quantizers", help="of steps")
     add("--bits", type=int, choices=quantizers.BITS, default=2, help="of steps")
     add("--precision", choices=steps.PRECISIONS, action="append", help="of steps; may be repeated")
+    add("--avx2", action="store_true", help="as without AVX-512; float32, without onnxruntime")
     given = parser.parse_args()
     if given.jpegs and not any(given.jpegs.glob("*.JPEG")):
         raise InputError(f"--jpegs {given.jpegs}: it must be a folder that holds *.JPEG files")
@@ -58,6 +59,8 @@ def _about() -> dict:
     """The machine and the versions that a table was measured with."""
     about = {"hardware": hardware_name(DEVICE), "instruction_set": instruction_set()}
     about |= {"kernel_lanes": kernel_lanes(), "threads": torch.get_num_threads()}
+    if avx2.held():
+        about["instruction_set"] = "AVX2, held to it"
     peers = {name: version(name) for name in PEERS if find_peer(name)} | deploy.versions()
     about |= {"date": datetime.now(UTC).date().isoformat(), "versions": versions() | peers}
     return about | {"commit": git_commit()}
@@ -75,6 +78,8 @@ def _write(path: Path, rows: list[dict], about: dict) -> None:
 
 def main() -> None:
     given = _arguments()
+    if given.avx2:
+        avx2.hold_to_avx2()
     keep_freed_memory()  # as in training
     # All parts share one cache of kernels, as a sweep does. Set before anything is compiled.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(".cache/inductor").resolve()))
@@ -84,7 +89,7 @@ def main() -> None:
     about = _about()
     for name in given.only or PARTS:
         if rows := PARTS[name](given):
-            _write(given.out / name, rows, about)
+            _write(given.out / (f"{name}_avx2" if given.avx2 else name), rows, about)
     made = [given.out / "quantizers.csv", given.out / "steps.csv"]
     if all(path.exists() for path in made):
         plot.draw(*map(pd.read_csv, made), given.out)

@@ -18,12 +18,12 @@ from lowbit_core.runtime.errors import InputError
 
 
 def load(
-    path: str | Path, *, threads: int = 1, target: str = "native", kernel: str | None = None
+    path: str | Path, *, threads: int = 1, target: str | None = None, kernel: str | None = None
 ) -> "Network":
     """The network of a `.lowbit` file; InputError says in one sentence why it is refused.
 
-    threads: of one image. target: the instruction set, as the C++ compiler names it (-march).
-    kernel: as for Network.
+    threads: of one image. target: the instruction set, as the C++ compiler names it (-march);
+    None: $LOWBIT_TARGET, or that of this processor. kernel: as for Network.
     """
     return Network(*fileformat.load(path), threads=threads, target=target, kernel=kernel)
 
@@ -42,7 +42,7 @@ class Network:
         about: About,
         *,
         threads: int = 1,
-        target: str = "native",
+        target: str | None = None,
         flags: tuple[str, ...] = (),
         kernel: str | None = None,
     ) -> None:

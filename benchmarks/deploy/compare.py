@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import avx2
 from benchmarks.deploy import peers
 from benchmarks.deploy.peers import PEERS, Call
 from benchmarks.deploy.subjects import Exported, Subject, convolution, network
@@ -112,6 +113,8 @@ def _torch_threads(threads: int) -> Iterator[None]:
 def _peers(files: peers.Files, images: np.ndarray, setting: Setting) -> dict[str, Contender]:
     contenders = {}
     for name, peer in PEERS.items():
+        if avx2.held() and peer.label == "onnxruntime":
+            continue  # it has no switch that leaves AVX-512 out
         if peers.found(*peer.needs):
             path = peer.path(files)
             about = {"w_bits": peer.bits, "a_bits": peer.bits, "method": peer.method}

@@ -7,7 +7,7 @@ import subprocess
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
-from lowbit_core.kernels.build import built
+from lowbit_core.kernels import build
 from lowbit_core.runtime.errors import InputError
 
 FOLDER = Path(__file__).parent
@@ -40,13 +40,14 @@ class Step(ctypes.Structure):
 
 
 @functools.cache
-def library(target: str = "native", flags: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """The engine for an instruction set, a value of the compiler's -march.
+def library(target: str | None = None, flags: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """The engine for an instruction set, a value of -march; None: that of the kernels.
 
     InputError says in one sentence why it cannot be built.
     """
     try:
-        path = built(FOLDER, "engine", (*FLAGS, f"-march={target}", *flags))
+        march = f"-march={target or build.target()}"
+        path = build.built(FOLDER, "engine", (*FLAGS, march, *flags))
         return _declared(ctypes.CDLL(str(path)))
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(getattr(error, "stderr", "") or error).strip().splitlines()[0]

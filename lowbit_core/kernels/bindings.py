@@ -113,11 +113,11 @@ def quantize_in_pieces_with_codes(x, edges, levels, signed, ceiling, also_relu, 
     return results
 
 
-def pieces_gradient(g, g_relu, codes, x, slope, bend, signed, ceiling, edges=None):
+def pieces_gradient(g, g_relu, codes, x, slope, bend, signed, ceiling, edges=None, squares=False):
     to, count = torch.empty_like(g), len(slope)
     sums, with_x = torch.empty(count), None if x is None else torch.empty(count)
     table = (edges, slope.contiguous(), slope.dim(), bend, count)
-    results = (to, sums, with_x)
+    results = (to, sums, with_x, torch.empty(count) if squares else None)
     _call(
         "pieces_gradient",
         *_typed(g),

@@ -15,17 +15,26 @@ from lowbit_core.runtime.files import locked, replace_file
 FOLDER = Path(__file__).parent
 # No fused multiply-add: eager arithmetic has none, and levels must be equal to the last bit.
 FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-fopenmp", "-ffp-contract=off", "-fno-math-errno",
+    "-std=c++17", "-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno",
     "-fno-trapping-math", "-shared", "-fPIC",
     # On an AMD processor that it does not know, g++ would split every unaligned store in two.
     *(["-mtune=haswell"] if platform.machine() == "x86_64" else []),
 )  # fmt: skip
 COMPILERS = ("g++", "clang++", "c++")
+TARGET = "LOWBIT_TARGET"
 
 
 def compiler() -> str | None:
     """The path of a C++ compiler, or None where there is none."""
     return next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
+def target() -> str:
+    """The instruction set to build for, as the compiler's -march names it.
+
+    It is $LOWBIT_TARGET, or else this processor's own. Results are the same with any.
+    """
+    return os.environ.get(TARGET) or "native"
 
 
 def cache_folder() -> Path:
@@ -40,7 +49,7 @@ def library() -> ctypes.CDLL | None:
     None where that fails; one sentence on stderr then says why.
     """
     try:
-        return _declared(ctypes.CDLL(str(built(FOLDER, "kernels", FLAGS))))
+        return _declared(ctypes.CDLL(str(built(FOLDER, "kernels", (*FLAGS, f"-march={target()}")))))
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(getattr(error, "stderr", "") or error).strip().splitlines()[0]
         print(f"warning: the quantizers' kernels cannot be built: {reason}", file=sys.stderr)
@@ -91,7 +100,7 @@ _ARGUMENTS = {  # the types of each kernel's arguments
     "clip_round": "pilpppifpppp",
     "apply_ste_mask": "pipplpp",
     "quantize_in_pieces": "pilppiifpppp",
-    "pieces_gradient": "pippplppipiifppp",
+    "pieces_gradient": "pippplppipiifpppp",
     "update_basis": "pllllpiiipp",
     "quantize_rows": "pllpipp",
     "order_rows": "pli",

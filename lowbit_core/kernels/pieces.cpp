@@ -10,10 +10,12 @@ constexpr int RELU_BIT = 128;  // the highest bit of a code, as in piecewise.py
 constexpr int MAX_PIECES = 128;
 constexpr int FORWARD_TILE = 4;  // vectors that share one reading of the table
 
-// Calls body(count) with `pieces`: as an integral_constant for the numbers that quantizers of two
-// bits have, so that tables and sums stay in registers; else as an int.
+// Calls body(count) with `pieces`: as an integral_constant for the numbers that quantizers of one
+// and two bits have, so that tables and sums stay in registers; else as an int.
 template <class Body>
 void with_count(int pieces, Body body) {
+    if (pieces == 3) return body(std::integral_constant<int, 3>{});
+    if (pieces == 4) return body(std::integral_constant<int, 4>{});
     if (pieces == 5) return body(std::integral_constant<int, 5>{});
     if (pieces == 6) return body(std::integral_constant<int, 6>{});
     if (pieces == 8) return body(std::integral_constant<int, 8>{});
@@ -87,27 +89,30 @@ struct Gradients {
 };
 
 // TILTED: slope depends on x (1), and there is a bend (2). CODES: the pieces are read from `codes`;
-// else they are found from x and `edges`.
-template <int TILTED, bool READS_X, bool CODES, class Count, class T>
+// else they are found from x and `edges`. SQUARES: sums of g x^2 are wanted, too.
+template <int TILTED, bool READS_X, bool CODES, bool SQUARES, class Count, class T>
 void gradient_all(Count count, const T* g, const T* g_relu, const uint8_t* codes,
                   const float* edges, const T* x, int64_t size, const Gradients& of,
-                  bool is_signed, float ceiling, T* to, float* sums, float* sums_x) {
-    const int64_t chunks = (size + CHUNK - 1) / CHUNK, width = READS_X ? 2 * count : count;
+                  bool is_signed, float ceiling, T* to, float* sums, float* sums_x,
+                  float* sums_xx) {
+    const int64_t chunks = (size + CHUNK - 1) / CHUNK, width = (1 + READS_X + SQUARES) * count;
     std::vector<float> partial(chunks * width);
     float* each = partial.data();
     parallel_for(chunks, size, [=, &of](int64_t chunk) {
         constexpr int ROOM = room_for(Count{});
         // Sums over piece p and all above it: one comparison tells whether a value belongs there.
         Floats of_g[ROOM][PARTS], of_gx[READS_X ? ROOM : 1][PARTS];
+        Floats of_gxx[SQUARES ? ROOM : 1][PARTS];
         for (int p = 0; p < count; p++)
             for (int part = 0; part < PARTS; part++) {
                 of_g[p][part] = Floats{};
                 if (READS_X) of_gx[p][part] = Floats{};
+                if (SQUARES) of_gxx[p][part] = Floats{};
             }
         const int64_t end = std::min(size, (chunk + 1) * CHUNK);
-        for_each_part(chunk * CHUNK, end, [=, &of, &of_g, &of_gx](auto whole, int64_t i, int64_t lanes, int part) {
+        for_each_part(chunk * CHUNK, end, [=, &of, &of_g, &of_gx, &of_gxx](auto whole, int64_t i, int64_t lanes, int part) {
             const Floats grad = load(whole, g + i, lanes);
-            Floats value{}, product{};
+            Floats value{}, product{}, square{};
             Flags code{}, passes;
             if (READS_X) value = load(whole, x + i, lanes);
             if (CODES) {
@@ -120,14 +125,17 @@ void gradient_all(Count count, const T* g, const T* g_relu, const uint8_t* codes
                 if (!is_signed) value = rectified(value, ceiling);
                 product = grad * value;
             }
+            if (SQUARES) square = product * value;
             of_g[0][part] += grad;
             if (READS_X) of_gx[0][part] += product;
+            if (SQUARES) of_gxx[0][part] += square;
             Floats slope = broadcast(of.slope[0].a), slope_x = broadcast(of.slope[0].b);
             Floats bend = broadcast(of.bend[0].a), bend_x = broadcast(of.bend[0].b);
             for (int p = 1; p < count; p++) {
                 const Flags from = CODES ? code >= p : value > broadcast(edges[p - 1]);
                 of_g[p][part] = from ? of_g[p][part] + grad : of_g[p][part];
                 if (READS_X) of_gx[p][part] = from ? of_gx[p][part] + product : of_gx[p][part];
+                if (SQUARES) of_gxx[p][part] = from ? of_gxx[p][part] + square : of_gxx[p][part];
                 slope = from ? broadcast(of.slope[p].a) : slope;
                 if (TILTED & 1) slope_x = from ? broadcast(of.slope[p].b) : slope_x;
                 if (TILTED & 2) bend = from ? broadcast(of.bend[p].a) : bend;
@@ -142,10 +150,12 @@ void gradient_all(Count count, const T* g, const T* g_relu, const uint8_t* codes
         for (int p = 0; p < count; p++) {
             each[chunk * width + p] = total(of_g[p]);
             if (READS_X) each[chunk * width + count + p] = total(of_gx[p]);
+            if (SQUARES) each[chunk * width + 2 * count + p] = total(of_gxx[p]);
         }
     });
+    float* const all_sums[] = {sums, sums_x, sums_xx};
     for (int64_t first = 0; first < width; first += count) {
-        float* kept = first ? sums_x : sums;
+        float* kept = all_sums[first / count];
         double above = 0;  // the sum over all pieces above p
         for (int64_t p = count - 1; p >= 0; p--) {
             double from = 0;
@@ -176,11 +186,11 @@ void quantize_in_pieces(const void* x, int is_bfloat16, int64_t size, const floa
 
 // slope (pieces, slope_columns) and bend (pieces, 2), or null: see Gradients. codes: null to find the
 // pieces from x and edges. x: null where nothing depends on it. sums (pieces): of g, and sums_x
-// (pieces): of g x unless x is null.
+// (pieces): of g x unless x is null. sums_xx (pieces): of g x^2, or null; not with codes.
 void pieces_gradient(const void* g, int is_bfloat16, const void* g_relu, const uint8_t* codes,
                      const void* x, int64_t size, const float* edges, const float* slope,
                      int slope_columns, const float* bend, int pieces, int is_signed, float ceiling,
-                     void* to, float* sums, float* sums_x) {
+                     void* to, float* sums, float* sums_x, float* sums_xx) {
     Gradients of;
     for (int p = 0; p < pieces; p++) {
         of.slope[p].a = slope[p * slope_columns];
@@ -191,15 +201,20 @@ void pieces_gradient(const void* g, int is_bfloat16, const void* g_relu, const u
         using T = decltype(value);
         auto run = [=, &of](auto pass, auto count) {
             pass(count, (const T*)g, (const T*)g_relu, codes, edges, (const T*)x, size, of,
-                 is_signed, ceiling, (T*)to, sums, sums_x);
+                 is_signed, ceiling, (T*)to, sums, sums_x, sums_xx);
         };
-        if (!x) return run(gradient_all<0, false, true, int, T>, pieces);
-        if (codes) return run(gradient_all<3, true, true, int, T>, pieces);
-        if (slope_columns == 2) return run(gradient_all<3, true, false, int, T>, pieces);
+        if (!x) return run(gradient_all<0, false, true, false, int, T>, pieces);
+        if (codes) return run(gradient_all<3, true, true, false, int, T>, pieces);
+        if (sums_xx && pieces == 4 && !bend) {  // AdaBin
+            const std::integral_constant<int, 4> four;
+            return run(gradient_all<1, true, false, true, decltype(four), T>, four);
+        }
+        if (sums_xx) return run(gradient_all<3, true, false, true, int, T>, pieces);
+        if (slope_columns == 2) return run(gradient_all<3, true, false, false, int, T>, pieces);
         with_count(pieces, [=](auto count) {
             using Count = decltype(count);
-            run(bend ? gradient_all<2, true, false, Count, T>
-                     : gradient_all<0, true, false, Count, T>, count);
+            run(bend ? gradient_all<2, true, false, false, Count, T>
+                     : gradient_all<0, true, false, false, Count, T>, count);
         });
     });
 }

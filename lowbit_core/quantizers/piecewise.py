@@ -2,8 +2,8 @@
 
 A method describes its quantizer by a table of pieces (`Pieces`): where each begins, its level, and
 how the gradient passes through it. The backward pass needs two sums over each piece, of the
-gradient and of the gradient times the input. They give the gradient of any parameter in closed
-form, so no method needs a pass of its own.
+gradient and of the gradient times the input (AdaBin: and times its square). They give the gradient
+of any parameter in closed form, so no method needs a pass of its own.
 """
 
 import math
@@ -37,6 +37,8 @@ class Pieces(NamedTuple):
     """dQ/dx: slope[s] for (S,); slope[s, 0] + slope[s, 1] x for (S, 2)."""
     bend: Tensor | None = None
     """(S, 2): the gradient of x gains |g| (bend[s, 0] + bend[s, 1] x), g that of Q(x) (EWGS)."""
+    curve: Tensor | None = None
+    """(S,): to the gradients of parameters, Q(x) gains curve[s] x^2 (AdaBin)."""
 
 
 def with_ends(levels: Tensor, clips_below: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,12 +100,14 @@ def pieces_gradient(
     signed: bool,
     ceiling: float,
     edges: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(The gradient of x, the sum of g over each piece, the sum of g x over each piece).
+    squares: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """(The gradient of x; over each piece the sums of g, of g x, and of g x^2 if `squares`).
 
     g, g_relu: the gradients of Q(x) and of relu(x), the latter None where it was not returned. x:
-    as it was given to the quantizer, None where no gradient depends on it; then the last result is
-    None. codes: None to find the pieces from x and `edges` again. The sums are (S,), float32.
+    as it was given to the quantizer, None where no gradient depends on it; then there is only the
+    sum of g. codes: None to find the pieces from x and `edges` again; not with `squares`. The sums
+    are (S,), float32.
     """
     wide, bit = g.to(slope.dtype), _highest_bit(len(slope))
     full = None if x is None else x.to(slope.dtype)
@@ -121,8 +125,11 @@ def pieces_gradient(
     if g_relu is not None:
         to = to + torch.where(passes, g_relu.to(to.dtype), 0.0)
     sums = _sums_over_pieces(wide, piece, len(slope))
-    with_x = None if values is None else _sums_over_pieces(wide * values, piece, len(slope))
-    return to.to(g.dtype), sums, with_x
+    if values is None:
+        return to.to(g.dtype), sums, None, None
+    with_x = _sums_over_pieces(wide * values, piece, len(slope))
+    with_square = _sums_over_pieces(wide * values * values, piece, len(slope)) if squares else None
+    return to.to(g.dtype), sums, with_x, with_square
 
 
 def _passes_relu(x: Tensor, signed: bool, ceiling: float) -> Tensor:
@@ -160,7 +167,8 @@ class _Quantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, edges, levels, offset, gain, slope, bend, signed, ceiling, also_relu):
+    def forward(ctx, x, edges, levels, offset, gain, curve, slope, bend, *options):
+        signed, ceiling, also_relu = options
         x = channels_last(x)
         few = len(levels) <= MAX_PIECES  # as many as the kernel's codes of one byte can name
         quantize = quantize_in_pieces_with_codes if few else quantize_in_pieces_with_codes.eager
@@ -180,11 +188,12 @@ class _Quantize(torch.autograd.Function):
         codes, x, slope, bend, edges = ctx.saved_tensors
         relu = None if g_relu is None else channels_last(g_relu)
         gradient = pieces_gradient if len(slope) <= MAX_PIECES else pieces_gradient.eager
-        to, sums, with_x = gradient(
-            channels_last(g), relu, codes, x, slope, bend, *ctx.relu, None if x is None else edges
+        ends = (None if x is None else edges, ctx.needs_input_grad[5])
+        to, sums, with_x, with_square = gradient(
+            channels_last(g), relu, codes, x, slope, bend, *ctx.relu, *ends
         )
         gain = with_x if ctx.needs_input_grad[4] else None
-        return channels_second(to), None, None, sums, gain, *[None] * 5
+        return channels_second(to), None, None, sums, gain, with_square, *[None] * 5
 
 
 def quantize_pieces(
@@ -193,9 +202,10 @@ def quantize_pieces(
     """(Q(x), whether x holds a NaN or infinity[, relu(x) if `also_relu`]) for x (N, C, ...).
 
     Unsigned, Q(x) is Q(relu(x)), whose values are at most `ceiling`, with the gradient of both.
-    Gradients reach x and, through `offset` and `gain`, whatever these were computed from.
+    Gradients reach x and, through `offset`, `gain` and `curve`, whatever these were computed from.
     """
-    table = (pieces.edges.detach(), pieces.levels.detach(), pieces.offset, pieces.gain)
+    table = (pieces.edges.detach(), pieces.levels.detach())
+    table += (pieces.offset, pieces.gain, pieces.curve)
     slopes = (pieces.slope.detach(), None if pieces.bend is None else pieces.bend.detach())
     return _Quantize.apply(x, *table, *slopes, signed, ceiling, also_relu)
 

@@ -145,7 +145,7 @@ def drawn_pieces(seed, count):
 @needs_kernels
 @each_sign
 @each_type
-@pytest.mark.parametrize("pieces", (2, 5, 17, 128))
+@pytest.mark.parametrize("pieces", (2, 3, 4, 5, 17, 128))
 @pytest.mark.parametrize("also_relu", (False, True))
 @given(seed=seeds, shape=st.sampled_from(SHAPES), ceiling=st.sampled_from((0.7, torch.inf)))
 @settings(max_examples=6)
@@ -169,21 +169,28 @@ def test_piecewise_kernels(pieces, signed, dtype, also_relu, seed, shape, ceilin
     ):
         inputs = (g, relu, codes, cut if reads_x else None, tilt, bends, *relu_of)
         assert_agree(piecewise.pieces_gradient, *inputs)
+        if reads_x:  # the pieces are found from x again
+            inputs = (g, relu, None, cut, tilt, bends, *relu_of, edges)
+            for squares in (False, True):
+                assert_agree(piecewise.pieces_gradient, *inputs, squares)
 
 
 @pytest.mark.parametrize("pieces", (3, 200))
 def test_the_gradient_of_pieces_is_the_sum_over_each_piece(pieces):
     """In float64, against autograd of the linear form; 200 pieces take codes of two bytes."""
     edges, levels, slope, _ = (t.double() for t in drawn_pieces(7, pieces))
-    offset, gain = (draw(seed, pieces).double().requires_grad_() for seed in (1, 2))
+    offset, gain, curve = (draw(seed, pieces).double().requires_grad_() for seed in (1, 2, 5))
     x, g = draw(3, 4, 3, 5, 5).double().requires_grad_(), draw(4, 4, 3, 5, 5).double()
-    table = piecewise.Pieces(edges, levels, offset, gain, slope[:, 0])
+    table = piecewise.Pieces(edges, levels, offset, gain, slope[:, 0], curve=curve)
     y, not_finite = piecewise.quantize_pieces(x, table, signed=True)
-    found = torch.autograd.grad(y, (x, offset, gain), g)
+    found = torch.autograd.grad(y, (x, offset, gain, curve), g)
     piece = torch.bucketize(x.detach(), edges)
     assert torch.equal(y, levels[piece]) and not not_finite
-    linear = offset[piece] + gain[piece] * x.detach() + slope[piece, 0] * (x - x.detach())
-    for one, other in zip(found, torch.autograd.grad(linear, (x, offset, gain), g), strict=True):
+    at = x.detach()
+    form = offset[piece] + gain[piece] * at + curve[piece] * at**2 + slope[piece, 0] * (x - at)
+    for one, other in zip(
+        found, torch.autograd.grad(form, (x, offset, gain, curve), g), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 
@@ -280,6 +287,8 @@ def outputs_of_every_kernel():
                 )
                 found += [y, relu, codes, bad, piecewise.quantize_in_pieces(x, *pieces)]
                 inputs = (y, relu, codes, as_blocks(x), slope, bend, signed, 0.7)
+                found += piecewise.pieces_gradient(*inputs)[:3]
+                inputs = (y, relu, None, *inputs[3:], edges, True)
                 found += piecewise.pieces_gradient(*inputs)
     w, g, v = draw(1, 7, 83), draw(2, 7, 83), drawn_basis(3, 7, 3)
     for function, arguments in (
@@ -302,8 +311,7 @@ def test_results_do_not_depend_on_the_width_of_vectors(level, monkeypatch):
     if level == "x86-64-v4" and "avx512bw" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this processor has no AVX-512")
     native = outputs_of_every_kernel()
-    flags = tuple(f"-march={level}" if f.startswith("-march") else f for f in build.FLAGS)
-    monkeypatch.setattr(build, "FLAGS", flags)
+    monkeypatch.setenv(build.TARGET, level)
     build.library.cache_clear()
     try:
         assert build.library() is not None
