@@ -13,7 +13,7 @@ LABELS = {
     "ort_int8": "ORT int8",
     "openvino_int8": "OpenVINO int8",
 }
-RATIOS = ("torch", "ort_int8")  # of layers
+RATIOS = ("torch", "ort_int8")  # of layers, by default
 UNIFORM, BASIS = "pact", "lq_nets"
 AIM_COLUMNS = (
     ("resnet18 224x224", "ResNet-18", "torch"),
@@ -49,8 +49,8 @@ def network_table(found: pd.DataFrame, network: str, batch: int, threads: int = 
     return _without_empty(header, rows)
 
 
-def layer_table(found: pd.DataFrame) -> str:
-    """Single convolutions: ms of the peers, then ratios to torch / to onnxruntime int8."""
+def layer_table(found: pd.DataFrame, ratios: tuple[str, ...] = RATIOS) -> str:
+    """Single convolutions: ms of the peers, then ratios to the peers of `ratios`, by a slash."""
     found = found[found["network"].str.startswith("conv")]
     names = list(found["network"].unique())
     rows = []
@@ -60,7 +60,7 @@ def layer_table(found: pd.DataFrame) -> str:
         cells = [
             f"{row['ms']:.3g}"
             if is_peer
-            else " / ".join(_ratio(row[f"x_{peer}"]) for peer in RATIOS)
+            else " / ".join(_ratio(row[f"x_{peer}"]) for peer in ratios)
             for row in (by_layer.loc[layer] for layer in names)
         ]
         rows.append([f"{name}, ms" if is_peer else name, *cells])
