@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks import avx2, deploy, loaders, plot, quantizers, startup, steps
+from benchmarks import avx2, deploy, loaders, quantizers, startup, steps
+from benchmarks.pages import plot
 from benchmarks.peers import PEERS, find_peer
 from benchmarks.timing import DEVICE
 from lowbit_core.kernels.bindings import kernel_lanes

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import evidence, plot, quantizers
+from benchmarks import quantizers
 from benchmarks.deploy import tables as deploy
-from benchmarks.evidence import NotMeasured, markdown
+from benchmarks.pages import evidence, plot
+from benchmarks.pages.evidence import NotMeasured, markdown
 from benchmarks.steps import NETWORKS
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_bytes, write_text
@@ -146,7 +147,7 @@ TABLES: dict[str, Callable[[], str]] = {
         deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch, deploy_layers,
         deploy_threads, deploy_aims, deploy_avx2_resnet18, deploy_avx2_resnet20,
         deploy_avx2_layers, evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
-        evidence.claims_training,
+        evidence.claims_training, evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
     )
 }  # fmt: skip
 

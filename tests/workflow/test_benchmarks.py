@@ -13,7 +13,8 @@ from torch import nn
 import baselines
 import benchmarks.__main__ as bench
 from baselines.dorefa import DoReFaWeight
-from benchmarks import agreement, document, evidence, peers, quantizers, steps, timing
+from benchmarks import agreement, document, peers, quantizers, steps, timing
+from benchmarks.pages import evidence
 from benchmarks.steps import CORE, peak_bytes
 from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import QuantPolicy

@@ -35,6 +35,7 @@ def write_tables(folder: Path, record: Record) -> None:
     results = read_table(folder / "results.csv")  # so that every table shows the same digits
     rows = main_table.main_table(results, main_table.read_published(record.suite))
     write_table(folder / "table_main.csv", rows)
+    rows = read_table(folder / "table_main.csv")
     write_text(folder / "table_main.md", main_table.markdown(rows, record.suite))
     write_text(folder / "table_main.tex", main_table.latex(rows, record.suite))
     write_table(folder / "claims.csv", claims.claim_rows(results))

@@ -66,6 +66,8 @@ def training_curves(data: Data) -> Drawn:
     here = of_network(data.runs, run)
     chosen = here[(here["bits"] == run["bits"]) | (here["method"] == "fp")]
     table = epochs_of(data, chosen).dropna(subset="val_top1")
+    if table["epoch"].nunique() == 1:
+        return "no curve: every run has one epoch"
     titles = {"val_top1": "validation top-1 (%)", "train_loss": "training loss"}
     if len(look.method_groups(table["method"])) == 1:
         figure, axes = look.new_figure(2, width=4.9, height=3.2)

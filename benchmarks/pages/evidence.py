@@ -34,8 +34,8 @@ def markdown(table: pd.DataFrame) -> str:
     return markdown_table(header, rows, "l" + "r" * (len(header) - 1))
 
 
-def _claims(name: str) -> list[dict]:
-    path = REFERENCE / "claims" / name
+def _table(suite: str, name: str) -> list[dict]:
+    path = REFERENCE / suite / name
     if not path.exists():
         raise NotMeasured(f"{path.relative_to(ROOT)} is missing (`snakemake reference` makes it)")
     return read_table(path)
@@ -49,8 +49,16 @@ def _record(suite: str) -> Record:
 
 
 def claims_accuracy() -> str:
-    """Test top-1 of every method and setting of `claims`, ablations too: mean, spread, seeds."""
-    runs = [run for run in _claims("results.csv") if run["role"] != "checkpoint"]
+    return _accuracy("claims")
+
+
+def zoo_accuracy() -> str:
+    return _accuracy("zoo")
+
+
+def _accuracy(suite: str) -> str:
+    """Test top-1 of every method and setting, ablations too, no option: mean, spread, seeds."""
+    runs = [run for run in _table(suite, "results.csv") if run["role"] != "checkpoint"]
     runs = [run for run in runs if run["status"] == "done" and not run["options"]]
     settings = sorted(
         {(run["w_bits"], run["a_bits"]) for run in runs if run["method"] != "fp"},
@@ -96,8 +104,33 @@ def claims_training() -> str:
 
 
 def claims_answers() -> str:
-    """The difference of every comparison of `claims`: each setting, all of them, the verdict."""
-    rows = _claims("claims.csv")
+    return _comparisons("claims")
+
+
+def zoo_answers() -> str:
+    return _comparisons("zoo")
+
+
+def zoo_options() -> str:
+    """Test top-1 without and with each option, the difference and the verdict."""
+    rows = [
+        {
+            "option": row["value"],
+            "bits": bits_label(row["w_bits"], row["a_bits"]),
+            "method": method_label(row["method"]),
+            "off": f"{row['top1_off_mean']:.2f}",
+            "on": f"{row['top1_on_mean']:.2f}",
+            "difference": difference_text(row),
+            "verdict": row["verdict"],
+        }
+        for row in _table("zoo", "ablation_options.csv")
+    ]
+    return markdown(pd.DataFrame(rows))
+
+
+def _comparisons(suite: str) -> str:
+    """The difference of every comparison of a suite: each setting, all of them, the verdict."""
+    rows = _table(suite, "claims.csv")
     settings = sorted(
         {row["bits"] for row in rows} - {"all"}, key=lambda bits: (bits != "W2A2", bits)
     )

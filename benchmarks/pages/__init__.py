@@ -1,0 +1,1 @@
+"""What the pages of docs/ show: tables of evidence, and the picture of speed."""
