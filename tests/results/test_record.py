@@ -88,6 +88,8 @@ def test_committed_tables_are_what_the_committed_runs_give(folder, tmp_path):
     tables.main([str(tmp_path)])
     if not Record(folder).settings["variants"]:
         tables.main([str(tmp_path), "--ablations"])
+    if (folder.parent / "ablation_options.csv").exists():
+        tables.main([str(tmp_path), "--options"])
     names = [
         path.name for path in folder.parent.iterdir() if path.suffix in (".csv", ".md", ".tex")
     ]
