@@ -3,7 +3,7 @@
 import argparse
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from lowbit_core.runtime.hardware import git_commit, hardware_name, instruction_
 from lowbit_core.runtime.memory import keep_freed_memory
 from lowbit_core.runtime.progress import say
 
-PARTS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
+PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict]]] = {
     "quantizers": lambda given: quantizers.measure(3 if given.quick else 15),
     "steps": lambda given: steps.measure(
         given.arch or steps.NETWORKS,
@@ -67,12 +67,20 @@ def _about() -> dict:
     return about | {"commit": git_commit()}
 
 
-def _write(path: Path, rows: list[dict], about: dict) -> None:
-    """Write the rows to `path`.csv and what they were measured with to `path`.json; print them."""
-    table = pd.DataFrame(rows)
-    with replace_file(path.with_suffix(".csv")) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
-    write_json(path.with_suffix(".json"), about)
+def _write(path: Path, rows: Iterable[dict], about: dict) -> None:
+    """Write rows to `path`.csv and what they are measured with to `path`.json; print them.
+
+    Each row is written when it is measured, so that a part that is stopped keeps what it has.
+    """
+    measured: list[dict] = []
+    for row in rows:
+        measured.append(row)
+        table = pd.DataFrame(measured)
+        with replace_file(path.with_suffix(".csv")) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")
+        write_json(path.with_suffix(".json"), about)
+    if not measured:
+        return
     print(f"\n{path.name} ({about['hardware']}, {about['threads']} threads)")
     print(table.round(2).to_string(index=False), flush=True)
 
@@ -89,8 +97,8 @@ def main() -> None:
         say("warning: no C++ compiler found: the quantizers are measured uncompiled")
     about = _about()
     for name in given.only or PARTS:
-        if rows := PARTS[name](given):
-            _write(given.out / (f"{name}_avx2" if given.avx2 else name), rows, about)
+        path = given.out / (f"{name}_avx2" if given.avx2 else name)
+        _write(path, PARTS[name](given), about)
     made = [given.out / "quantizers.csv", given.out / "steps.csv"]
     if all(path.exists() for path in made):
         plot.draw(*map(pd.read_csv, made), given.out)

@@ -4,7 +4,7 @@ The peers are Brevitas, torchao, torch.ao and the same quantizer without compile
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -30,12 +30,15 @@ OTHER_SHAPES = (  # shapes of networks, then growth with the batch and with the 
 WEIGHT_SHAPES = ((64, 64, 3, 3), (256, 256, 3, 3))
 
 
-def measure(rounds: int) -> list[dict]:
+def measure(rounds: int) -> Iterator[dict]:
     """Activations: all bits at one shape, 2 bits at others. Weights: all bits at two shapes."""
-    tables = [activation_rows(SHAPE, bits, rounds) for bits in BITS]
-    tables += [activation_rows(shape, 2, rounds, eager=False) for shape in OTHER_SHAPES]
-    tables += [weight_rows(shape, bits, rounds) for shape in WEIGHT_SHAPES for bits in BITS]
-    return [row for table in tables for row in table]
+    for bits in BITS:
+        yield from activation_rows(SHAPE, bits, rounds)
+    for shape in OTHER_SHAPES:
+        yield from activation_rows(shape, 2, rounds, eager=False)
+    for shape in WEIGHT_SHAPES:
+        for bits in BITS:
+            yield from weight_rows(shape, bits, rounds)
 
 
 def activation_rows(shape: tuple, bits: int, rounds: int, eager: bool = True) -> list[dict]:

@@ -1,6 +1,6 @@
 """Time and memory of a whole training step: each method and each peer against full precision."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -107,12 +107,11 @@ def measure(
     compile: str = "quantizers",
     bits: int = 2,
     precisions: Iterable[str] = PRECISIONS,
-) -> list[dict]:
+) -> Iterator[dict]:
     """The rows of `compare` for each network and precision, each against `fp` in that precision.
 
     The peers that can be imported are among the methods, unless whole networks are compiled.
     """
-    rows: list[dict] = []
     methods = [name for name in METHODS if baselines.method(name).offers(bits)]
     methods += [] if compile == "model" else peers_found(bits)
     if "bf16" in precisions and DEVICE.type == "cpu" and not computes_bfloat16():
@@ -122,8 +121,7 @@ def measure(
         for arch in archs:
             say(f"training steps of {arch}, {precision}, compile {compile}")
             setting = Setting(NETWORKS[arch], bits, bits, precision, compile)
-            rows += compare(setting, methods, rounds)
-    return rows
+            yield from compare(setting, methods, rounds)
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device = DEVICE) -> int:

@@ -60,7 +60,7 @@ class Contender:
     about: dict
 
 
-def measure(quick: bool = False) -> list[dict]:
+def measure(quick: bool = False) -> Iterator[dict]:
     """Rows: network, w_bits, a_bits, method, kernel, batch, threads, ms, x_<peer>, file_bytes.
 
     ms is the median. x_<peer> is the median of the peer's time over the row's own, so more than 1
@@ -70,14 +70,12 @@ def measure(quick: bool = False) -> list[dict]:
         library()
     except InputError as error:
         say(f"exported networks are left out: {error}")
-        return []
-    rows = []
+        return
     for subject in QUICK if quick else (*NETWORKS, *LAYERS):
         settings = QUICK_SETTINGS if quick else SETTINGS
         settings = settings[:1] if subject.layer else settings
         with tempfile.TemporaryDirectory() as folder:
-            rows += compare(subject, settings, Path(folder))
-    return rows
+            yield from compare(subject, settings, Path(folder))
 
 
 def compare(subject: Subject, settings: tuple[Setting, ...], folder: Path) -> list[dict]:

@@ -104,7 +104,7 @@ def test_steps_of_the_peers_are_rows_beside_the_methods(monkeypatch):
     tiny = steps.Network("resnet20", {"width": 8}, batch=2, side=8)
     monkeypatch.setattr(steps, "NETWORKS", {"resnet20": tiny})
     monkeypatch.setattr(steps, "METHODS", ("fp",))
-    rows = steps.measure(["resnet20"], 1, "off", precisions=["fp32"])
+    rows = list(steps.measure(["resnet20"], 1, "off", precisions=["fp32"]))
     assert [row["method"] for row in rows] == ["fp", *peers.PEERS]
     assert all(row["ratio"] > 0 and row["peak_ratio"] > 0 for row in rows)
 
@@ -139,7 +139,7 @@ def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
     monkeypatch.setattr(steps, "peers_found", lambda bits: [])
     monkeypatch.setattr(steps, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(steps, "computes_bfloat16", lambda: fast)
-    rows = steps.measure(["resnet20"], rounds=1, compile="off")
+    rows = list(steps.measure(["resnet20"], rounds=1, compile="off"))
     names = ("method", "w_bits", "a_bits", "precision")
     expected = [("fp", 32, 32), ("dorefa", 2, 2)]
     types = ("fp32", "bf16") if fast else ("fp32",)
