@@ -205,9 +205,9 @@ def quantize_pieces(
     Gradients reach x and, through `offset`, `gain` and `curve`, whatever these were computed from.
     """
     table = (pieces.edges.detach(), pieces.levels.detach())
-    table += (pieces.offset, pieces.gain, pieces.curve)
+    forms = (pieces.offset, pieces.gain, pieces.curve)
     slopes = (pieces.slope.detach(), None if pieces.bend is None else pieces.bend.detach())
-    return _Quantize.apply(x, *table, *slopes, signed, ceiling, also_relu)
+    return _Quantize.apply(x, *table, *forms, *slopes, signed, ceiling, also_relu)
 
 
 class PiecewiseActivation(ActivationQuantizer):
