@@ -53,22 +53,13 @@ def weights() -> str:
 
 
 def steps() -> str:
-    return _steps("steps", ("ratio", "peak_ratio"))
-
-
-def steps_avx2() -> str:
-    return _steps("steps_avx2", ("ratio",))
-
-
-def _steps(name: str, columns: tuple[str, ...]) -> str:
-    """A row for each method and precision: time and memory of each network against `fp`."""
-    found = _read(name).query("method != 'fp'")
+    """A row for each method and precision; time and memory of each network against `fp`."""
+    found = _read("steps").query("method != 'fp'")
     rows = []
     for (method, precision), mine in found.groupby(["method", "precision"], sort=False):
         row = {"method": PEERS.get(method, method_label(method)), "precision": precision}
         mine = mine.set_index("arch")
-        for column in columns:
-            what = {"ratio": "time", "peak_ratio": "memory"}[column]
+        for column, what in (("ratio", "time"), ("peak_ratio", "memory")):
             for arch in (name for name in NETWORKS if name in found["arch"].unique()):
                 value = mine[column].get(arch)
                 row[f"{arch_name(arch)}, {what}"] = None if value is None else f"{value:.2f}"
@@ -143,7 +134,7 @@ def deploy_avx2_layers() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        activations, weights, steps, steps_avx2, loaders, machines, deploy_resnet18,
+        activations, weights, steps, loaders, machines, deploy_resnet18,
         deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch, deploy_layers,
         deploy_threads, deploy_aims, deploy_avx2_resnet18, deploy_avx2_resnet20,
         deploy_avx2_layers, evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
