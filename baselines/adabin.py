@@ -114,13 +114,13 @@ class AdaBinActivation(PiecewiseActivation):
         a, b = alpha.detach(), beta.detach()
         at_0 = -b / a  # u where x is 0
         slope = torch.stack([self.t0 + self.t1 * at_0, self.t1 / a], 1)
-        levels = a * (self.signs + self._centre().detach())
+        heights = self.signs + self._centre().detach()  # of the levels, in units of alpha
         # y, as the gradients of alpha and beta see it: a polynomial in x.
         pull = slope[:, 0]
-        offset = alpha * (levels / a - at_0 * pull) + beta * ((a if self.signed else 0) - pull)
+        offset = alpha * (heights - at_0 * pull) + beta * ((a if self.signed else 0) - pull)
         gain = alpha * (-(pull + self.t1 * at_0) / a) + beta * -slope[:, 1]
         curve = alpha * (-slope[:, 1] / a)
-        return Pieces(a * self.edges + b, levels, offset, gain, slope, curve=curve)
+        return Pieces(a * self.edges + b, a * heights, offset, gain, slope, curve=curve)
 
 
 def adabin_activation(bits: int, signed: bool) -> ActivationQuantizer:

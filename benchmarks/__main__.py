@@ -70,7 +70,7 @@ def _about() -> dict:
 def _write(path: Path, rows: Iterable[dict], about: dict) -> None:
     """Write rows to `path`.csv and what they are measured with to `path`.json; print them.
 
-    Each row is written when it is measured, so that a part that is stopped keeps what it has.
+    What has been compared is written at once, so that a part that is stopped keeps it.
     """
     measured: list[dict] = []
     for row in rows:
