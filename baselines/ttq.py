@@ -9,40 +9,29 @@ from torch import Tensor, nn
 
 from lowbit_core.quantizers.basis_activation import BasisActivation
 from lowbit_core.quantizers.interface import Method, WeightQuantizer
+from lowbit_core.quantizers.piecewise import Pieces, quantize_pieces
 
 TTQ_THRESHOLD = 0.05  # as a share of the layer's max|w|
 TWN_THRESHOLD = 0.7  # as a share of the layer's mean|w|
 
 
-def ternary(w: Tensor, threshold: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-    """`positive` where w is above the threshold, -`negative` where it is below minus it, else 0."""
-    return positive * (w > threshold) - negative * (w < -threshold) + 0.0 * w
+def ternary(
+    threshold: Tensor, positive: Tensor, negative: Tensor, offset: Tensor, slope: Tensor
+) -> Pieces:
+    """`positive` where w is above the threshold, -`negative` where it is below minus it, else 0.
 
-
-def mean_above(w: Tensor, threshold: Tensor) -> Tensor:
-    """The mean of the |w| that are above the threshold, one number; 0 if none is."""
-    kept = w.abs() > threshold
-    return (w.abs() * kept).sum() / kept.count_nonzero().clamp_min(1)
-
-
-class _LearnedTernary(torch.autograd.Function):
-    """scale x `ternary`. The gradients are those of TTQ, with `scale` as the unit of w.
-
-    dL/dw is g times `positive`, 1 or `negative`, by the zone of w. dL/dpositive is scale times the
-    sum of g over its zone, and dL/dnegative minus scale times the sum over its own.
+    offset, slope (3,), from the lowest level up: as in Pieces.
     """
+    lowest = torch.full_like(threshold, -torch.inf)
+    below = torch.nextafter(-threshold, lowest)  # so that -threshold itself becomes 0
+    levels = torch.stack([-negative, torch.zeros_like(positive), positive])
+    return Pieces(torch.stack([below, threshold]), levels, offset, None, slope)
 
-    @staticmethod
-    def forward(ctx, w, threshold, scale, positive, negative):
-        ctx.save_for_backward(w, threshold, scale, positive, negative)
-        return ternary(w, threshold, scale * positive, scale * negative)
 
-    @staticmethod
-    def backward(ctx, g):
-        w, threshold, scale, positive, negative = ctx.saved_tensors
-        above, below = g * (w > threshold), g * (w < -threshold)
-        to = positive * above + negative * below + (g - above - below)
-        return to, None, None, scale * above.sum(), -scale * below.sum()
+def mean_above(magnitude: Tensor, threshold: Tensor) -> Tensor:
+    """The mean of the magnitudes |w| that are above the threshold; 0 if none is."""
+    kept = magnitude.where(magnitude > threshold, 0.0)
+    return kept.sum() / kept.count_nonzero().clamp_min(1)
 
 
 class TTQWeight(WeightQuantizer):
@@ -60,14 +49,22 @@ class TTQWeight(WeightQuantizer):
         self.weight = nn.Parameter(weight.detach().flatten(1).clone())
         self.positive = nn.Parameter(torch.tensor(1.0))
         self.negative = nn.Parameter(torch.tensor(1.0))
-        self.register_buffer("scale", mean_above(self.weight.detach(), self._threshold()))
+        magnitude = self.weight.detach().abs()
+        self.register_buffer("scale", mean_above(magnitude, TTQ_THRESHOLD * magnitude.max()))
 
-    def _threshold(self) -> Tensor:
-        return TTQ_THRESHOLD * self.weight.detach().abs().max()
+    def pieces(self) -> Pieces:
+        """dL/dw is g times `positive`, 1 or `negative`, by the zone of w: `scale` is w's unit.
+
+        dL/dpositive is scale times the sum of g over its zone; dL/dnegative minus that of its own.
+        """
+        positive, negative = self.positive.abs(), self.negative.abs()
+        threshold = TTQ_THRESHOLD * self.weight.detach().abs().max()
+        top, bottom, one = self.scale * positive, self.scale * negative, torch.ones_like(positive)
+        offset = torch.stack([-bottom, 0 * one, top])
+        return ternary(threshold, top, bottom, offset, torch.stack([negative, one, positive]))
 
     def forward(self) -> Tensor:
-        scales = self.scale, self.positive.abs(), self.negative.abs()
-        return _LearnedTernary.apply(self.weight, self._threshold(), *scales).view(self.shape)
+        return quantize_pieces(self.weight, self.pieces(), signed=True)[0].view(self.shape)
 
     def latent(self) -> Tensor:
         return self.weight
@@ -90,14 +87,15 @@ class TWNWeight(WeightQuantizer):
         self.weight = nn.Parameter(weight.detach().flatten(1).clone())
 
     def _threshold_and_scale(self) -> tuple[Tensor, Tensor]:
-        w = self.weight.detach()
-        threshold = TWN_THRESHOLD * w.abs().mean()
-        return threshold, mean_above(w, threshold)
+        magnitude = self.weight.detach().abs()
+        threshold = TWN_THRESHOLD * magnitude.mean()
+        return threshold, mean_above(magnitude, threshold)
 
     def forward(self) -> Tensor:
-        w, (threshold, scale) = self.weight, self._threshold_and_scale()
-        used = ternary(w.detach(), threshold, scale, scale)
-        return (used + (w - w.detach())).view(self.shape)  # exactly the levels
+        threshold, scale = self._threshold_and_scale()
+        ones = torch.ones(3, dtype=scale.dtype, device=scale.device)
+        pieces = ternary(threshold, scale, scale, offset=0 * ones, slope=ones)
+        return quantize_pieces(self.weight, pieces, signed=True)[0].view(self.shape)
 
     def latent(self) -> Tensor:
         return self.weight

@@ -2,6 +2,7 @@
 
 #include <atomic>
 
+#include "many_pieces.h"
 #include "vectors.h"
 
 namespace {
@@ -85,8 +86,23 @@ struct Line {
     float a = 0, b = 0;
 };
 struct Gradients {
-    Line slope[MAX_PIECES], bend[MAX_PIECES];
+    std::vector<Line> slope, bend;
+
+    Gradients(const float* slopes, int columns, const float* bends, int pieces)
+        : slope(pieces), bend(pieces) {
+        for (int p = 0; p < pieces; p++) {
+            slope[p].a = slopes[p * columns];
+            if (columns == 2) slope[p].b = slopes[2 * p + 1];
+            if (bends) bend[p] = {bends[2 * p], bends[2 * p + 1]};
+        }
+    }
 };
+
+inline Floats line_at(const std::vector<Line>& lines, Flags piece, Floats x, bool tilted) {
+    const float* each = &lines[0].a;  // a and b in turns
+    const Floats a = looked_up(each, piece * 2);
+    return tilted ? a + looked_up(each + 1, piece * 2) * x : a;
+}
 
 // TILTED: slope depends on x (1), and there is a bend (2). CODES: the pieces are read from `codes`;
 // else they are found from x and `edges`. SQUARES: sums of g x^2 are wanted, too.
@@ -169,12 +185,16 @@ void gradient_all(Count count, const T* g, const T* g_relu, const uint8_t* codes
 
 extern "C" {
 
-// edges (pieces - 1), levels (pieces). relu, codes, not_finite: null where they are not wanted.
+// edges (pieces - 1), levels (pieces). relu, codes, not_finite: null where they are not wanted; there
+// are no codes for more than MAX_PIECES.
 void quantize_in_pieces(const void* x, int is_bfloat16, int64_t size, const float* edges,
                         const float* levels, int pieces, int is_signed, float ceiling, void* y,
                         void* relu, uint8_t* codes, uint8_t* not_finite) {
     with_type(is_bfloat16, [=](auto value) {
         using T = decltype(value);
+        if (pieces > MAX_PIECES)
+            return quantize_many((const T*)x, size, edges, levels, pieces, is_signed, ceiling,
+                                 (T*)y, (T*)relu, not_finite);
         with_count(pieces, [=](auto count) {
             using Count = decltype(count);
             auto pass = codes ? quantize_all<true, Count, T> : quantize_all<false, Count, T>;
@@ -191,14 +211,20 @@ void pieces_gradient(const void* g, int is_bfloat16, const void* g_relu, const u
                      const void* x, int64_t size, const float* edges, const float* slope,
                      int slope_columns, const float* bend, int pieces, int is_signed, float ceiling,
                      void* to, float* sums, float* sums_x, float* sums_xx) {
-    Gradients of;
-    for (int p = 0; p < pieces; p++) {
-        of.slope[p].a = slope[p * slope_columns];
-        if (slope_columns == 2) of.slope[p].b = slope[2 * p + 1];
-        if (bend) of.bend[p] = {bend[2 * p], bend[2 * p + 1]};
-    }
+    const Gradients of(slope, slope_columns, bend, pieces);
     with_type(is_bfloat16, [=, &of](auto value) {
         using T = decltype(value);
+        if (pieces > MAX_PIECES) {
+            std::vector<float*> all_sums{sums, sums_x};
+            if (sums_xx) all_sums.push_back(sums_xx);
+            const auto factors = [&, bend](Flags piece, Floats x) {
+                return std::pair(line_at(of.slope, piece, x, slope_columns == 2),
+                                 bend ? line_at(of.bend, piece, x, true) : Floats{});
+            };
+            return gradient_many((const T*)g, (const T*)g_relu, (const T*)x, size,
+                                 Edges(edges, pieces - 1), pieces, factors, is_signed, ceiling,
+                                 (T*)to, all_sums);
+        }
         auto run = [=, &of](auto pass, auto count) {
             pass(count, (const T*)g, (const T*)g_relu, codes, edges, (const T*)x, size, of,
                  is_signed, ceiling, (T*)to, sums, sums_x, sums_xx);

@@ -152,6 +152,23 @@ inline Floats greater(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats less(Floats a, Floats b) { return a < b ? a : b; }
 #endif
 
+// table[at], lane by lane.
+#if defined(SIXTEEN_LANES)
+inline Floats looked_up(const float* table, Flags at) {
+    return (Floats)_mm512_i32gather_ps((__m512i)at, table, sizeof(float));
+}
+#elif defined(__AVX2__)
+inline Floats looked_up(const float* table, Flags at) {
+    return (Floats)_mm256_i32gather_ps(table, (__m256i)at, sizeof(float));
+}
+#else
+inline Floats looked_up(const float* table, Flags at) {
+    Floats found;
+    for (int i = 0; i < LANES; i++) found[i] = table[at[i]];
+    return found;
+}
+#endif
+
 // relu(x), at most `ceiling`; a NaN stays NaN.
 inline Floats rectified(Floats x, float ceiling) {
     return less(broadcast(ceiling), greater(broadcast(0), x));

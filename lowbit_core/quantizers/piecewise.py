@@ -18,7 +18,7 @@ from lowbit_core.quantizers.blocks import channels_last, channels_second
 from lowbit_core.quantizers.interface import ActivationQuantizer
 from lowbit_core.quantizers.ste_mask import rectified
 
-MAX_PIECES = 128  # that a code of one byte can name beside its highest bit
+MAX_PIECES = RELU_PASSES = 128  # pieces that a code of one byte can name; its highest bit
 FEW_PIECES = 32  # each is summed by a pass of its own, which compiles into one kernel
 
 
@@ -75,8 +75,8 @@ def quantize_in_pieces_with_codes(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """(Q(x), relu(x) or None, the codes if `keeps_codes`, whether x holds a NaN or infinity).
 
-    A code is the number of the piece; its highest bit (`_highest_bit`) says that the ReLU, where
-    the quantizer does one, passes its gradient. uint8, or int16 with more than MAX_PIECES pieces.
+    A code is the number of the piece, one of MAX_PIECES at most; its highest bit (RELU_PASSES)
+    says that the ReLU, where the quantizer does one, passes its gradient.
     """
     full = x.to(levels.dtype)
     values = rectified(full, signed, ceiling)
@@ -84,8 +84,7 @@ def quantize_in_pieces_with_codes(
     y = torch.where(values.isnan(), values, levels[piece]).to(x.dtype)
     codes = None
     if keeps_codes:
-        codes = piece + _passes_relu(full, signed, ceiling) * _highest_bit(len(levels))
-        codes = codes.to(torch.uint8 if len(levels) <= MAX_PIECES else torch.int16)
+        codes = (piece + _passes_relu(full, signed, ceiling) * RELU_PASSES).to(torch.uint8)
     return y, values.to(x.dtype) if also_relu else None, codes, ~torch.isfinite(values.sum())
 
 
@@ -109,12 +108,12 @@ def pieces_gradient(
     sum of g. codes: None to find the pieces from x and `edges` again; not with `squares`. The sums
     are (S,), float32.
     """
-    wide, bit = g.to(slope.dtype), _highest_bit(len(slope))
+    wide = g.to(slope.dtype)
     full = None if x is None else x.to(slope.dtype)
     values = None if full is None else rectified(full, signed, ceiling)
     if codes is not None:
-        passes = codes >= bit
-        piece = torch.where(passes, codes - bit, codes).long()
+        passes = codes >= RELU_PASSES
+        piece = torch.where(passes, codes - RELU_PASSES, codes).long()
     else:
         assert full is not None and values is not None and edges is not None
         passes, piece = _passes_relu(full, signed, ceiling), _piece_of(values, edges)
@@ -148,10 +147,6 @@ def _at(table: Tensor, piece: Tensor, x: Tensor | None) -> Tensor:
     return row if x is None or table.dim() == 1 else row[..., 0] + row[..., 1] * x
 
 
-def _highest_bit(pieces: int) -> int:
-    return 128 if pieces <= MAX_PIECES else 16384
-
-
 def _sums_over_pieces(x: Tensor, piece: Tensor, count: int) -> Tensor:
     """The sum of x over each of `count` pieces."""
     if count <= FEW_PIECES:
@@ -163,17 +158,17 @@ def _sums_over_pieces(x: Tensor, piece: Tensor, count: int) -> Tensor:
 class _Quantize(torch.autograd.Function):
     """(Q(x), whether x is not finite), and relu(x) after them if `also_relu`.
 
-    For the backward pass it keeps x where a gradient depends on it, else the codes.
+    For the backward pass it keeps x where a gradient depends on it or where there are too many
+    pieces for codes, else the codes.
     """
 
     @staticmethod
     def forward(ctx, x, edges, levels, offset, gain, curve, slope, bend, *options):
         signed, ceiling, also_relu = options
         x = channels_last(x)
-        few = len(levels) <= MAX_PIECES  # as many as the kernel's codes of one byte can name
-        quantize = quantize_in_pieces_with_codes if few else quantize_in_pieces_with_codes.eager
-        reads_x = gain is not None or slope.dim() == 2 or bend is not None
-        y, relu, codes, not_finite = quantize(
+        depends = gain is not None or slope.dim() == 2 or bend is not None
+        reads_x = depends or len(levels) > MAX_PIECES
+        y, relu, codes, not_finite = quantize_in_pieces_with_codes(
             x, edges, levels, signed, ceiling, also_relu, not reads_x
         )
         ctx.save_for_backward(codes, x if reads_x else None, slope, bend, edges)
@@ -187,9 +182,8 @@ class _Quantize(torch.autograd.Function):
     def backward(ctx, g, _not_finite, g_relu=None):
         codes, x, slope, bend, edges = ctx.saved_tensors
         relu = None if g_relu is None else channels_last(g_relu)
-        gradient = pieces_gradient if len(slope) <= MAX_PIECES else pieces_gradient.eager
         ends = (None if x is None else edges, ctx.needs_input_grad[5])
-        to, sums, with_x, with_square = gradient(
+        to, sums, with_x, with_square = pieces_gradient(
             channels_last(g), relu, codes, x, slope, bend, *ctx.relu, *ends
         )
         gain = with_x if ctx.needs_input_grad[4] else None

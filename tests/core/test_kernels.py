@@ -175,9 +175,33 @@ def test_piecewise_kernels(pieces, signed, dtype, also_relu, seed, shape, ceilin
                 assert_agree(piecewise.pieces_gradient, *inputs, squares)
 
 
+@needs_kernels
+@each_sign
+@each_type
+@pytest.mark.parametrize("pieces", (129, 256, 257, 512))
+@given(seed=seeds, shape=st.sampled_from(SHAPES), ceiling=st.sampled_from((0.7, torch.inf)))
+@settings(max_examples=6)
+def test_kernels_of_more_pieces_than_codes(pieces, signed, dtype, seed, shape, ceiling):
+    """As test_piecewise_kernels: the piece of a value is found by halving, and no code is kept."""
+    x, (edges, levels, slope, bend) = draw(seed, *shape).to(dtype), drawn_pieces(seed, pieces)
+    x.view(-1)[:2] = torch.tensor([0.0, torch.inf])[: x.numel()].to(dtype)
+    relu_of = (signed, ceiling)
+    assert_agree(piecewise.quantize_in_pieces, x, edges, levels, *relu_of, exactly=(0,))
+    cut, flags = as_blocks(x), (True, False)
+    with_codes = piecewise.quantize_in_pieces_with_codes
+    assert_agree(with_codes, cut, edges, levels, *relu_of, *flags, exactly=(0, 1, 2, 3))
+    cut = as_blocks(draw(seed, *shape).to(dtype))
+    g, relu = draw(seed + 4, *cut.shape).to(dtype), draw(seed + 5, *cut.shape).to(dtype)
+    for tilt in (slope, slope[:, 0].contiguous()):
+        for bends in (bend, None):
+            inputs = (g, relu, None, cut, tilt, bends, *relu_of, edges)
+            for squares in (False, True):
+                assert_agree(piecewise.pieces_gradient, *inputs, squares)
+
+
 @pytest.mark.parametrize("pieces", (3, 200))
 def test_the_gradient_of_pieces_is_the_sum_over_each_piece(pieces):
-    """In float64, against autograd of the linear form; 200 pieces take codes of two bytes."""
+    """In float64, against autograd of the linear form; 200 pieces are too many for codes."""
     edges, levels, slope, _ = (t.double() for t in drawn_pieces(7, pieces))
     offset, gain, curve = (draw(seed, pieces).double().requires_grad_() for seed in (1, 2, 5))
     x, g = draw(3, 4, 3, 5, 5).double().requires_grad_(), draw(4, 4, 3, 5, 5).double()
@@ -247,6 +271,7 @@ def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed, dtype
         (quantize, (x, v, signed, torch.inf)),
         (uniform.clip_round, (x, *grid, torch.inf)),
         (piecewise.quantize_in_pieces, (x, *drawn_pieces(1, 4)[:2], signed, torch.inf)),
+        (piecewise.quantize_in_pieces, (x, *drawn_pieces(1, 300)[:2], signed, torch.inf)),
     ):
         fast, slow = function(*arguments), function.eager(*arguments)
         for a, b in zip(as_tuple(fast), as_tuple(slow), strict=True):
@@ -289,6 +314,10 @@ def outputs_of_every_kernel():
                 inputs = (y, relu, codes, as_blocks(x), slope, bend, signed, 0.7)
                 found += piecewise.pieces_gradient(*inputs)[:3]
                 inputs = (y, relu, None, *inputs[3:], edges, True)
+                found += piecewise.pieces_gradient(*inputs)
+                edges, levels, slope, bend = drawn_pieces(bits, 300)  # too many for codes
+                found.append(piecewise.quantize_in_pieces(x, edges, levels, signed, 0.7))
+                inputs = (y, relu, None, as_blocks(x), slope, bend, signed, 0.7, edges, True)
                 found += piecewise.pieces_gradient(*inputs)
     w, g, v = draw(1, 7, 83), draw(2, 7, 83), drawn_basis(3, 7, 3)
     for function, arguments in (

@@ -124,6 +124,13 @@ BAD = {
         "'lr'",
         "lr_scale",
     ),
+    "method decay bits": (
+        (*TUNE, "method_groups"),
+        {"pact": {"weight_decay": {"W5": 0.1}}},
+        "recipes.tune.method_groups.pact.weight_decay",
+        "'W5'",
+        "W8",
+    ),
     "first_last": ((*E0, "policy"), {"first_last": "int8"}, "first_last", "'int8'", "8bit"),
     "exception": (
         (*E0, "policy"),
@@ -382,6 +389,15 @@ def test_expansion_is_the_product_of_what_was_asked():
         assert (run["pretrained"] is None) == (run["role"] == "checkpoint")
         assert run["recipe"]["momentum"] == 0.9  # defaults are filled in
         assert run["recipe"]["quantizer_groups"]["levels"] == {"lr_scale": 0.1, "weight_decay": 0}
+
+
+def test_a_method_can_have_weight_decay_by_width():
+    decay = {"pact": {"weight_decay": {"W2": 0.25, "W4": 0.5}, "clip": {"lr_scale": 3}}}
+    found = runs(changed((*TUNE, "method_groups"), decay)).values()
+    used = {(r["method"], r["w_bits"]): r["recipe"]["weight_decay"] for r in found}
+    plain = RECIPE["weight_decay"]
+    assert used["pact", 2] == 0.25 and used["direct", 2] == plain
+    assert {used[key] for key in used if key[1] not in (2, 4)} == {plain}
 
 
 def test_recipes_may_use_every_image_of_the_data_set():

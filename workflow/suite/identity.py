@@ -13,6 +13,7 @@ from lowbit_core.quantizers.bits import bits_label
 ROOT = Path(__file__).parents[2]
 # The folders of lowbit_core whose code can change a number. The others (runtime, datasets) cannot.
 NUMERIC = ("quantizers", "kernels", "conversion", "parallel", "models", "training", "data")
+DECAY = "weight_decay"  # in `method_groups`: of the network's weights, by their bits
 SOURCE_SUFFIXES = (".py", ".cpp", ".h")
 # A literal of C++, which may contain // or /*, or a comment.
 CPP_LITERAL_OR_COMMENT = re.compile(
@@ -42,7 +43,7 @@ def resolve(
         "w_bits": bits[0],
         "a_bits": bits[1],
         "seed": seed,
-        "recipe": _recipe_of_method(recipe, method),
+        "recipe": _recipe_of_method(recipe, method, bits[0]),
         "pretrained": pretrained,
         **(loads or {}),
         **{key: config[key] for key in ("loader", "compile", "deterministic", "threads")},
@@ -54,11 +55,12 @@ def resolve(
     return {**resolved, "run_key": key, "run_id": "-".join(names)}
 
 
-def _recipe_of_method(recipe: dict, method: str) -> dict:
-    """The recipe as `method` trains by it: its `method_groups` are merged into the groups."""
+def _recipe_of_method(recipe: dict, method: str, w_bits: int) -> dict:
+    """The recipe as `method` trains by it at `w_bits`: its `method_groups` are merged into it."""
     changes = recipe["method_groups"].get(method, {})
     groups = recipe["quantizer_groups"].items()
     rest = {key: value for key, value in recipe.items() if key != "method_groups"}
+    rest[DECAY] = changes.get(DECAY, {}).get(f"W{w_bits}", rest[DECAY])
     return {**rest, "quantizer_groups": {n: {**g, **changes.get(n, {})} for n, g in groups}}
 
 

@@ -19,7 +19,7 @@ from lowbit_core.quantizers.bits import BITS, FLOAT_BITS, bits_label, parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_status import loaded_runs
-from workflow.suite.identity import resolve
+from workflow.suite.identity import DECAY, resolve
 from workflow.suite.options import (
     PRETRAINED,
     DoesNotApply,
@@ -180,7 +180,7 @@ def _check_method_groups(by_method: dict, place: str) -> None:
     for name, groups in by_method.items():
         with _errors_at(f"{place}: "):
             legal = _groups(baselines.method(name))
-        for group in sorted(groups.keys() - legal):
+        for group in sorted(groups.keys() - legal - {DECAY}):
             raise InputError(
                 f"{place}.{name}: no parameter of this method is in group {group!r}; "
                 f"its groups are {', '.join(sorted(legal)) or 'none'}"
