@@ -7,6 +7,7 @@ import csv
 import io
 from pathlib import Path
 
+from deploy.export.check import check_run
 from deploy.export.run import export_run
 from lowbit_core.quantizers.bits import FLOAT_BITS
 from lowbit_core.runtime.errors import InputError
@@ -46,14 +47,21 @@ def best_runs(table: Path, runs: Path) -> list[dict[str, str]]:
 
 
 def export_best(table: Path, runs: Path, out: Path, data: Path) -> list[dict[str, str | int]]:
-    """Export the best run of each setting to a file in `out`, with a table of them, models.csv."""
+    """Export the best run of each setting to a file in `out`, with a table of them, models.csv.
+
+    top1 is the test accuracy after training, file_top1 that of the file on all test images, and
+    agreement the share of these to which torch gives the same class, all in percent.
+    """
     index = []
     out.mkdir(parents=True, exist_ok=True)
     for row in best_runs(table, runs):
         name = "{dataset}-{arch}-{method}-w{w_bits}a{a_bits}.lowbit".format(**row)
-        size = export_run(runs / row["run_id"], out / name, data)
+        folder = runs / row["run_id"]
+        size = export_run(folder, out / name, data)
+        found = check_run(out / name, folder, data)
+        measured = {"file_top1": f"{found['top1']:.3f}", "agreement": f"{found['agreement']:.3f}"}
         columns = {key: row[key] for key in (*SETTING, *FROM_TABLE)}
-        index.append({"file": name, **columns, "file_bytes": size["file"]})
+        index.append({"file": name, **columns, **measured, "file_bytes": size["file"]})
     text = io.StringIO()
     writer = csv.DictWriter(text, index[0], lineterminator="\n")
     writer.writeheader()

@@ -33,7 +33,7 @@ class Network:
 
     Results are the same to the bit on every instruction set, with any number of threads and with
     every kernel. kernel: None measures the kernels that serve a layer and takes the fastest;
-    `popcount`, `tables` or `products` is taken wherever it serves, and popcount elsewhere.
+    `popcount`, `tables`, `products` or `matrices` is taken wherever it serves, else popcount.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ class Setting:
     rounds: int = 15
 
 
-SETTINGS = (Setting(1, 1), Setting(1, 2), Setting(32, 1, ((2, 2),), rounds=3))
+SETTINGS = (Setting(1, 1), Setting(1, 2), Setting(32, 1, rounds=3))
 QUICK_SETTINGS = (Setting(1, 1, ((2, 2),), rounds=1), Setting(2, 2, ((2, 2),), rounds=1))
 
 

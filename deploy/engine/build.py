@@ -11,7 +11,7 @@ from lowbit_core.kernels import build
 from lowbit_core.runtime.errors import InputError
 
 FOLDER = Path(__file__).parent
-# No fused multiply-add: results must not depend on the instruction set.
+# The compiler fuses no multiplication and sum by itself: results must not depend on what it can.
 FLAGS = (
     "-std=c++17", "-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
     "-Wno-psabi", "-shared", "-fPIC",

@@ -19,6 +19,7 @@ from lowbit_core.training.run import Place, train_run
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "results" / "reference" / "models"
+MOST_APART = 0.05  # points between the accuracy of a file and that after training
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,7 @@ def test_the_files_run_and_the_table_says_what_they_are(runs, digits_root, tmp_p
     file = tmp_path / "models" / row["file"]
     assert row["file"] == "digits-resnet20-pact-w2a2.lowbit" and row["run_id"] == "pact-s1"
     assert int(row["file_bytes"]) == file.stat().st_size
+    assert 0 <= float(row["file_top1"]) <= 100 and float(row["agreement"]) > 98
     assert deploy.load(file).about.model["run_id"] == "pact-s0"  # the copied folder's own name
 
 
@@ -107,6 +109,7 @@ def test_the_committed_files_are_those_of_their_table_and_run():
         network = deploy.load(MODELS / row["file"])
         assert network.about.model["run_id"] == row["run_id"]
         assert network.about.model["top1"] == float(row["top1"])
+        assert abs(float(row["file_top1"]) - float(row["top1"])) <= MOST_APART, row["file"]
         assert "apple" in network.about.classes  # words, not numbers
         scores = network.scores(images)
         assert scores.shape == (2, 100) and np.isfinite(scores).all()
