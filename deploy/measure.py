@@ -85,7 +85,8 @@ def summary(row: dict) -> str:
     return (
         f"top-1 {row['top1']:.2f} % of {row['images']} images ({row['top1_training']:.2f} % after "
         f"training), {row['agreement']:.2f} % as torch, {row['file_bytes']:,} bytes "
-        f"({row['float32_bytes'] / row['file_bytes']:.1f} times less than float32), "
+        f"({row['float32_bytes'] / row['file_bytes']:.1f} times less than float32; "
+        f"{row['entropy_bytes']:,} if an ideal coder packed the codes), "
         f"{row['ms']:.3f} ms an image (torch in float32: {row['x_torch']:.1f} times as long)"
     )
 
