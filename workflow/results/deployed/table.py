@@ -77,8 +77,8 @@ def caption(rows: list[dict], suite: str) -> str:
         f"{' or '.join(f'{count:,}' for count in images) or 'no'} test images, and after training "
         "on all of them; the share of the images to which torch gives the same class; bytes of the "
         "file, those if an ideal coder packed its codes, and how much smaller the file is than "
-        "float32; milliseconds of processor time of one image on one thread, and how many times as long torch takes in float32. The last two "
-        "columns depend on the machine."
+        "float32; milliseconds of processor time of one image on one thread, and how many times as "
+        "long torch takes in float32. The last two columns depend on the machine."
     )
 
 
