@@ -197,7 +197,7 @@ def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, m
 
     runs = [run("fp", "fp32", seed, None, "checkpoint") for seed in range(3)]
     for seed in range(3):
-        for method, change in (("fp", 0.2 + seed), ("pact", 0.4 - seed)):
+        for method, change in (("fp", 9.0), ("direct", 0.2 + seed), ("pact", 0.4 - seed)):
             runs.append(run(method, "fp32", seed, 50.0))
             runs.append(run(method, "bf16", seed, 50.0 + change))
     runs.append(run("pact", "fp32", 3, 90.0))  # without its pair
@@ -206,12 +206,14 @@ def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, m
     monkeypatch.setattr(evidence.Record, "runs", runs)
     lines = evidence.precision().splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert [row[:4] for row in cells[:2]] == [
-        ["Full precision", "50.00", "51.20", "3"],
+    assert [row[:4] for row in cells[:3]] == [
+        ["Full precision", "50.00", "59.00", "3"],
+        ["Direct + channel-aware", "50.00", "51.20", "3"],
         ["PACT", "50.00", "49.40", "3"],
     ]
-    # The methods' changes of a start cancel but for 0.3: the mean has no spread.
-    assert cells[2] == ["all of them", "", "", "3", "+0.30 [+0.30, +0.30]", "leads"]
+    # The changes of a start by two methods cancel but for 0.3: the mean has no spread. Full
+    # precision is no part of it.
+    assert cells[3] == ["quantized methods", "", "", "3", "+0.30 [+0.30, +0.30]", "leads"]
 
 
 def test_a_table_that_is_not_known_is_refused(measured):
