@@ -154,10 +154,11 @@ def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
 def measured(tmp_path, monkeypatch):
     """A folder of committed figures, with those of two networks' steps in it."""
     rows = [
-        {"arch": arch, "method": method, "precision": "fp32", "ratio": ratio, "peak_ratio": 1.5}
-        for arch, ratios in (("resnet20", (1, 1.084, 3)), ("alexnet", (1, 1.2, 4)))
-        for method, ratio in zip(("fp", "direct", "brevitas"), ratios, strict=True)
-    ]
+        {"arch": arch, "method": method, "w_bits": bits[method], "a_bits": bits[method],
+         "precision": "fp32", "ratio": ratio, "peak_ratio": 1.5}
+        for arch, ratios in (("resnet20", (1, 1.084, 1.08, 3)), ("alexnet", (1, 1.2, 1.3, 4)))
+        for method, ratio in zip(bits, ratios, strict=True)
+    ]  # fmt: skip
     about = {"hardware": "a processor", "instruction_set": "AVX2", "kernel_lanes": 8, "threads": 2}
     about |= {"versions": {"torch": "2.13.0"}, "date": "2026-01-02", "commit": "abc"}
     pd.DataFrame(rows).to_csv(tmp_path / "steps.csv", index=False)
@@ -165,6 +166,7 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setattr(document, "MEASURED", tmp_path)
     monkeypatch.setattr(document, "ROOT", tmp_path)
     return tmp_path
+    bits = {"fp": 32, "direct": 2, "adabin": 1, "brevitas": 2}
 
 
 def region(name, table=""):
@@ -176,7 +178,8 @@ def test_a_table_of_the_page_has_the_figures_of_the_csv_file(measured):
     assert lines[0] == "before" and lines[-1] == "after"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:-2]]
     assert cells[2] == ["Direct + channel-aware", "fp32", "1.08", "1.20", "1.50", "1.50"]
-    assert [row[0] for row in cells[3:]] == ["Brevitas"] and cells[3][2:4] == ["3.00", "4.00"]
+    assert [row[0] for row in cells[3:]] == ["AdaBin (W1A1)", "Brevitas"]
+    assert cells[4][2:4] == ["3.00", "4.00"]
     machine = document.page(region("machines"))
     assert "a processor" in machine and "2026-01-02" in machine
     assert document.page(document.page(region("steps"))) == document.page(region("steps"))
@@ -194,6 +197,27 @@ def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, m
         config = {"method": method, "seed": seed, "pretrained": f"start{seed}"}
         config["recipe"] = {"precision": precision}
         return {"role": role, "config": config, "final": {"status": "done", "top1": top1}}
+def cells_of(table):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+
+
+def test_the_table_of_aims_counts_the_methods_and_names_those_that_miss_it(measured):
+    made = document.steps_aims()
+    assert cells_of(made) == [
+        ["float32", "ResNet-20", "1.08", "1 of 2", "1.08", "1.08", "Direct + channel-aware 1.08"],
+        ["float32", "AlexNet (BN)", "1.15", "0 of 2", "1.20", "1.30", "all"],
+    ]
+    assert "Brevitas" not in made and "bfloat16" not in made  # no peer; nothing is measured
+
+
+def test_the_table_of_starts_shows_their_median(measured):
+    text = region("startup", "old\n")
+    assert document.page(text) == text  # no startup.csv yet
+    rows = [{"job": "one", "seconds": seconds} for seconds in (6.04, 9.0, 6.51)]
+    pd.DataFrame(rows).to_csv(measured / "startup.csv", index=False)
+    assert cells_of(document.startup()) == [["`one`", "3", "6.5", "6.0", "9.0", "8"]]
+
+
 
     runs = [run("fp", "fp32", seed, None, "checkpoint") for seed in range(3)]
     for seed in range(3):
