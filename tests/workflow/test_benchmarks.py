@@ -48,10 +48,11 @@ def test_callables_take_turns():
     assert {len(each) for each in seconds.values()} == {2}
 
 
-def test_quantizer_rows_name_every_quantizer_once(monkeypatch):
+@pytest.mark.parametrize("bits", quantizers.BITS)
+def test_quantizer_rows_name_every_quantizer_once(bits, monkeypatch):
     monkeypatch.setattr(quantizers, "set_compile", lambda _: False)
-    rows = quantizers.activation_rows((4, 8, 6, 6), 2, rounds=1)
-    rows += quantizers.weight_rows((8, 4, 3, 3), 2, rounds=1)
+    rows = quantizers.activation_rows((4, 8, 6, 6), bits, rounds=1)
+    rows += quantizers.weight_rows((8, 4, 3, 3), bits, rounds=1)
     names = [(row["kind"], row["what"]) for row in rows]
     assert len(names) == len(set(names))
     for label in quantizers.ACTIVATIONS.values():
@@ -135,13 +136,13 @@ def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
 ):
     tiny = steps.Network("resnet20", {"width": 8}, batch=2, side=8)
     monkeypatch.setattr(steps, "NETWORKS", {"resnet20": tiny})
-    monkeypatch.setattr(steps, "METHODS", ("fp", "dorefa"))
+    monkeypatch.setattr(steps, "METHODS", ("fp", "dorefa", "adabin"))
     monkeypatch.setattr(steps, "peers_found", lambda bits: [])
     monkeypatch.setattr(steps, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(steps, "computes_bfloat16", lambda: fast)
     rows = list(steps.measure(["resnet20"], rounds=1, compile="off"))
     names = ("method", "w_bits", "a_bits", "precision")
-    expected = [("fp", 32, 32), ("dorefa", 2, 2)]
+    expected = [("fp", 32, 32), ("dorefa", 2, 2), ("adabin", 1, 1)]  # AdaBin offers no other width
     types = ("fp32", "bf16") if fast else ("fp32",)
     assert [tuple(map(row.get, names)) for row in rows] == [
         (*row, precision) for precision in types for row in expected
@@ -150,9 +151,21 @@ def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
     assert capsys.readouterr().err.count("left out") == (not fast)
 
 
+def test_a_method_is_measured_at_the_nearest_width_that_it_offers():
+    network = steps.NETWORKS["resnet20"]
+    asked = {(method, bits): steps.bits_of(method, steps.Setting(network, bits, bits))
+             for method in ("fp", "dorefa", "ttq", "adabin") for bits in (1, 2, 4)}  # fmt: skip
+    assert {asked["fp", bits] for bits in (1, 2, 4)} == {(32, 32)}
+    assert [asked["dorefa", bits] for bits in (1, 2, 4)] == [(1, 1), (2, 2), (4, 4)]
+    assert {asked["ttq", bits] for bits in (1, 2, 4)} == {(2, 2)}
+    assert {asked["adabin", bits] for bits in (1, 2, 4)} == {(1, 1)}
+    assert steps.bits_of("adabin", steps.Setting(network, 1, 4)) == (1, 4)
+
+
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     """A folder of committed figures, with those of two networks' steps in it."""
+    bits = {"fp": 32, "direct": 2, "adabin": 1, "brevitas": 2}
     rows = [
         {"arch": arch, "method": method, "w_bits": bits[method], "a_bits": bits[method],
          "precision": "fp32", "ratio": ratio, "peak_ratio": 1.5}
@@ -166,7 +179,6 @@ def measured(tmp_path, monkeypatch):
     monkeypatch.setattr(document, "MEASURED", tmp_path)
     monkeypatch.setattr(document, "ROOT", tmp_path)
     return tmp_path
-    bits = {"fp": 32, "direct": 2, "adabin": 1, "brevitas": 2}
 
 
 def region(name, table=""):
@@ -185,18 +197,6 @@ def test_a_table_of_the_page_has_the_figures_of_the_csv_file(measured):
     assert document.page(document.page(region("steps"))) == document.page(region("steps"))
 
 
-def test_a_table_without_figures_stays_and_the_next_one_is_made(measured, capsys):
-    text = region("loaders", "old\n") + "\n" + region("steps")
-    made = document.page(text)
-    assert region("loaders", "old\n") in made and "Brevitas" in made
-    assert "table loaders stays as it is" in capsys.readouterr().err
-
-
-def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, monkeypatch):
-    def run(method, precision, seed, top1, role="run"):
-        config = {"method": method, "seed": seed, "pretrained": f"start{seed}"}
-        config["recipe"] = {"precision": precision}
-        return {"role": role, "config": config, "final": {"status": "done", "top1": top1}}
 def cells_of(table):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
 
@@ -218,6 +218,18 @@ def test_the_table_of_starts_shows_their_median(measured):
     assert cells_of(document.startup()) == [["`one`", "3", "6.5", "6.0", "9.0", "8"]]
 
 
+def test_a_table_without_figures_stays_and_the_next_one_is_made(measured, capsys):
+    text = region("loaders", "old\n") + "\n" + region("steps")
+    made = document.page(text)
+    assert region("loaders", "old\n") in made and "Brevitas" in made
+    assert "table loaders stays as it is" in capsys.readouterr().err
+
+
+def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, monkeypatch):
+    def run(method, precision, seed, top1, role="run"):
+        config = {"method": method, "seed": seed, "pretrained": f"start{seed}"}
+        config["recipe"] = {"precision": precision}
+        return {"role": role, "config": config, "final": {"status": "done", "top1": top1}}
 
     runs = [run("fp", "fp32", seed, None, "checkpoint") for seed in range(3)]
     for seed in range(3):
