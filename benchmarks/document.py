@@ -24,7 +24,8 @@ from lowbit_core.runtime.progress import say
 from workflow.results.labels import dataset_name
 from workflow.suite.suite import ROOT
 
-PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "deploy.md", "results.md"))
+NAMES = ("performance.md", "methods.md", "deploy.md", "results.md")
+PAGES = tuple(ROOT / "docs" / name for name in NAMES)
 IMAGE = ROOT / "docs" / "images" / "speed.png"
 MEASURED = evidence.REFERENCE / "benchmarks"
 REGION = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.S)
@@ -56,6 +57,10 @@ def steps() -> str:
 
 def steps_aims() -> str:
     return speed.steps_aims(_read("steps"))
+
+
+def step_cost() -> str:
+    return speed.step_cost(_read("steps"))
 
 
 def startup() -> str:
@@ -129,7 +134,7 @@ def deploy_avx2_layers() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        activations, weights, steps, steps_aims, startup, loaders, machines,
+        activations, weights, steps, steps_aims, step_cost, startup, loaders, machines,
         deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
         deploy_layers, deploy_threads, deploy_aims, deploy_avx2_resnet18, deploy_avx2_resnet20,
         deploy_avx2_layers, evidence.precision, evidence.claims_accuracy, evidence.claims_answers,

@@ -210,6 +210,14 @@ def test_the_table_of_aims_counts_the_methods_and_names_those_that_miss_it(measu
     assert "Brevitas" not in made and "bfloat16" not in made  # no peer; nothing is measured
 
 
+def test_the_table_of_costs_has_every_method_and_the_bits_that_it_was_measured_at(measured):
+    rows = {row[0]: row[1:] for row in cells_of(document.step_cost())}
+    listed = {f"`{name}`" for name, one in baselines.METHODS.items() if not one.ablation}
+    assert rows.keys() == listed - {"`fp`"}
+    assert rows["`direct`"] == ["W2A2", "1.08", ""] and rows["`adabin`"] == ["W1A1", "1.08", ""]
+    assert rows["`lsq`"] == ["", "", ""]  # not measured
+
+
 def test_the_table_of_starts_shows_their_median(measured):
     text = region("startup", "old\n")
     assert document.page(text) == text  # no startup.csv yet
