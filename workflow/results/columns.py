@@ -36,8 +36,8 @@ KINDS = {
         activation_granularity init pretrained quantizer_weight_decay quantizer_lr_scale schedule
         epoch_reported augmentation loader compile precision code_version torch torchvision ffcv
         python hardware instruction_set variant trained_with other label best published_policy
-        published_source published_note bits claim primary note recipe base change option options value reason
-        kernels""",
+        published_source published_note bits claim primary note recipe base change option options
+        value reason kernels""",
     "whole": "w_bits a_bits seed restarts epoch channel seeds channels n pairs",
     "percent": """
         top1 top5 fp_top1 delta checkpoint_top1 val_top1 share_of_channels_improved top1_mean
