@@ -16,19 +16,18 @@ import pandas as pd
 
 from benchmarks import quantizers
 from benchmarks.deploy import tables as deploy
-from benchmarks.pages import evidence, plot
+from benchmarks.pages import evidence, plot, speed
 from benchmarks.pages.evidence import NotMeasured, markdown
-from benchmarks.steps import NETWORKS
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import write_bytes, write_text
 from lowbit_core.runtime.progress import say
-from workflow.results.labels import arch_name, dataset_name, method_label
+from workflow.results.labels import dataset_name
 from workflow.suite.suite import ROOT
 
-PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "deploy.md", "results.md"))
+NAMES = ("performance.md", "methods.md", "deploy.md", "results.md")
+PAGES = tuple(ROOT / "docs" / name for name in NAMES)
 IMAGE = ROOT / "docs" / "images" / "speed.png"
 MEASURED = evidence.REFERENCE / "benchmarks"
-PEERS = {"brevitas": "Brevitas"}  # labels
 REGION = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end of table -->)", re.S)
 
 
@@ -53,18 +52,19 @@ def weights() -> str:
 
 
 def steps() -> str:
-    """A row for each method and precision; time and memory of each network against `fp`."""
-    found = _read("steps").query("method != 'fp'")
-    rows = []
-    for (method, precision), mine in found.groupby(["method", "precision"], sort=False):
-        row = {"method": PEERS.get(method, method_label(method)), "precision": precision}
-        mine = mine.set_index("arch")
-        for column, what in (("ratio", "time"), ("peak_ratio", "memory")):
-            for arch in (name for name in NETWORKS if name in found["arch"].unique()):
-                value = mine[column].get(arch)
-                row[f"{arch_name(arch)}, {what}"] = None if value is None else f"{value:.2f}"
-        rows.append(row)
-    return markdown(pd.DataFrame(rows))
+    return speed.steps(_read("steps"))
+
+
+def steps_aims() -> str:
+    return speed.steps_aims(_read("steps"))
+
+
+def step_cost() -> str:
+    return speed.step_cost(_read("steps"))
+
+
+def startup() -> str:
+    return speed.startup(_read("startup"))
 
 
 def loaders() -> str:
@@ -134,9 +134,9 @@ def deploy_avx2_layers() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        activations, weights, steps, loaders, machines, deploy_resnet18,
-        deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch, deploy_layers,
-        deploy_threads, deploy_aims, deploy_avx2_resnet18, deploy_avx2_resnet20,
+        activations, weights, steps, steps_aims, step_cost, startup, loaders, machines,
+        deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
+        deploy_layers, deploy_threads, deploy_aims, deploy_avx2_resnet18, deploy_avx2_resnet20,
         deploy_avx2_layers, evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
         evidence.claims_training, evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
     )

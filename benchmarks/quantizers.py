@@ -17,7 +17,10 @@ from benchmarks.timing import DEVICE, ratios, timed
 from lowbit_core.kernels.fused import set_compile
 from lowbit_core.runtime.progress import say
 
-ACTIVATIONS = {"dorefa": "DoReFa", "pact": "PACT", "lq_nets": "LQ-Nets", "direct": "channel-aware"}
+ACTIVATIONS = {
+    "dorefa": "DoReFa", "pact": "PACT", "lq_nets": "LQ-Nets", "direct": "channel-aware",
+    "lsq": "LSQ", "n2uq": "N2UQ", "apot": "APoT", "ewgs": "EWGS", "hwgq": "HWGQ",
+}  # fmt: skip
 WEIGHTS = {"dorefa": "DoReFa", "lq_nets": "LQ-Nets", "direct": "direct"}
 EAGER = ", eager"
 BITS = (1, 2, 3, 4, 8)

@@ -16,6 +16,8 @@ from lowbit_core.conversion.layers import calibrate
 from lowbit_core.conversion.policy import QuantPolicy
 from lowbit_core.conversion.swap import convert
 from lowbit_core.kernels.fused import set_compile
+from lowbit_core.quantizers.bits import FLOAT_BITS
+from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.hardware import computes_bfloat16
 from lowbit_core.runtime.progress import say
 
@@ -43,7 +45,7 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Setting:
-    """What all training steps of one comparison have in common; `fp` ignores the bits."""
+    """What all training steps of one comparison have in common; see `bits_of` for the bits."""
 
     network: Network
     w_bits: int = 2
@@ -51,6 +53,25 @@ class Setting:
     precision: str = "fp32"
     compile: str = "quantizers"
     device: torch.device = DEVICE
+
+
+def _method(name: str) -> Method:
+    return PEERS.get(name) or baselines.method(name)
+
+
+def bits_of(method: str, setting: Setting) -> tuple[int, int]:
+    """The bits of weights and activations that a method is measured with: those of the setting.
+
+    A method that does not offer them has the width that it offers nearest to that of the weights,
+    for weights and activations alike. `fp` has 32.
+    """
+    if method == "fp":
+        return FLOAT_BITS, FLOAT_BITS
+    offered = _method(method).w_bits
+    if offered is None or setting.w_bits in offered:
+        return setting.w_bits, setting.a_bits
+    nearest = min(offered, key=lambda bits: abs(bits - setting.w_bits))
+    return nearest, nearest
 
 
 def training_step(method: str, setting: Setting) -> Callable[[], None]:
@@ -62,9 +83,7 @@ def training_step(method: str, setting: Setting) -> Callable[[], None]:
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(100, (network.batch,), device=device)
     if method != "fp":
-        found = PEERS.get(method) or baselines.method(method)
-        policy = QuantPolicy(found, setting.w_bits, setting.a_bits)
-        convert(model, policy, images[:1])
+        convert(model, QuantPolicy(_method(method), *bits_of(method, setting)), images[:1])
     model = model.to(memory_format=torch.channels_last)
     if method != "fp":
         calibrate(model, images)
@@ -92,9 +111,8 @@ def compare(setting: Setting, methods: Iterable[str], rounds: int) -> list[dict]
     peaks = {name: peak_bytes(step, setting.device) for name, step in steps.items()}
     rows = []
     for name, row in measured.items():
-        bits = (32, 32) if name == "fp" else (setting.w_bits, setting.a_bits)
         about = {"arch": setting.network.arch, "method": name}
-        about |= dict(zip(("w_bits", "a_bits"), bits, strict=True))
+        about |= dict(zip(("w_bits", "a_bits"), bits_of(name, setting), strict=True))
         about |= {"precision": setting.precision, "compile": setting.compile}
         memory = {"peak_mb": peaks[name] / 2**20, "peak_ratio": peaks[name] / peaks["fp"]}
         rows.append(about | row | memory)
@@ -110,10 +128,10 @@ def measure(
 ) -> Iterator[dict]:
     """The rows of `compare` for each network and precision, each against `fp` in that precision.
 
-    The peers that can be imported are among the methods, unless whole networks are compiled.
+    The peers that can be imported and offer the bits are among the methods, unless whole networks
+    are compiled.
     """
-    methods = [name for name in METHODS if baselines.method(name).offers(bits)]
-    methods += [] if compile == "model" else peers_found(bits)
+    methods = [*METHODS, *([] if compile == "model" else peers_found(bits))]
     if "bf16" in precisions and DEVICE.type == "cpu" and not computes_bfloat16():
         say("this processor has no bfloat16 instructions: the rows of bf16 are left out")
         precisions = [name for name in precisions if name != "bf16"]

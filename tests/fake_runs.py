@@ -131,6 +131,8 @@ def write_run(
         "bitops": macs * w_bits * a_bits if quantized else macs * 1024,
         "fp_size_bytes": weights * 4,
         "hardware": "Example CPU, 2 cores",
+        "instruction_set": "AVX512, bf16",
+        "kernel_lanes": 16,
         "device": "cpu",
         "threads": 1,
         "versions": {

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.pages.speed import AIMS, PRECISIONS
 from workflow.results.labels import method_label
 from workflow.results.plots.style import MUTED, new_figure, save, set_style
 
 OURS = "#D55E00"
-STEPS = {"fp32": ("float32", 1.08), "bf16": ("bfloat16", 1.15)}  # name and aim of a precision
 
 
 def draw(quantizers: pd.DataFrame, steps: pd.DataFrame, folder: Path) -> None:
@@ -17,22 +17,23 @@ def draw(quantizers: pd.DataFrame, steps: pd.DataFrame, folder: Path) -> None:
     Steps have a panel for each precision that was measured.
     """
     set_style()
-    measured = [name for name in STEPS if (steps["precision"] == name).any()]
-    figure, (left, *right) = new_figure(1 + len(measured), width=4.8, height=4)
+    measured = [name for name in PRECISIONS if (steps["precision"] == name).any()]
     chosen = quantizers.query("kind == 'activation' and bits == 2 and what != 'copy'")
     chosen = chosen[chosen["shape"] == chosen["shape"].iloc[0]]
+    height = max(4, 0.25 * len(chosen))  # inches, so that the labels of the bars stay apart
+    figure, (left, *right) = new_figure(1 + len(measured), width=4.8, height=height)
     _draw_bars(left, chosen.set_index("what"), aim=1.5)
     left.set(xscale="log", xlabel="time, ratio to ReLU (log scale)")
     left.set_title("Activations, 2 bits")
     for axes, precision in zip(right, measured, strict=True):
-        name, aim = STEPS[precision]
         chosen = steps.query(
             "arch == 'resnet20' and w_bits == 2 and a_bits == 2 and method != 'fp'"
         )
         chosen = chosen[chosen["precision"] == precision]
+        aim = AIMS[precision, "resnet20"][0]
         _draw_bars(axes, chosen.set_index(chosen["method"].map(method_label)), aim)
         axes.set(xlim=(0.9, None), xlabel="time, ratio to full precision")
-        axes.set_title(f"ResNet-20 W2A2 step, {name}")
+        axes.set_title(f"ResNet-20 W2A2 step, {PRECISIONS[precision]}")
     save(figure, folder, "speed")
 
 

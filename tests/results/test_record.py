@@ -41,6 +41,7 @@ def test_results_of_the_suite(quick: Path):
     direct = next(row for row in results if row["method"] == "direct")
     assert direct["weight_granularity"] == "per_channel"
     assert direct["quantizer_lr_scale"] == "codes=1;levels=0.1"
+    assert (direct["instruction_set"], direct["kernel_lanes"]) == ("AVX512, bf16", 16)
 
 
 def test_full_precision_is_the_fine_tuned_run(quick: Path):
@@ -200,15 +201,18 @@ def test_whether_a_grid_holds_zero_is_in_the_tables(quick: Path):
             assert row["zero_level"] == expected, (name, row["method"])
 
 
-def test_a_record_without_zero_level_has_empty_cells(quick: Path, tmp_path: Path):
+def test_a_record_without_a_later_column_has_empty_cells(quick: Path, tmp_path: Path):
     """As those are that were committed before there was the column."""
+    later = ("instruction_set", "kernel_lanes")
     shutil.copytree(quick / "record", tmp_path / "record")
     runs = [json.loads(line) for line in (quick / "record" / "runs.jsonl").open()]
     assert all(run.pop("zero_level", "absent") != "absent" for run in runs)
+    assert all(run["final"].pop(name) for run in runs for name in later)
     text = "".join(json.dumps(run) + "\n" for run in runs)
     record.write_sealed(tmp_path / "record" / "runs.jsonl", text.encode())
     tables.main([str(tmp_path)])
-    assert {row["zero_level"] for row in read_table(tmp_path / "results.csv")} == {None}
+    rows = read_table(tmp_path / "results.csv")
+    assert {row[name] for row in rows for name in ("zero_level", *later)} == {None}
 
 
 def test_a_grid_holds_zero_if_every_layer_does():

@@ -48,10 +48,11 @@ def test_callables_take_turns():
     assert {len(each) for each in seconds.values()} == {2}
 
 
-def test_quantizer_rows_name_every_quantizer_once(monkeypatch):
+@pytest.mark.parametrize("bits", quantizers.BITS)
+def test_quantizer_rows_name_every_quantizer_once(bits, monkeypatch):
     monkeypatch.setattr(quantizers, "set_compile", lambda _: False)
-    rows = quantizers.activation_rows((4, 8, 6, 6), 2, rounds=1)
-    rows += quantizers.weight_rows((8, 4, 3, 3), 2, rounds=1)
+    rows = quantizers.activation_rows((4, 8, 6, 6), bits, rounds=1)
+    rows += quantizers.weight_rows((8, 4, 3, 3), bits, rounds=1)
     names = [(row["kind"], row["what"]) for row in rows]
     assert len(names) == len(set(names))
     for label in quantizers.ACTIVATIONS.values():
@@ -135,13 +136,13 @@ def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
 ):
     tiny = steps.Network("resnet20", {"width": 8}, batch=2, side=8)
     monkeypatch.setattr(steps, "NETWORKS", {"resnet20": tiny})
-    monkeypatch.setattr(steps, "METHODS", ("fp", "dorefa"))
+    monkeypatch.setattr(steps, "METHODS", ("fp", "dorefa", "adabin"))
     monkeypatch.setattr(steps, "peers_found", lambda bits: [])
     monkeypatch.setattr(steps, "DEVICE", torch.device("cpu"))
     monkeypatch.setattr(steps, "computes_bfloat16", lambda: fast)
     rows = list(steps.measure(["resnet20"], rounds=1, compile="off"))
     names = ("method", "w_bits", "a_bits", "precision")
-    expected = [("fp", 32, 32), ("dorefa", 2, 2)]
+    expected = [("fp", 32, 32), ("dorefa", 2, 2), ("adabin", 1, 1)]  # AdaBin offers no other width
     types = ("fp32", "bf16") if fast else ("fp32",)
     assert [tuple(map(row.get, names)) for row in rows] == [
         (*row, precision) for precision in types for row in expected
@@ -150,14 +151,27 @@ def test_steps_are_measured_in_bfloat16_only_where_the_processor_computes_it(
     assert capsys.readouterr().err.count("left out") == (not fast)
 
 
+def test_a_method_is_measured_at_the_nearest_width_that_it_offers():
+    network = steps.NETWORKS["resnet20"]
+    asked = {(method, bits): steps.bits_of(method, steps.Setting(network, bits, bits))
+             for method in ("fp", "dorefa", "ttq", "adabin") for bits in (1, 2, 4)}  # fmt: skip
+    assert {asked["fp", bits] for bits in (1, 2, 4)} == {(32, 32)}
+    assert [asked["dorefa", bits] for bits in (1, 2, 4)] == [(1, 1), (2, 2), (4, 4)]
+    assert {asked["ttq", bits] for bits in (1, 2, 4)} == {(2, 2)}
+    assert {asked["adabin", bits] for bits in (1, 2, 4)} == {(1, 1)}
+    assert steps.bits_of("adabin", steps.Setting(network, 1, 4)) == (1, 4)
+
+
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     """A folder of committed figures, with those of two networks' steps in it."""
+    bits = {"fp": 32, "direct": 2, "adabin": 1, "brevitas": 2}
     rows = [
-        {"arch": arch, "method": method, "precision": "fp32", "ratio": ratio, "peak_ratio": 1.5}
-        for arch, ratios in (("resnet20", (1, 1.084, 3)), ("alexnet", (1, 1.2, 4)))
-        for method, ratio in zip(("fp", "direct", "brevitas"), ratios, strict=True)
-    ]
+        {"arch": arch, "method": method, "w_bits": bits[method], "a_bits": bits[method],
+         "precision": "fp32", "ratio": ratio, "peak_ratio": 1.5}
+        for arch, ratios in (("resnet20", (1, 1.084, 1.08, 3)), ("alexnet", (1, 1.2, 1.3, 4)))
+        for method, ratio in zip(bits, ratios, strict=True)
+    ]  # fmt: skip
     about = {"hardware": "a processor", "instruction_set": "AVX2", "kernel_lanes": 8, "threads": 2}
     about |= {"versions": {"torch": "2.13.0"}, "date": "2026-01-02", "commit": "abc"}
     pd.DataFrame(rows).to_csv(tmp_path / "steps.csv", index=False)
@@ -176,10 +190,40 @@ def test_a_table_of_the_page_has_the_figures_of_the_csv_file(measured):
     assert lines[0] == "before" and lines[-1] == "after"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:-2]]
     assert cells[2] == ["Direct + channel-aware", "fp32", "1.08", "1.20", "1.50", "1.50"]
-    assert [row[0] for row in cells[3:]] == ["Brevitas"] and cells[3][2:4] == ["3.00", "4.00"]
+    assert [row[0] for row in cells[3:]] == ["AdaBin (W1A1)", "Brevitas"]
+    assert cells[4][2:4] == ["3.00", "4.00"]
     machine = document.page(region("machines"))
     assert "a processor" in machine and "2026-01-02" in machine
     assert document.page(document.page(region("steps"))) == document.page(region("steps"))
+
+
+def cells_of(table):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+
+
+def test_the_table_of_aims_counts_the_methods_and_names_those_that_miss_it(measured):
+    made = document.steps_aims()
+    assert cells_of(made) == [
+        ["float32", "ResNet-20", "1.08", "1 of 2", "1.08", "1.08", "Direct + channel-aware 1.08"],
+        ["float32", "AlexNet (BN)", "1.15", "0 of 2", "1.20", "1.30", "all"],
+    ]
+    assert "Brevitas" not in made and "bfloat16" not in made  # no peer; nothing is measured
+
+
+def test_the_table_of_costs_has_every_method_and_the_bits_that_it_was_measured_at(measured):
+    rows = {row[0]: row[1:] for row in cells_of(document.step_cost())}
+    listed = {f"`{name}`" for name, one in baselines.METHODS.items() if not one.ablation}
+    assert rows.keys() == listed - {"`fp`"}
+    assert rows["`direct`"] == ["W2A2", "1.08", ""] and rows["`adabin`"] == ["W1A1", "1.08", ""]
+    assert rows["`lsq`"] == ["", "", ""]  # not measured
+
+
+def test_the_table_of_starts_shows_their_median(measured):
+    text = region("startup", "old\n")
+    assert document.page(text) == text  # no startup.csv yet
+    rows = [{"job": "one", "seconds": seconds} for seconds in (6.04, 9.0, 6.51)]
+    pd.DataFrame(rows).to_csv(measured / "startup.csv", index=False)
+    assert cells_of(document.startup()) == [["`one`", "3", "6.5", "6.0", "9.0", "8"]]
 
 
 def test_a_table_without_figures_stays_and_the_next_one_is_made(measured, capsys):
@@ -197,7 +241,7 @@ def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, m
 
     runs = [run("fp", "fp32", seed, None, "checkpoint") for seed in range(3)]
     for seed in range(3):
-        for method, change in (("fp", 0.2 + seed), ("pact", 0.4 - seed)):
+        for method, change in (("fp", 9.0), ("direct", 0.2 + seed), ("pact", 0.4 - seed)):
             runs.append(run(method, "fp32", seed, 50.0))
             runs.append(run(method, "bf16", seed, 50.0 + change))
     runs.append(run("pact", "fp32", 3, 90.0))  # without its pair
@@ -206,12 +250,14 @@ def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, m
     monkeypatch.setattr(evidence.Record, "runs", runs)
     lines = evidence.precision().splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert [row[:4] for row in cells[:2]] == [
-        ["Full precision", "50.00", "51.20", "3"],
+    assert [row[:4] for row in cells[:3]] == [
+        ["Full precision", "50.00", "59.00", "3"],
+        ["Direct + channel-aware", "50.00", "51.20", "3"],
         ["PACT", "50.00", "49.40", "3"],
     ]
-    # The methods' changes of a start cancel but for 0.3: the mean has no spread.
-    assert cells[2] == ["all of them", "", "", "3", "+0.30 [+0.30, +0.30]", "leads"]
+    # The changes of a start by two methods cancel but for 0.3: the mean has no spread. Full
+    # precision is no part of it.
+    assert cells[3] == ["quantized methods", "", "", "3", "+0.30 [+0.30, +0.30]", "leads"]
 
 
 def test_a_table_that_is_not_known_is_refused(measured):

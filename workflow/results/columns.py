@@ -35,9 +35,9 @@ KINDS = {
         diverged_layer first_last first_last_layer shortcut exceptions weight_granularity
         activation_granularity init pretrained quantizer_weight_decay quantizer_lr_scale schedule
         epoch_reported augmentation loader compile precision code_version torch torchvision ffcv
-        python hardware variant trained_with other label best published_policy published_source
-        published_note bits claim primary note recipe base change option options value reason
-        kernels""",
+        python hardware instruction_set variant trained_with other label best published_policy
+        published_source published_note bits claim primary note recipe base change option options
+        value reason kernels""",
     "whole": "w_bits a_bits seed restarts epoch channel seeds channels n pairs",
     "percent": """
         top1 top5 fp_top1 delta checkpoint_top1 val_top1 share_of_channels_improved top1_mean
@@ -109,7 +109,8 @@ NAMES = {
         exceptions signed_layers zero_level weight_granularity activation_granularity init
         pretrained options quantizer_weight_decay quantizer_lr_scale schedule epoch_reported
         batch_size lr weight_decay augmentation train_images val_images loader compile precision
-        code_version torch torchvision ffcv python hardware threads run_id""",
+        code_version torch torchvision ffcv python hardware instruction_set kernel_lanes threads
+        run_id""",
     "timings.csv": "run_id seconds images_per_s data_wait_share peak_memory_mb",
     "epochs.csv": """
         run_id epoch train_loss train_top1 val_loss val_top1 mismatch flip_rate level_span
