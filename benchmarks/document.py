@@ -63,6 +63,10 @@ def step_cost() -> str:
     return speed.step_cost(_read("steps"))
 
 
+def rates() -> str:
+    return speed.rates(_read("steps"))
+
+
 def startup() -> str:
     return speed.startup(_read("startup"))
 
@@ -134,7 +138,7 @@ def deploy_avx2_layers() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        activations, weights, steps, steps_aims, step_cost, startup, loaders, machines,
+        activations, weights, steps, steps_aims, step_cost, rates, startup, loaders, machines,
         deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
         deploy_layers, deploy_threads, deploy_aims, deploy_avx2_resnet18, deploy_avx2_resnet20,
         deploy_avx2_layers, evidence.precision, evidence.claims_accuracy, evidence.claims_answers,

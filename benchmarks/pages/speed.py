@@ -1,11 +1,15 @@
 """Tables for docs/ of training steps and of the start of a job, from what the benchmarks wrote."""
 
 import pandas as pd
+import torch
 
 import baselines
 from benchmarks.pages.evidence import markdown
 from benchmarks.peers import PEERS
 from benchmarks.steps import NETWORKS
+from lowbit_core import models
+from lowbit_core.conversion.policy import QuantPolicy
+from lowbit_core.conversion.swap import convert
 from lowbit_core.quantizers.bits import bits_label
 from workflow.results.labels import arch_name, method_label, method_order
 
@@ -77,6 +81,35 @@ def _missed(mine: pd.DataFrame, aim: float) -> str:
     return ", ".join(
         f"{_label(row.method, row.w_bits, row.a_bits)} {row.ratio:.2f}"
         for row in missed.itertuples()
+    )
+
+
+def rates(found: pd.DataFrame) -> str:
+    """A row for each network and precision: how fast the processor computes its steps.
+
+    A step counts six operations for each multiply-accumulate of the forward pass: two there, four
+    in the backward pass.
+    """
+    rows = []
+    for (precision, arch), mine in found.groupby(["precision", "arch"], sort=False):
+        work = 6e-9 * NETWORKS[arch].batch * _macs(arch)
+        row = {"precision": PRECISIONS[precision], "network": arch_name(arch)}
+        row |= {"GFLOP a step": f"{work:.1f}"}
+        times = mine.set_index("method")["ms"]
+        for method in ("fp", "direct"):
+            row[f"{method_label(method)}, ms"] = f"{times[method]:.0f}"
+            row[f"{method_label(method)}, GFLOP/s"] = f"{1000 * work / times[method]:.0f}"
+        rows.append(row)
+    return markdown(pd.DataFrame(rows))
+
+
+def _macs(arch: str) -> int:
+    """Multiply-accumulates of an image, forward."""
+    network = NETWORKS[arch]
+    model = models.build(arch, 100, 3, **network.options)
+    image = torch.zeros(1, 3, network.side, network.side)
+    return sum(
+        row["macs"] for row in convert(model, QuantPolicy(baselines.method("pact"), 2, 2), image)
     )
 
 
