@@ -54,7 +54,8 @@ class TaskBasisActivation(PiecewiseActivation):
 
     def pieces(self) -> Pieces:
         """One piece a level; beyond the range no gradient passes."""
-        edges, held, inside = with_ends(self.levels(), self.signed)
+        v = ordered(self.v).detach() + (self.v - self.v.detach())  # dy/dv is the code, in ties too
+        edges, held, inside = with_ends(all_levels(v, self.signed), self.signed)
         return Pieces(edges, held, self.gradient_scale * held, None, slope=inside)
 
     def forward(self, x: Tensor, also_relu: bool = False) -> Tensor | tuple[Tensor, Tensor]:
