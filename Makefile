@@ -31,7 +31,7 @@ soak: setup
 	.venv/bin/python -m pytest tests/fault -m soak -v
 
 bench: setup
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	.venv/bin/python tools/peers.py
 	.venv/bin/python -m benchmarks $(if $(JPEGS),--jpegs $(JPEGS))
 
 ui: setup

@@ -19,8 +19,9 @@ def _export(arguments: argparse.Namespace) -> None:
 
     if arguments.format != "lowbit":
         as_qonnx = arguments.format == "qonnx"
-        size = export_onnx(arguments.run, arguments.out, arguments.data, as_qonnx)
+        size, verified = export_onnx(arguments.run, arguments.out, arguments.data, as_qonnx)
         print(f"{arguments.out}: {size:,} bytes")
+        print(f"  {verified}")
         return
     size = export_run(arguments.run, arguments.out, arguments.data)
     over = 100 * (size["file"] / size["information"] - 1)
@@ -101,7 +102,7 @@ def _arguments() -> argparse.Namespace:
     show.set_defaults(call=_show)
 
     check = commands.add_parser("check", help="compare a file with its run on the test images")
-    check.add_argument("model", type=Path)
+    check.add_argument("model", type=Path, help="a .lowbit file, or ONNX: its name ends with .onnx")
     check.add_argument("run", type=Path)
     check.add_argument("--data", **data)
     check.add_argument("--threads", **threads)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from deploy import onnxfile
 from deploy.export.run import read_run
 from deploy.network import load
 from lowbit_core.data.loader import channels_last, make_loader
@@ -22,9 +23,10 @@ def check_run(
 
     Returns images; top1, top1_torch and agreement in percent; top1_training as the final record
     says it; largest_difference of two scores. `most` images: None for all.
-    Raises InputError where the file is not of this run.
+    A file whose name ends with .onnx is ONNX. Raises InputError where the file is not of this run.
     """
-    network, run = load(path, threads=threads), read_run(folder)
+    read = onnxfile.load if path.suffix == ".onnx" else load
+    network, run = read(path, threads=threads), read_run(folder)
     for key in KEYS:
         if network.about.model.get(key) != run.config[key]:
             raise InputError(f"{path} is not of the run in {folder}: {key} differs")

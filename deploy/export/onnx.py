@@ -1,10 +1,12 @@
 """A graph as plain ONNX, for other engines: float32 operators, nothing that a runtime must learn.
 
-Uniform levels become QuantizeLinear and DequantizeLinear, weights of up to 8 bits an initializer of
-int8 or uint8 with DequantizeLinear. A quantizer with other levels becomes a sum of comparisons,
-level_0 + sum_i (level_i - level_(i-1)) [x >= t_i], and its weights float32. Padding is the
-convolution's own, with zeros.
+Uniform levels become QuantizeLinear and DequantizeLinear, uniform weights integers with
+DequantizeLinear. A quantizer with other levels becomes a sum of comparisons,
+level_0 + sum_i (level_i - level_(i-1)) [x >= t_i], and so does the input of a layer whose weights
+are float32, as those with other levels are. Padding is the convolution's own, with zeros.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,11 +15,13 @@ from deploy.graph import Add, Convolution, Graph, Operation, Pool, Quantize, Rel
 
 OPSET, IR_VERSION = 17, 9
 TIE = 1e-5  # distance of a threshold from the middle of its levels, as a share of the step
+ROUNDING = 2.0**-22  # the same as a share of the largest level: with 255 steps float32 is coarser
+LARGEST = 255  # integer of a weight
 
 
 def onnx_model(network: Graph):
     """The network as an onnx.ModelProto: images (N, C, H, W) to scores (N, classes)."""
-    return checked_model(network, Builder(), {})
+    return checked_model(network, Builder(network), {})
 
 
 def checked_model(network: Graph, builder: "Builder", domains: dict[str, int]):
@@ -48,9 +52,15 @@ def checked_model(network: Graph, builder: "Builder", domains: dict[str, int]):
 class Builder:
     """Nodes and constants of an ONNX graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: Graph) -> None:
         self.nodes: list = []
         self.constants: list = []
+        # onnxruntime rounds float32 weights to 8 bits where their input is of DequantizeLinear.
+        self.compared = {
+            op.input
+            for op in network.operations
+            if isinstance(op, Convolution) and _integers(op) is None
+        }
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
         from onnx import helper
@@ -118,8 +128,9 @@ class Builder:
     # -- quantizers ------------------------------------------------------------------------
 
     def quantize(self, op: Quantize) -> None:
+        op = reachable(op)
         grid = uniform_grid(op)
-        if grid is None:
+        if grid is None or op.output in self.compared:
             self._comparisons(op)
             return
         step, zero = grid
@@ -134,19 +145,18 @@ class Builder:
         self.node("DequantizeLinear", [codes, scale, point], name)
 
     def _comparisons(self, op: Quantize) -> None:
-        """level_0 + sum_i (level_i - level_(i-1)) [x >= t_i], for thresholds that are reached."""
+        """level_0 + sum_i (level_i - level_(i-1)) [x >= t_i]."""
         total = self.constant(f"{op.output}_0", np.float32(op.levels[0]))
-        reached = np.flatnonzero(np.isfinite(op.thresholds))
-        for i in reached:
+        for i, least in enumerate(op.thresholds):
             name = f"{op.output}_{i + 1}"
-            threshold = self.constant(f"{name}_t", op.thresholds[i])
+            threshold = self.constant(f"{name}_t", least)
             step = self.constant(f"{name}_step", op.levels[i + 1] - op.levels[i])
             nothing = self.constant(f"{name}_none", np.float32(0))
             above = self.node("GreaterOrEqual", [op.input, threshold], f"{name}_above")
             part = self.node("Where", [above, step, nothing], f"{name}_part")
-            last = op.output if i == reached[-1] else f"{name}_sum"
+            last = op.output if i + 1 == len(op.thresholds) else f"{name}_sum"
             total = self.node("Add", [part, total], last)
-        if not len(reached):
+        if not len(op.thresholds):
             zero = self.constant(f"{op.output}_none", np.float32(0))
             nothing = self.node("Mul", [op.input, zero], f"{op.output}_nothing")
             self.node("Add", [nothing, total], op.output)
@@ -168,42 +178,58 @@ class Builder:
         self.node("Add", [self.node("Mul", [total, scale], f"{name}_scaled"), shift], name)
 
     def weight(self, op: Convolution) -> str:
-        """The weight (O, I, kh, kw): int8 and DequantizeLinear for equal steps, else float32."""
-        name, weight = f"{op.output}_weight", op.weight
-        integers = None if weight.codes is None else signed_integers(weight.levels)
+        """The weight (O, I, kh, kw): integers and DequantizeLinear for equal steps, else float32.
+
+        int8; int32 for the odd numbers of 8 bits, which go up to 255.
+        """
+        name, weight, integers = f"{op.output}_weight", op.weight, _integers(op)
         if integers is None:
             return self.constant(name, weight.dequantized().transpose(0, 3, 1, 2))
         numbers, step = integers
-        values = numbers[weight.codes].transpose(0, 3, 1, 2).astype(np.int8)
+        small = -128 <= numbers.min() and numbers.max() <= 127
+        kind = np.int8 if small else np.int32
+        values = numbers[weight.codes].transpose(0, 3, 1, 2).astype(kind)
         codes = self.constant(f"{name}_codes", values)
         scale = self.constant(f"{name}_step", np.float32(step[0] if len(step) == 1 else step))
         if len(step) == 1:
             return self.node("DequantizeLinear", [codes, scale], name)
-        zeros = self.constant(f"{name}_zero", np.zeros(len(step), np.int8))
+        zeros = self.constant(f"{name}_zero", np.zeros(len(step), kind))
         return self.node("DequantizeLinear", [codes, scale, zeros], name, axis=0)
+
+
+def reachable(op: Quantize) -> Quantize:
+    """Without the levels that no input reaches, such as those above the ceiling of a ReLU6."""
+    count = int(np.isfinite(op.thresholds).sum())  # they rise: infinity comes last
+    return replace(op, thresholds=op.thresholds[:count], levels=op.levels[: count + 1])
 
 
 def uniform_grid(op: Quantize) -> tuple[float, int] | None:
     """(Step, code of zero) where QuantizeLinear gives the same codes; None otherwise.
 
-    Zero must be a level, levels lie at equal distances, and each threshold half-way between two of
-    them, up to the rounding of float32. A ReLU or its ceiling may take part in the clipping.
+    All levels must be reachable, zero must be one of them, levels lie at equal distances, and each
+    threshold half-way between two of them, up to the rounding of float32. A ReLU or its ceiling may
+    take part in the clipping.
     """
     levels, thresholds = op.levels.astype(np.float64), op.thresholds.astype(np.float64)
     count = len(levels) - 1
-    step = (levels[-1] - levels[0]) / count
+    step = (levels[-1] - levels[0]) / max(count, 1)
     if not step > 0:
         return None
     zero = round(-levels[0] / step)
     grid = (np.arange(count + 1) - zero) * step
     middles = (grid[1:] + grid[:-1]) / 2
-    even = np.abs(grid - levels).max() <= TIE * step
-    half = np.isfinite(thresholds).all() and np.abs(thresholds - middles).max() <= TIE * step
+    near = max(TIE * step, ROUNDING * np.abs(levels).max())
+    even = np.abs(grid - levels).max() <= near
+    half = np.abs(thresholds - middles).max() <= near
     return (step, zero) if even and half and 0 <= zero <= 255 else None
 
 
+def _integers(op: Convolution) -> tuple[np.ndarray, np.ndarray] | None:
+    return None if op.weight.codes is None else signed_integers(op.weight.levels)
+
+
 def signed_integers(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(An int8 for each code, the step of each row) where every level is their product; or None.
+    """(The integer of each code, the step of each row) where every level is their product; or None.
 
     Levels at equal distances around zero are the odd numbers; those with zero among them are whole.
     """
@@ -214,7 +240,8 @@ def signed_integers(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     for step in (rows, rows / 2):
         numbers = np.rint(levels[0] / step[0])
-        small = np.abs(numbers).max() <= 127
-        if small and np.abs(numbers * step[:, None] - levels).max() <= TIE * step.min():
+        near = np.maximum(TIE * step, ROUNDING * np.abs(levels).max(1))
+        exact = (np.abs(numbers * step[:, None] - levels) <= near[:, None]).all()
+        if exact and np.abs(numbers).max() <= LARGEST:
             return numbers.astype(np.int64), step
     return None

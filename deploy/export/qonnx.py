@@ -7,11 +7,12 @@ whole multiples of one number, so that only methods with equally spaced levels c
 
 import numpy as np
 
-from deploy.export.onnx import Builder, checked_model, signed_integers, uniform_grid
+from deploy.export.onnx import Builder, checked_model, reachable, signed_integers, uniform_grid
 from deploy.graph import Convolution, Graph, Quantize
+from deploy.onnxfile import QONNX_DOMAIN as DOMAIN
 from lowbit_core.runtime.errors import InputError
 
-DOMAIN, VERSION = "qonnx.custom_op.general", 1
+VERSION = 1
 
 
 def qonnx_model(network: Graph):
@@ -19,7 +20,7 @@ def qonnx_model(network: Graph):
 
     InputError names the first layer whose levels are not equally spaced.
     """
-    return checked_model(network, _Builder(), {DOMAIN: VERSION})
+    return checked_model(network, _Builder(network), {DOMAIN: VERSION})
 
 
 def _refused(layer: str, what: str) -> InputError:
@@ -42,6 +43,7 @@ class _Builder(Builder):
         return self.node("Quant", names, output, domain=DOMAIN, **how)
 
     def quantize(self, op: Quantize) -> None:
+        op = reachable(op)
         grid = uniform_grid(op)
         if grid is None:
             raise _refused(op.layer, "input levels")

@@ -11,13 +11,15 @@ import baselines
 from deploy import fileformat
 from deploy.export.size import sizes
 from deploy.export.trace import trace
+from deploy.export.verify import verify
 from deploy.fileformat import About
+from deploy.onnxfile import need
 from lowbit_core.data.normalisation import MEAN_STD
 from lowbit_core.data.torch_reader import CENTER_RATIO
 from lowbit_core.datasets.catalog import Dataset, dataset
 from lowbit_core.datasets.manifest import read_manifest
 from lowbit_core.runtime.errors import InputError
-from lowbit_core.runtime.files import write_bytes
+from lowbit_core.runtime.files import replace_file, write_bytes
 from lowbit_core.runtime.run_folder import RunFolder
 from lowbit_core.training.trained import trained_network
 
@@ -59,16 +61,16 @@ def export_run(folder: Path, out: Path, data_folder: Path) -> dict:
     return sizes(out, network)
 
 
-def export_onnx(folder: Path, out: Path, data_folder: Path, quantizers: bool = False) -> int:
-    """Write the run's network to `out` as ONNX; returns the size in bytes.
+def export_onnx(
+    folder: Path, out: Path, data_folder: Path, quantizers: bool = False
+) -> tuple[int, str]:
+    """Write the run's network to `out` as ONNX; returns the size in bytes and what `verify` says.
 
     quantizers: as QONNX, whose quantizers are single nodes. The file's metadata say how images are
-    normalised, and name the classes.
+    normalised, and name the classes. Raises InputError where the file is not verified to compute
+    the network: `out` is not written then.
     """
-    try:
-        import onnx  # noqa: F401
-    except ImportError:
-        raise InputError("the package onnx is not installed: `pip install onnx`") from None
+    need("onnx")
     from deploy.export.onnx import onnx_model
     from deploy.export.qonnx import qonnx_model
 
@@ -78,8 +80,14 @@ def export_onnx(folder: Path, out: Path, data_folder: Path, quantizers: bool = F
     for key, value in asdict(about(run, data_folder)).items():
         model.metadata_props.add(key=key, value=json.dumps(value))
     data = model.SerializeToString(deterministic=True)
-    write_bytes(out, data)
-    return len(data)
+    with replace_file(out) as temporary:
+        write_bytes(temporary, data)
+        try:
+            verified = verify(temporary, network, run.model)
+        except InputError as error:
+            reason = str(error).removeprefix(f"{temporary}: ")
+            raise InputError(f"{out} is not written: {reason}") from None
+    return len(data), verified
 
 
 def about(run: TrainedRun, data_folder: Path) -> About:

@@ -115,6 +115,19 @@ def test_without_the_peers_their_columns_are_empty(monkeypatch, tmp_path, capsys
     assert sum("onnx" in line for line in said) == 1  # onnxruntime and OpenVINO need it, too
 
 
+def test_without_openvino_alone_its_column_is_empty(monkeypatch, tmp_path, capsys, forget_imports):
+    for module in ("onnx", "onnxruntime.quantization"):
+        pytest.importorskip(module)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    table = pd.DataFrame(compare.compare(NETWORK, (Setting(1, 1, ((2, 2),), rounds=1),), tmp_path))
+    assert list(table) == COLUMNS and table.x_openvino_int8.isna().all()
+    others = ["ms", "x_torch", "x_torch_frozen", "x_ort_fp32", "x_ort_int8"]
+    assert (table[others] > 0).all(axis=None)
+    assert list(table.method) == ["fp", "fp", "fp", "int8", *compare.METHODS]
+    said = [line for line in capsys.readouterr().err.splitlines() if "stay empty" in line]
+    assert len(said) == 1 and "openvino: its columns" in said[0]
+
+
 def test_without_a_compiler_the_part_is_left_out(monkeypatch, capsys):
     def no_engine():
         raise compare.InputError("no C++ compiler")

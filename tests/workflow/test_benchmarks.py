@@ -1,6 +1,8 @@
 """The benchmarks measure what they say; no test depends on speed."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -352,3 +354,59 @@ def test_a_quantized_step_holds_hardly_more_than_a_full_precision_one(method):
 def _copy(layer):
     return type(layer)(8, 8, 3, padding=1, bias=False) if isinstance(layer, nn.Conv2d) else (
         nn.BatchNorm2d(8) if isinstance(layer, nn.BatchNorm2d) else nn.ReLU())  # fmt: skip
+
+
+@pytest.fixture
+def without_brevitas(monkeypatch):
+    """Its import fails, as where it is not installed."""
+    for name in ("brevitas", "brevitas.nn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    peers.find_peer.cache_clear()
+    yield
+    peers.find_peer.cache_clear()
+
+
+def test_without_brevitas_alone_the_benchmarks_go_on(without_brevitas, monkeypatch, capsys):
+    tiny = steps.Network("resnet20", {"width": 8}, batch=2, side=8)
+    monkeypatch.setattr(steps, "NETWORKS", {"resnet20": tiny})
+    monkeypatch.setattr(steps, "METHODS", ("fp",))
+    monkeypatch.setattr(quantizers, "set_compile", lambda _: False)
+    others = [name for name in peers.PEERS if name != "brevitas" and peers.find_peer(name)]
+    rows = list(steps.measure(["resnet20"], 1, "off", precisions=["fp32"]))
+    assert [row["method"] for row in rows] == ["fp", *others]
+    rows = quantizers.activation_rows((4, 8, 6, 6), 2, rounds=1)
+    rows += quantizers.weight_rows((8, 4, 3, 3), 2, rounds=1)
+    names = {row["what"] for row in rows}
+    assert not any("Brevitas" in name for name in names)
+    assert ("torchao IntxFakeQuantizer" in names) == ("torchao" in others)
+    assert set(quantizers.ACTIVATIONS.values()) <= names
+    said = capsys.readouterr().err.splitlines()
+    assert sum("brevitas: its rows are left out" in line for line in said) == 1
+
+
+FAKE_PIP = """
+import sys
+with open({log!r}, "a") as log:
+    print(*sys.argv[1:], file=log)
+sys.exit(sys.argv[-1].startswith(("openvino", "brevitas")))
+"""
+
+
+def test_a_peer_that_cannot_be_installed_stops_nothing(tmp_path):
+    """`make bench` tries every peer, and names those that pip refuses."""
+    log = tmp_path / "log"
+    (tmp_path / "pip.py").write_text(FAKE_PIP.format(log=str(log)))
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "peers.py"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    calls = [line.split() for line in log.read_text().splitlines()]
+    assert all(call[0] == "install" and str(ROOT / "constraints.txt") in call for call in calls)
+    tried = [re.split("[<>=]", call[-1])[0] for call in calls]
+    assert tried == ["brevitas", "torchao", "onnx", "onnxruntime", "qonnx", "openvino"]
+    said = [line.split(":")[0] for line in done.stdout.splitlines()]
+    assert [re.split("[<>=]", name)[0] for name in said] == ["brevitas", "openvino"]
