@@ -2,7 +2,8 @@
 
 `split` writes a table of levels as offset + sum over groups g of value_g times an integer. The
 integer is the sum of multiplier x bit over the planes of the group. A basis has one plane a group;
-equally spaced levels are one group with multipliers 1, 2, 4; other tables become planes of the bits
+levels that are small multiples of one number are one group with multipliers 1, 2, 4 and so on, of
+which the last makes their sum the largest multiple; other tables become planes of the bits
 "code > i", which always works.
 """
 
@@ -65,6 +66,21 @@ def _code_bits(codes: np.ndarray, count: int) -> np.ndarray:
     return (codes >> np.arange(count)[:, None] & 1).astype(np.uint8)
 
 
+def _integer_bits(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bits (P, L) and multipliers (P,) of integers from 0; the multipliers' sum is the largest one.
+
+    With powers of two alone the sum could be larger. Signed planes of symmetric levels would then
+    need an offset that cancels most of what is counted, and with it digits of the result.
+    """
+    largest = int(numbers.max())
+    count = largest.bit_length()
+    multiplier = 1 << np.arange(count)
+    multiplier[-1] = largest - multiplier[:-1].sum()
+    last = numbers >= 1 << (count - 1)
+    bits = _code_bits(numbers - multiplier[-1] * last, count - 1)
+    return np.concatenate([bits, last[None]]).astype(np.uint8), multiplier.astype(np.int32)
+
+
 def _integers(levels: np.ndarray) -> Planes | None:
     """One group: every level is the lowest plus a small multiple of one number of its row."""
     above = levels - levels[:, :1]
@@ -74,11 +90,10 @@ def _integers(levels: np.ndarray) -> Planes | None:
         return None
     for largest in range(levels.shape[1] - 1, MOST_INTEGER + 1):
         numbers = np.rint(above[row] * (largest / top[row])).astype(np.int64)
-        bits = _code_bits(numbers, int(numbers.max()).bit_length())
-        count = len(bits)
-        powers = (1 << np.arange(count)).astype(np.int32)
+        bits, multiplier = _integer_bits(numbers)
         values = (top / largest)[:, None]
-        planes = Planes(bits, powers, np.zeros(count, np.int32), values, levels[:, 0])
+        groups = np.zeros(len(bits), np.int32)
+        planes = Planes(bits, multiplier, groups, values, levels[:, 0])
         if _fits(planes, levels):
             return planes
     return None

@@ -9,7 +9,9 @@ from deploy.engine import plan
 from deploy.engine.build import Step
 from deploy.engine.plan import Memory, Planned
 from deploy.graph import Convolution, Pool
-from deploy.planes import signed, split
+from deploy.planes import TOLERANCE, Planes, signed, split
+
+MOST_HALVES = 64  # so that integers stay far below what 32 bits hold
 
 
 class Filled:
@@ -92,6 +94,7 @@ class Filled:
         self._point("a_group", planes.group, np.int32)
         self._point("a_value", planes.values[0], np.float32)
         step.a_offset = planes.offset[0]
+        step.a_halves = _halves(planes, np.abs(levels).max())
 
     def terms(self) -> tuple[int, ...]:
         """The shape of the integers of a convolution by counts: (OH, OW, O, groups, terms)."""
@@ -102,3 +105,17 @@ class Filled:
     def size(self) -> int:
         """Values of the output."""
         return math.prod((self.step.out_high, self.step.out_wide, self.step.outputs))
+
+
+def _halves(planes: Planes, largest: float) -> int:
+    """The offset of the levels of an input as a number of halves of the only value; 0: it is none.
+
+    largest: the magnitude of the levels. The engine then adds integers instead of the two floats,
+    which nearly cancel where inputs are signed.
+    """
+    offset, values = planes.offset[0], planes.values[0]
+    near = abs(offset) <= MOST_HALVES / 2 * abs(values[0])
+    if len(values) > 1 or np.float32(offset) == 0 or not near:
+        return 0
+    halves = round(2 * offset / values[0])
+    return halves if abs(halves / 2 * values[0] - offset) <= TOLERANCE * largest else 0

@@ -32,7 +32,7 @@ class Step(ctypes.Structure):
                 "kind input other output channels high wide outputs out_high out_wide kernel_high "
                 "kernel_wide stride_high stride_wide pad_high pad_wide relu ceiling:f shift:p "
                 "weight:p window:p thresholds threshold:p level:p a_planes a_groups a_bits:p "
-                "a_multiplier:p a_group:p a_value:p a_offset:f w_levels w_planes w_groups "
+                "a_multiplier:p a_group:p a_value:p a_offset:f a_halves w_levels w_planes w_groups "
                 "w_codes:p w_bits:p w_multiplier:p w_group:p w_value:p w_offset:p kernel"
             ).split()
         )

@@ -2,7 +2,9 @@
 //
 // y = shift + sum_g w_value[g] (sum_h a_value[h] T[g][h] + a_offset S[g]) + w_offset (the same sum
 // over the input alone), where T[g][h] is the kernel's integer and S[g] the sum of W_g over the taps
-// that lie inside the image: padding is with zero, which need not be a level.
+// that lie inside the image: padding is with zero, which need not be a level. Where a_offset is a
+// whole number k of halves of the only a_value, both are one integer, a_value / 2 (2 T[g] + k S[g]):
+// signed inputs would otherwise lose digits, since the two terms are large and nearly cancel.
 #include <algorithm>
 #include <memory>
 
@@ -85,8 +87,9 @@ void add_offset_terms(const Layer& layer, const Tile& t, int32_t* counts) {
 // What `finish` needs of a layer for one block of outputs.
 struct Values {
     const float *shift, *w_value, *w_offset;  // of the block's first output; w_offset may be null
-    float a_value[MOST_TERMS];                // of each term, the offset last
+    float a_value[MOST_TERMS];                // of each term, the offset last; with halves of one half
     int terms, groups, outputs, used;         // outputs: floats between groups; used: of the block
+    int halves;  // of a_value, in its offset; 0: see finish
     bool relu;
     float ceiling;
 };
@@ -96,9 +99,10 @@ Values values_of(const Layer& layer, int block) {
     const int first = block * BLOCK;
     Values v{layer.shift.data() + first, layer.w_value.data() + first,
              s.w_offset ? layer.w_offset.data() + first : nullptr, {}, layer.a_terms(), s.w_groups,
-             layer.blocks() * BLOCK, std::min(BLOCK, s.outputs - first), s.relu != 0, s.ceiling};
+             layer.blocks() * BLOCK, std::min(BLOCK, s.outputs - first), s.a_halves, s.relu != 0, s.ceiling};
     std::copy(s.a_value, s.a_value + s.a_groups, v.a_value);
     v.a_value[s.a_groups] = s.a_offset;
+    if (s.a_halves) v.a_value[0] /= 2;
     return v;
 }
 
@@ -131,7 +135,8 @@ inline Floats floats_of(const int32_t* counts) {
 }
 
 // The order of the additions is that of the formula at the top. TERMS, GROUPS: 0 for any number.
-template <int TERMS, int GROUPS>
+// HALVES: the offset of the input is a number of halves, and there are two terms.
+template <int TERMS, int GROUPS, bool HALVES = false>
 void finish(const Values& v, const Row& row) {
     const int terms = TERMS ? TERMS : v.terms, groups = GROUPS ? GROUPS : v.groups;
     for (int lane = 0; lane < v.used; lane += FLOATS) {
@@ -143,13 +148,19 @@ void finish(const Values& v, const Row& row) {
         for (int i = 0; i < row.n; i++, at += row.outputs) {
             Floats total = shift;
             for (int g = 0; g < groups; g++, term += terms * BLOCK) {
-                Floats sum = floats_of(term) * v.a_value[0];
-                for (int h = 1; h < terms; h++) sum += floats_of(term + h * BLOCK) * v.a_value[h];
+                Floats sum;
+                if (HALVES) {
+                    const Integers both = 2 * read<Integers>(term) + v.halves * read<Integers>(term + BLOCK);
+                    sum = __builtin_convertvector(both, Floats) * v.a_value[0];
+                } else {
+                    sum = floats_of(term) * v.a_value[0];
+                    for (int h = 1; h < terms; h++) sum += floats_of(term + h * BLOCK) * v.a_value[h];
+                }
                 total += (g == 0 ? first : read<Floats>(v.w_value + size_t(g) * v.outputs + lane)) * sum;
             }
             if (v.w_offset) {
-                float base = float(sums[0]) * v.a_value[0];
-                for (int h = 1; h < terms; h++) base += float(sums[h]) * v.a_value[h];
+                float base = float(HALVES ? 2 * sums[0] + v.halves * sums[1] : sums[0]) * v.a_value[0];
+                for (int h = 1; h < terms && !HALVES; h++) base += float(sums[h]) * v.a_value[h];
                 total += read<Floats>(v.w_offset + lane) * base;
                 sums += terms;
             }
@@ -175,7 +186,8 @@ void finish(const Values& v, const Row& row) {
 
 using Finish = void (*)(const Values&, const Row&);
 
-Finish finish_for(int terms, int groups) {
+Finish finish_for(int terms, int groups, bool halves) {
+    if (halves) return groups == 1 ? finish<2, 1, true> : finish<2, 0, true>;
     if (groups == 1) return terms == 1 ? finish<1, 1> : terms == 2 ? finish<2, 1> : finish<0, 1>;
     if (groups == 2 && terms <= 2) return terms == 1 ? finish<1, 2> : finish<2, 2>;
     return terms == 3 && groups == 3 ? finish<3, 3> : finish<0, 0>;
@@ -227,7 +239,7 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
     int32_t* pixels = scratch.sums.data();
     int32_t* patches = pixels + size_t(high) * wide * s.a_groups;
     const size_t each = size_t(s.w_groups) * terms * BLOCK;
-    const Finish finish = finish_for(terms, s.w_groups);
+    const Finish finish = finish_for(terms, s.w_groups, s.a_halves != 0);
     const bool needs_sums = kernel.needs_sums || s.w_offset;
     const auto rows_of = [&](int block, int row, int32_t* made) {
         const int rows = std::min(layer.tile_high, s.out_high - row);

@@ -31,6 +31,7 @@ struct Step {
     const int32_t *a_multiplier, *a_group;
     const float* a_value;
     float a_offset;
+    int32_t a_halves;  // a_offset = a_halves / 2 x a_value[0], where there is one group; else 0
     // w = w_offset + sum_g w_value[o][g] W_g, W_g = sum of w_multiplier x (+-1) over planes of g.
     int32_t w_levels, w_planes, w_groups;
     const uint8_t* w_codes;  // (O, kh, kw, C)

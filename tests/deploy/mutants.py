@@ -65,9 +65,12 @@ def _mutant(header, arrays, rng):
     return header, arrays
 
 
-def try_mutants(path, folder, count, **options):
-    """Load `count` mutants with a right checksum, and run those that load. (Refused, run)."""
-    rng = np.random.default_rng(5)
+def try_mutants(path, folder, count, seed=5, **options):
+    """Load `count` mutants of a file, and run those that load: (how many were refused, and run).
+
+    One in ten keeps the checksum that it had, the others get a right one. options: of Network.
+    """
+    rng = np.random.default_rng(seed)
     header, arrays = parts(path)
     ran = refused = 0
     for number in range(count):

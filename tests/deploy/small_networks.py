@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import baselines
 from deploy.export.trace import trace
@@ -27,13 +27,50 @@ OPTIONS = {
 SIDE, CHANNELS, CLASSES = 16, 3, 7
 
 
+class Mixed(nn.Module):
+    """What the larger networks consist of, once each, with few layers.
+
+    A residual sum with a projection of every second pixel, layers with signed inputs, a depthwise
+    layer, ReLU and ReLU6, a linear layer after pixels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def block(layer: nn.Module, *relu: nn.Module) -> nn.Sequential:
+            return nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels), *relu)
+
+        self.stem = block(nn.Conv2d(CHANNELS, 8, 3, 2, 1), nn.ReLU())
+        self.conv = block(nn.Conv2d(8, 16, 3, 2, 1, bias=False))
+        self.downsample = block(nn.Conv2d(8, 16, 1, 2, bias=False))
+        self.expand = block(nn.Conv2d(16, 24, 1, bias=False), nn.ReLU6())
+        self.depthwise = block(nn.Conv2d(24, 24, 3, 1, 1, groups=24, bias=False), nn.ReLU6())
+        self.project = block(nn.Conv2d(24, 16, 1, bias=False))
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.hidden = nn.Sequential(nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU())
+        self.last = nn.Linear(16, CLASSES)
+        self.signed_inputs = ("stem.0", "expand.0", "hidden.0")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.conv(x) + self.downsample(x)
+        x = x + self.project(self.depthwise(self.expand(x)))
+        return self.last(self.hidden(self.pool(x).flatten(1)))
+
+
 @cache
 def quantized(
     arch: str, method: str, w_bits: int, a_bits: int, first_last: str = "fp"
 ) -> tuple[nn.Module, torch.Tensor]:
-    """(A network in evaluation mode, images (N, C, H, W)); nothing is trained."""
+    """(A network in evaluation mode, images (N, C, H, W)); nothing is trained.
+
+    arch: of OPTIONS, or `mixed`.
+    """
     torch.manual_seed(1)
-    model = models.build(arch, CLASSES, CHANNELS, **OPTIONS[arch])
+    if arch == "mixed":
+        model = Mixed()
+    else:
+        model = models.build(arch, CLASSES, CHANNELS, **OPTIONS[arch])
     convert(
         model,
         QuantPolicy(baselines.method(method), w_bits, a_bits, first_last=first_last),

@@ -128,6 +128,27 @@ def test_every_kernel_gives_the_same_scores(target, kernel, arch, method, w_bits
     np.testing.assert_array_equal(other.view(np.int32), net.scores(images).view(np.int32))
 
 
+# Depthwise layers and signed inputs; linear layers, whose input is a single row; a basis.
+@pytest.mark.parametrize(
+    ("arch", "method", "w_bits", "a_bits"),
+    [("mobilenetv2", "dorefa", 2, 2), ("alexnet", "pact", 2, 2), ("mobilenetv2", "direct", 2, 2)],
+)
+def test_every_kernel_with_any_number_of_threads_gives_the_same_bits(arch, method, w_bits, a_bits):
+    net, graph = network(arch, method, w_bits, a_bits)
+    images = np.random.default_rng(0).normal(0, 1, (3, CHANNELS, SIDE, SIDE)).astype(np.float32)
+    expected, used = net.scores(images).view(np.int32), set()
+    for kernel in KERNELS:
+        for threads in (1, 2, 3):
+            other = Network(graph, about(), kernel=kernel, threads=threads)
+            np.testing.assert_array_equal(other.scores(images).view(np.int32), expected)
+            used |= {name.removeprefix("8-bit ").split(" ")[0] for _, name in other.kernels()}
+    serving = set(KERNELS) if has_matrices() else set(KERNELS) - {"matrices"}
+    # A basis of the weights is not equally spaced, and neither is one of the inputs.
+    assert used & set(KERNELS) == serving - (
+        set() if method != "direct" else {"products", "tables"}
+    )
+
+
 def test_an_unknown_kernel_is_refused():
     graph = network("resnet20", "pact", 3, 3)[1]
     with pytest.raises(

@@ -18,6 +18,7 @@ import baselines
 from deploy.export.check import check_run
 from deploy.export.quantizers import activation_thresholds, weight_codes
 from deploy.export.run import export_run
+from deploy.export.size import sizes
 from deploy.export.trace import trace
 from deploy.fileformat import save
 from deploy.graph import Convolution, Quantize
@@ -57,6 +58,24 @@ def test_the_file_is_little_larger_than_what_it_holds(trained):
     assert sizes["information"] < sizes["file"] == file.stat().st_size
     assert sizes["file"] <= 1.03 * sizes["information"]
     assert sizes["file"] < sizes["float32"] / 8  # W2, with float32 in the first and last layer
+
+
+@pytest.mark.parametrize(
+    ("arch", "method", "bits"),
+    [
+        ("mixed", "lsq", 1), ("mixed", "direct", 2), ("alexnet", "direct", 1),
+        ("resnet20", "direct", 1), ("mobilenetv2", "pact", 2), ("resnet18", "adabin", 1),
+    ],
+)  # fmt: skip
+def test_a_small_file_is_its_header_and_little_more_than_its_information(
+    arch, method, bits, tmp_path
+):
+    model, _ = quantized(arch, method, bits, bits)
+    graph, path = trace(model, (CHANNELS, SIDE, SIDE)), tmp_path / "model.lowbit"
+    save(path, graph, about())
+    found, header = sizes(path, graph), int.from_bytes(path.read_bytes()[12:16], "little")
+    assert 500 < header < 2000
+    assert found["file"] <= 1.03 * found["information"] + 56 + header
 
 
 def test_a_file_of_another_run_is_not_checked(trained, digits_root, tmp_path):

@@ -59,5 +59,10 @@ def test_levels_symmetric_to_zero_have_no_offset():
         [[-1, 1]],
         np.linspace(-1, 1, 8)[None],
         [[-3, -1, 1, 3], [-2.5, -0.5, 0.5, 2.5]],
+        [[-1, 0, 1]],
+        [[-4, -2, -1, 0, 1, 2, 4]],  # 0 to 8: four planes with the multipliers 1, 2, 4, 1
+        0.1 * np.array([[-8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8]]),
     ):
-        assert not signed(split(np.array(levels, np.float32))).offset.any()
+        planes = signed(split(np.array(levels, np.float32)))
+        assert not planes.offset.any()
+        assert planes.values.shape[1] > 1 or planes.multiplier.sum() == np.ptp(planes.integers())

@@ -7,7 +7,7 @@ import pytest
 from sweeps import Project
 
 BEGAN = time.monotonic()
-SOAK_SECONDS = 15 * 60.0  # of the 20 minutes of `make soak`; the rest is for what was begun
+SOAK_SECONDS = 15 * 60.0  # of 20 minutes in `make soak`; the rest is for what was begun
 
 
 @pytest.fixture
