@@ -177,7 +177,8 @@ def write_record(
     epochs = [row for run_id in roles for row in _epochs(runs / run_id)]
     channels = [
         {"run_id": run_id, **row}
-        for run_id in roles
+        for run_id, role in roles.items()
+        if role != "option"  # their channels tell of an option, not of a weighting
         for row in _read_rows(runs / run_id / "channel_error.csv")
     ]
     tracked = any(row.get(OSCILLATING) is not None for row in epochs)
