@@ -57,8 +57,9 @@ def zoo_accuracy() -> str:
 
 
 def _accuracy(suite: str) -> str:
-    """Test top-1 of every method and setting, ablations too, no option: mean, spread, seeds."""
+    """Test top-1 of ResNet-20, every method and setting without options: mean, spread, seeds."""
     runs = [run for run in _table(suite, "results.csv") if run["role"] != "checkpoint"]
+    runs = [run for run in runs if run["arch"] == "resnet20"]
     runs = [run for run in runs if run["status"] == "done" and not run["options"]]
     settings = sorted(
         {(run["w_bits"], run["a_bits"]) for run in runs if run["method"] != "fp"},
@@ -115,7 +116,7 @@ def zoo_options() -> str:
     """Test top-1 without and with each option, the difference and the verdict."""
     rows = [
         {
-            "option": row["value"],
+            "option": row["value"] + (f", with {row['base']}" if row["base"] else ""),
             "bits": bits_label(row["w_bits"], row["a_bits"]),
             "method": method_label(row["method"]),
             "off": f"{row['top1_off_mean']:.2f}",
