@@ -1,5 +1,7 @@
 """Tables for docs/ of training steps and of the start of a job, from what the benchmarks wrote."""
 
+from functools import cache
+
 import pandas as pd
 import torch
 
@@ -103,6 +105,7 @@ def rates(found: pd.DataFrame) -> str:
     return markdown(pd.DataFrame(rows))
 
 
+@cache
 def _macs(arch: str) -> int:
     """Multiply-accumulates of an image, forward."""
     network = NETWORKS[arch]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_steps import eager_and_kernels
 from offered import offered
 from torch import nn
 
@@ -606,17 +607,9 @@ def test_a_bfloat16_step_with_kernels_is_that_of_eager(method, bits):
     convert.convert(model, QuantPolicy(method, bits, bits), images[:1])
     model = model.to(memory_format=torch.channels_last)
     calibrate(model, images)
-    found = []
-    for compiled in (False, True):
-        fused.set_compile(compiled)
-        step = copy.deepcopy(model)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = nn.functional.cross_entropy(step(images).float(), labels)
-        loss.backward()
-        found.append((loss.item(), [p.grad for p in step.parameters()]))
-    (eager_loss, eager), (loss, gradients) = found
+    (eager_loss, eager), (loss, gradients) = eager_and_kernels(model, images, labels)
     assert loss == eager_loss
     # The terms of a scale that batch norm undoes cancel: their sum is as exact as the terms are.
-    floor = 1e-8 * max(expected.norm() for expected in eager)
-    for gradient, expected in zip(gradients, eager, strict=True):
-        assert (gradient - expected).norm() <= 1e-4 * expected.norm() + floor
+    floor = 1e-8 * max(expected.norm() for expected in eager.values())
+    for name, expected in eager.items():
+        assert (gradients[name] - expected).norm() <= 1e-4 * expected.norm() + floor, name

@@ -3,15 +3,14 @@
 test_kernels.py has each kernel alone, and the step of ResNet-20 with one width for all layers.
 """
 
-import copy
 import subprocess
 import sys
 from itertools import cycle, product
 
 import pytest
 import torch
+from kernel_steps import eager_and_kernels
 from offered import QUANTIZED, a_width
-from torch import nn
 
 import baselines
 from lowbit_core import models
@@ -60,15 +59,7 @@ def quantized(arch, method):
 def test_a_bfloat16_step_of_all_widths_is_that_of_eager(arch, method):
     """The loss to the bit; gradients but for the order of sums."""
     model, images, labels = quantized(arch, method)
-    found = []
-    for compiled in (False, True):
-        fused.set_compile(compiled)
-        step = copy.deepcopy(model)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = nn.functional.cross_entropy(step(images).float(), labels)
-        loss.backward()
-        found.append((loss.item(), {name: p.grad for name, p in step.named_parameters()}))
-    (eager_loss, eager), (loss, gradients) = found
+    (eager_loss, eager), (loss, gradients) = eager_and_kernels(model, images, labels)
     assert loss == eager_loss
     largest = max(expected.norm() for expected in eager.values())
     for name, expected in eager.items():
