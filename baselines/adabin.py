@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from lowbit_core.kernels import bindings as kernels
+from lowbit_core.kernels.fused import fused
 from lowbit_core.quantizers.basis_activation import BasisActivation
 from lowbit_core.quantizers.interface import ActivationQuantizer, Method, WeightQuantizer
 from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation
@@ -13,18 +15,41 @@ FIRST_SHARPNESS, LAST_SHARPNESS = 1e-3, 10.0  # of the sign's surrogate, first a
 SMALLEST = 1e-5  # alpha, which divides
 
 
-class _Sign(torch.autograd.Function):
-    """sign(u), with sign(0) = +1. Its gradient is k t (1 - tanh(t u)^2), k = max(1 / t, 1)."""
+@fused(cpu=kernels.two_levels)
+def two_levels(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(beta + alpha sign(w - beta), beta, alpha) for w (O, N), with sign(0) = +1.
 
+    beta and alpha, each (O, 1), are the mean and the standard deviation of each row.
+    """
+    beta = w.mean(1, keepdim=True)
+    alpha = (w - beta).square().mean(1, keepdim=True).sqrt().clamp_min(SMALLEST)
+    return torch.where(w >= beta, beta + alpha, beta - alpha), beta, alpha
+
+
+@fused(cpu=kernels.two_levels_gradient)
+def two_levels_gradient(g: Tensor, w: Tensor, beta: Tensor, alpha: Tensor, t: Tensor) -> Tensor:
+    """The gradient of w, from g, that of beta + alpha sign(u) with u = (w - beta) / alpha.
+
+    The gradient of the sign is k t (1 - tanh(t u)^2), k = max(1 / t, 1). What passes through u,
+    alpha and beta is taken together: dalpha/dw = u / N, and dbeta/dw = 1 / N.
+    """
+    u = (w - beta) / alpha
+    through_u = g * (1 - torch.tanh(t * u).square()) * t.clamp_min(1.0)
+    of_beta = (g - through_u).mean(1, keepdim=True)
+    of_alpha = (torch.where(u >= 0, g, -g) - through_u * u).mean(1, keepdim=True)
+    return through_u + of_beta + torch.where(alpha > SMALLEST, of_alpha, 0.0) * u
+
+
+class _TwoLevels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, sharpness):
-        ctx.save_for_backward(u, sharpness)
-        return torch.where(u >= 0, 1.0, -1.0) + 0.0 * u  # a NaN stays NaN
+    def forward(ctx, w, t):
+        used, beta, alpha = two_levels(w)
+        ctx.save_for_backward(w, beta, alpha, t)
+        return used
 
     @staticmethod
     def backward(ctx, g):
-        u, t = ctx.saved_tensors
-        return g * t.clamp_min(1.0) * (1 - torch.tanh(t * u).square()), None
+        return two_levels_gradient(g.contiguous(), *ctx.saved_tensors), None
 
 
 class AdaBinWeight(WeightQuantizer):
@@ -41,21 +66,15 @@ class AdaBinWeight(WeightQuantizer):
         self.weight = nn.Parameter(weight.detach().flatten(1).clone())
         self.register_buffer("progress", torch.tensor(0.0), persistent=False)
 
-    def _centre_and_spread(self) -> tuple[Tensor, Tensor]:
-        beta = self.weight.mean(1, keepdim=True)
-        return beta, self.weight.std(1, correction=0, keepdim=True).clamp_min(SMALLEST)
-
     def forward(self) -> Tensor:
-        beta, alpha = self._centre_and_spread()
         sharpness = FIRST_SHARPNESS * (LAST_SHARPNESS / FIRST_SHARPNESS) ** self.progress
-        sign = _Sign.apply((self.weight - beta) / alpha, sharpness)
-        return (beta + alpha * sign).view(self.shape)
+        return _TwoLevels.apply(self.weight, sharpness).view(self.shape)
 
     def latent(self) -> Tensor:
         return self.weight
 
     def levels(self) -> Tensor:
-        beta, alpha = self._centre_and_spread()
+        _, beta, alpha = two_levels(self.weight.detach())
         return torch.cat([beta - alpha, beta + alpha], 1)
 
     def level_numbers(self) -> int:
@@ -71,6 +90,10 @@ class AdaBinActivation(PiecewiseActivation):
     """
 
     GROUPS = {"alpha": "levels", "beta": "levels"}
+    edges: Tensor
+    signs: Tensor
+    t0: Tensor
+    t1: Tensor
 
     def __init__(self, bits: int, signed: bool) -> None:
         super().__init__(bits, signed)
@@ -113,13 +136,14 @@ class AdaBinActivation(PiecewiseActivation):
         alpha, beta = self._spread(), self.beta
         a, b = alpha.detach(), beta.detach()
         at_0 = -b / a  # u where x is 0
-        slope = torch.stack([self.t0 + self.t1 * at_0, self.t1 / a], 1)
+        tilt = self.t1 / a
+        pull = torch.addcmul(self.t0, self.t1, at_0)  # dy/dx where x is 0; it is pull + tilt x
         heights = self.signs + self._centre().detach()  # of the levels, in units of alpha
-        # y, as the gradients of alpha and beta see it: a polynomial in x.
-        pull = slope[:, 0]
-        offset = alpha * (heights - at_0 * pull) + beta * ((a if self.signed else 0) - pull)
-        gain = alpha * (-(pull + self.t1 * at_0) / a) + beta * -slope[:, 1]
-        curve = alpha * (-slope[:, 1] / a)
+        # dy/dalpha and dy/dbeta as polynomials in x: the coefficients of 1, x and x^2.
+        of_alpha = torch.stack([heights - at_0 * pull, -(pull / a + tilt * at_0), -tilt / a])
+        of_beta = torch.stack([(a if self.signed else 0) - pull, -tilt, torch.zeros_like(tilt)])
+        offset, gain, curve = (alpha * of_alpha + beta * of_beta).unbind()
+        slope = torch.stack([pull, tilt], 1)
         return Pieces(a * self.edges + b, a * heights, offset, gain, slope, curve=curve)
 
 

@@ -7,6 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lowbit_core.kernels import bindings as kernels
+from lowbit_core.kernels.fused import fused
 from lowbit_core.quantizers.basis_activation import BasisActivation
 from lowbit_core.quantizers.interface import Method, WeightQuantizer
 from lowbit_core.quantizers.piecewise import Pieces, quantize_pieces
@@ -34,6 +36,14 @@ def mean_above(magnitude: Tensor, threshold: Tensor) -> Tensor:
     return kept.sum() / kept.count_nonzero().clamp_min(1)
 
 
+@fused(cpu=kernels.threshold_and_mean_above)
+def threshold_and_mean_above(w: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """(`share` of the mean |w|, the mean of the magnitudes above it) for w of any shape."""
+    magnitude = w.abs()
+    threshold = share * magnitude.mean()
+    return threshold, mean_above(magnitude, threshold)
+
+
 class TTQWeight(WeightQuantizer):
     """A shadow weight, and two learned scales for the layer: of positive and of negative weights.
 
@@ -58,7 +68,8 @@ class TTQWeight(WeightQuantizer):
         dL/dpositive is scale times the sum of g over its zone; dL/dnegative minus that of its own.
         """
         positive, negative = self.positive.abs(), self.negative.abs()
-        threshold = TTQ_THRESHOLD * self.weight.detach().abs().max()
+        lowest, highest = self.weight.detach().aminmax()
+        threshold = TTQ_THRESHOLD * torch.maximum(-lowest, highest)  # max|w|
         top, bottom, one = self.scale * positive, self.scale * negative, torch.ones_like(positive)
         offset = torch.stack([-bottom, 0 * one, top])
         return ternary(threshold, top, bottom, offset, torch.stack([negative, one, positive]))
@@ -86,13 +97,8 @@ class TWNWeight(WeightQuantizer):
         super().__init__(weight, bits)
         self.weight = nn.Parameter(weight.detach().flatten(1).clone())
 
-    def _threshold_and_scale(self) -> tuple[Tensor, Tensor]:
-        magnitude = self.weight.detach().abs()
-        threshold = TWN_THRESHOLD * magnitude.mean()
-        return threshold, mean_above(magnitude, threshold)
-
     def forward(self) -> Tensor:
-        threshold, scale = self._threshold_and_scale()
+        threshold, scale = threshold_and_mean_above(self.weight.detach(), TWN_THRESHOLD)
         ones = torch.ones(3, dtype=scale.dtype, device=scale.device)
         pieces = ternary(threshold, scale, scale, offset=0 * ones, slope=ones)
         return quantize_pieces(self.weight, pieces, signed=True)[0].view(self.shape)
@@ -101,7 +107,7 @@ class TWNWeight(WeightQuantizer):
         return self.weight
 
     def levels(self) -> Tensor:
-        _, scale = self._threshold_and_scale()
+        _, scale = threshold_and_mean_above(self.weight.detach(), TWN_THRESHOLD)
         return torch.stack([-scale, torch.zeros_like(scale), scale])[None]
 
     def level_numbers(self) -> int:

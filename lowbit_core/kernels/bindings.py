@@ -178,6 +178,25 @@ def relaxed_rows(w, levels, rho):
     return y
 
 
+def two_levels(w):
+    w, y = w.contiguous(), torch.empty(w.shape)
+    beta, alpha = torch.empty(len(w), 1), torch.empty(len(w), 1)
+    _call("two_levels", w, *w.shape, y, beta, alpha)
+    return y, beta, alpha
+
+
+def two_levels_gradient(g, w, beta, alpha, t):
+    w, to = w.contiguous(), torch.empty(w.shape)
+    _call("two_levels_gradient", g, w, beta, alpha, t, *w.shape, to)
+    return to
+
+
+def threshold_and_mean_above(w, share):
+    w, threshold, above = w.contiguous(), torch.empty(()), torch.empty(())
+    _call("magnitudes", w, w.numel(), share, threshold, above)
+    return threshold, above
+
+
 def dorefa_weight(w, steps):
     u, y = torch.tanh(w), torch.empty_like(w)
     _call("dorefa_weight", u, u.numel(), steps, y)

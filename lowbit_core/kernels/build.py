@@ -107,6 +107,9 @@ _ARGUMENTS = {  # the types of each kernel's arguments
     "direct_weight": "pllpip",
     "basis_gradient": "pppllipp",
     "relaxed_rows": "pllpipp",
+    "two_levels": "pllppp",
+    "two_levels_gradient": "pppppllp",
+    "magnitudes": "plfpp",
     "dorefa_weight": "plpp",
     "dorefa_gradient": "pplp",
 }

@@ -4,9 +4,13 @@
 #define EIGHT_LANES  // sums over the lanes of a row
 #include "basis.h"
 
+#include <initializer_list>
+#include <numeric>
+
 namespace {
 
-constexpr float MIN_STEP = 1e-4f;  // as in direct.py
+constexpr float MIN_STEP = 1e-4f;   // as in direct.py
+constexpr float MIN_ALPHA = 1e-5f;  // as in adabin.py
 
 // Rows of x (rows, size) to the nearest levels of v (rows, K), signed; and the refitted bases.
 template <int K, bool FIT>
@@ -110,6 +114,89 @@ float largest(const float* u, int64_t count) {
     return found;
 }
 
+// AdaBin's weights: the mean and the deviation of each row, and their sum or difference.
+void two_level_rows(const float* w, int64_t rows, int64_t size, float* y, float* beta,
+                    float* alpha) {
+    parallel_for(rows, rows * size, [=](int64_t row) {
+        const auto each = [=](auto body) { for_each_vector(row * size, (row + 1) * size, body); };
+        Floats sum{}, squares{};
+        each([=, &sum](auto whole, int64_t i, int64_t lanes) { sum += load(whole, w + i, lanes); });
+        const float mean = total(sum) / float(size);
+        each([=, &squares](auto whole, int64_t i, int64_t lanes) {
+            const Floats rest = load(whole, w + i, lanes) - mean;
+            const Flags index = {0, 1, 2, 3, 4, 5, 6, 7};
+            squares += zero_unless(index < (int32_t)lanes, rest * rest);
+        });
+        const float found = std::sqrt(total(squares) / float(size));
+        const float spread = found < MIN_ALPHA ? MIN_ALPHA : found;
+        each([=](auto whole, int64_t i, int64_t lanes) {
+            const Flags above = load(whole, w + i, lanes) >= broadcast(mean);
+            store(whole, y + i, select(above, broadcast(mean + spread), broadcast(mean - spread)),
+                  lanes);
+        });
+        beta[row] = mean, alpha[row] = spread;
+    });
+}
+
+// exp(x) for x <= 0, within two units in the last place (the polynomial of Cephes' expf).
+inline Floats exponential(Floats x) {
+    x = greater(broadcast(-87.0f), x);
+    const Floats n = rounded(x * 1.44269504f);
+    const Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Floats p = broadcast(1.9875691500e-4f);
+    for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                          5.0000001201e-1f})
+        p = p * r + c;
+    const Words power = ((Words)__builtin_convertvector(n, Flags) + 127) << 23;  // 2^n
+    return (p * r * r + r + 1.0f) * (Floats)power;
+}
+
+// The gradient of AdaBin's weights (adabin.two_levels_gradient).
+void two_level_gradient_rows(const float* g, const float* w, const float* beta, const float* alpha,
+                             float t, int64_t rows, int64_t size, float* to) {
+    parallel_for(rows, rows * size, [=](int64_t row) {
+        const auto each = [=](auto body) { for_each_vector(row * size, (row + 1) * size, body); };
+        const Floats mean = broadcast(beta[row]), spread = broadcast(alpha[row]);
+        Floats of_beta{}, of_alpha{};  // 0 in lanes beyond the row, as g is
+        each([=, &of_beta, &of_alpha](auto whole, int64_t i, int64_t lanes) {
+            const Floats grad = load(whole, g + i, lanes);
+            const Floats u = (load(whole, w + i, lanes) - mean) / spread;
+            const Floats decay = exponential(-2.0f * t * greater(u, -u));
+            const Floats bell = 4.0f * decay / ((1.0f + decay) * (1.0f + decay));  // 1 - tanh^2
+            const Floats through = grad * bell * std::max(t, 1.0f);
+            of_beta += grad - through;
+            of_alpha += select(u >= 0.0f, grad, -grad) - through * u;
+            store(whole, to + i, through, lanes);
+        });
+        const float shift = total(of_beta) / float(size);
+        const float tilt = alpha[row] > MIN_ALPHA ? total(of_alpha) / float(size) : 0;
+        each([=](auto whole, int64_t i, int64_t lanes) {
+            const Floats u = (load(whole, w + i, lanes) - mean) / spread;
+            store(whole, to + i, load(whole, to + i, lanes) + shift + tilt * u, lanes);
+        });
+    });
+}
+
+// The sum of |w| (of those above the threshold, if ABOVE) and, if so, their count.
+template <bool ABOVE>
+std::pair<double, double> sum_of_magnitudes(const float* w, int64_t size, float threshold) {
+    const int64_t chunks = (size + CHUNK - 1) / CHUNK;
+    std::vector<float> sums(chunks), counts(chunks);
+    parallel_for(chunks, size, [=, &sums, &counts](int64_t chunk) {
+        const int64_t end = std::min(size, (chunk + 1) * CHUNK);
+        Floats sum{}, count{};
+        for_each_vector(chunk * CHUNK, end, [=, &sum, &count](auto whole, int64_t i, int64_t lanes) {
+            const Floats x = load(whole, w + i, lanes), magnitude = greater(x, -x);
+            const Flags above = magnitude > threshold;
+            sum += ABOVE ? zero_unless(above, magnitude) : magnitude;
+            if (ABOVE) count += zero_unless(above, broadcast(1));
+        });
+        sums[chunk] = total(sum), counts[chunk] = total(count);
+    });
+    return {std::accumulate(sums.begin(), sums.end(), 0.0),
+            std::accumulate(counts.begin(), counts.end(), 0.0)};
+}
+
 }  // namespace
 
 extern "C" {
@@ -160,6 +247,24 @@ void relaxed_rows(const float* w, int64_t rows, int64_t size, const float* level
             store(whole, used + i, relaxes ? clipped : nearest, lanes);
         });
     });
+}
+
+// beta, alpha: (rows).
+void two_levels(const float* w, int64_t rows, int64_t size, float* y, float* beta, float* alpha) {
+    two_level_rows(w, rows, size, y, beta, alpha);
+}
+
+// t: one number.
+void two_levels_gradient(const float* g, const float* w, const float* beta, const float* alpha,
+                         const float* t, int64_t rows, int64_t size, float* to) {
+    two_level_gradient_rows(g, w, beta, alpha, *t, rows, size, to);
+}
+
+// threshold: `share` of the mean |w|; above: the mean of the |w| above it, 0 if there are none.
+void magnitudes(const float* w, int64_t size, float share, float* threshold, float* above) {
+    *threshold = share * float(sum_of_magnitudes<false>(w, size, 0).first / double(size));
+    const auto [sum, count] = sum_of_magnitudes<true>(w, size, *threshold);
+    *above = float(sum / std::max(count, 1.0));
 }
 
 // u = tanh(w). steps: 2^bits - 1.

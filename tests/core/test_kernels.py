@@ -19,8 +19,10 @@ from offered import offered
 from torch import nn
 
 import baselines
+from baselines.adabin import two_levels, two_levels_gradient
 from baselines.dorefa import DoReFaActivation, dorefa_gradient, dorefa_weight
 from baselines.pact import PACTActivation
+from baselines.ttq import threshold_and_mean_above
 from lowbit_core.conversion import swap as convert
 from lowbit_core.conversion.layers import QuantLayer, calibrate
 from lowbit_core.conversion.policy import QuantPolicy
@@ -256,6 +258,9 @@ def test_weight_kernels(bits, seed, rows, size):
     assert_agree(indirect_gradient, g, w, v)
     assert_agree(dorefa_weight, w, torch.tensor(2.0**bits - 1))
     assert_agree(dorefa_gradient, g, w)
+    assert_agree(threshold_and_mean_above, w, bits / 10)
+    assert_agree(two_levels, w)
+    assert_agree(two_levels_gradient, g, w, *two_levels(w)[1:], torch.tensor(10.0 ** (bits - 4)))
 
 
 @needs_kernels
@@ -285,6 +290,9 @@ def test_kernels_let_what_is_not_finite_through_as_eager_does(bad, signed, dtype
         (indirect_weight, (w, rows)),
         (basis.quantize_rows, (w, rows)),
         (dorefa_weight, (w, torch.tensor(3.0))),
+        (threshold_and_mean_above, (w, 0.7)),
+        (two_levels, (w,)),
+        (two_levels_gradient, (w, w, *two_levels(w)[1:], torch.tensor(2.0))),
     ):
         fast, slow = function(*arguments), function.eager(*arguments)
         for a, b in zip(as_tuple(fast), as_tuple(slow), strict=True):
@@ -328,6 +336,9 @@ def outputs_of_every_kernel():
         (indirect_gradient, (g, w, v)),
         (dorefa_weight, (w, torch.tensor(7.0))),
         (dorefa_gradient, (g, w)),
+        (threshold_and_mean_above, (draw(4, 150, 83), 0.7)),
+        (two_levels, (w,)),
+        (two_levels_gradient, (g, w, *two_levels(w)[1:], torch.tensor(2.0))),
     ):
         found += as_tuple(function(*arguments))
     return found
