@@ -1,6 +1,7 @@
-"""Measuring as on a processor without AVX-512, on one that has it."""
+"""Measuring with AVX2 alone: on a processor without AVX-512, or as on one."""
 
 import os
+from pathlib import Path
 
 from lowbit_core.kernels.build import TARGET
 
@@ -13,8 +14,18 @@ LIMITS = {
 
 
 def hold_to_avx2() -> None:
-    """Hold the kernels, the engine, torch and OpenVINO to AVX2; before any of them computes."""
-    os.environ.update(LIMITS)
+    """Hold the kernels, the engine, torch and OpenVINO to AVX2; before any of them computes.
+
+    A processor without AVX-512 needs no holding.
+    """
+    if has_avx512():
+        os.environ.update(LIMITS)
+
+
+def has_avx512() -> bool:
+    """Whether this processor has AVX-512."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "avx512f" in cpuinfo.read_text().split()
 
 
 def held() -> bool:

@@ -59,6 +59,14 @@ def steps_aims() -> str:
     return speed.steps_aims(_read("steps"))
 
 
+def steps_avx2() -> str:
+    return speed.steps(_read("steps_avx2"))
+
+
+def steps_avx2_aims() -> str:
+    return speed.steps_aims(_read("steps_avx2"))
+
+
 def step_cost() -> str:
     return speed.step_cost(_read("steps"))
 
@@ -138,7 +146,8 @@ def deploy_avx2_layers() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
-        activations, weights, steps, steps_aims, step_cost, rates, startup, loaders, machines,
+        activations, weights, steps, steps_aims, steps_avx2, steps_avx2_aims, step_cost, rates,
+        startup, loaders, machines,
         deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
         deploy_layers, deploy_threads, deploy_aims, deploy_avx2_resnet18, deploy_avx2_resnet20,
         deploy_avx2_layers, evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
