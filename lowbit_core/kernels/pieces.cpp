@@ -229,7 +229,10 @@ void pieces_gradient(const void* g, int is_bfloat16, const void* g_relu, const u
             pass(count, (const T*)g, (const T*)g_relu, codes, edges, (const T*)x, size, of,
                  is_signed, ceiling, (T*)to, sums, sums_x, sums_xx);
         };
-        if (!x) return run(gradient_all<0, false, true, false, int, T>, pieces);
+        if (!x)
+            return with_count(pieces, [=](auto count) {
+                run(gradient_all<0, false, true, false, decltype(count), T>, count);
+            });
         if (codes) return run(gradient_all<3, true, true, false, int, T>, pieces);
         if (sums_xx && pieces == 4 && !bend) {  // AdaBin
             const std::integral_constant<int, 4> four;
