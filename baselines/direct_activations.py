@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.lsq import LSQActivation
+from lowbit_core.parallel.processes import batch_sums
 from lowbit_core.quantizers.basis import all_levels, ordered
 from lowbit_core.quantizers.basis_activation import BasisActivation, quantize_and_sum, update_basis
 from lowbit_core.quantizers.blocks import as_blocks
@@ -67,7 +68,8 @@ class TaskBasisActivation(PiecewiseActivation):
     def _draw_to_fit(self, x: Tensor) -> None:
         v, channels = ordered(self.v), x.shape[1]
         sums = quantize_and_sum(as_blocks(x), v, self.signed, self.ceiling)[3]
-        near, _ = update_basis(sums, v, channels, x.numel() // channels, WEIGHTING, self.signed)
+        sums, size = batch_sums(sums, x.numel() // channels)
+        near, _ = update_basis(sums, v, channels, size, WEIGHTING, self.signed)
         self.v.copy_(v + PULL * (near - v))
 
 

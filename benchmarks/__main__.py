@@ -49,7 +49,7 @@ def _arguments() -> argparse.Namespace:
     add("--compile", choices=steps.COMPILE, default="quantizers", help="of steps")
     add("--bits", type=int, choices=quantizers.BITS, default=2, help="of steps")
     add("--precision", choices=steps.PRECISIONS, action="append", help="of steps; may be repeated")
-    add("--avx2", action="store_true", help="AVX2 alone and float32, on any processor")
+    add("--avx2", action="store_true", help="AVX2 alone, float32; the processor may have more")
     given = parser.parse_args()
     if given.jpegs and not any(given.jpegs.glob("*.JPEG")):
         raise InputError(f"--jpegs {given.jpegs}: it must be a folder that holds *.JPEG files")

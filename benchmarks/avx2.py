@@ -1,9 +1,10 @@
 """Measuring with AVX2 alone: on a processor without AVX-512, or as on one."""
 
 import os
-from pathlib import Path
 
 from lowbit_core.kernels.build import TARGET
+from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.hardware import processor_words
 
 LIMITS = {
     TARGET: "x86-64-v3",
@@ -16,16 +17,13 @@ LIMITS = {
 def hold_to_avx2() -> None:
     """Hold the kernels, the engine, torch and OpenVINO to AVX2; before any of them computes.
 
-    A processor without AVX-512 needs no holding.
+    A processor without AVX-512 needs no holding. Raises InputError on one without AVX2.
     """
-    if has_avx512():
+    words = processor_words()
+    if "avx2" not in words:
+        raise InputError("--avx2: this processor has no AVX2: leave the option out")
+    if "avx512f" in words:
         os.environ.update(LIMITS)
-
-
-def has_avx512() -> bool:
-    """Whether this processor has AVX-512."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "avx512f" in cpuinfo.read_text().split()
 
 
 def held() -> bool:

@@ -129,6 +129,8 @@ def main() -> None:
     arguments = _arguments()
     if getattr(arguments, "most", None) is not None and arguments.most < 1:
         raise InputError(f"--most {arguments.most}: must be at least 1")
+    if getattr(arguments, "threads", 1) < 1:
+        raise InputError(f"--threads {arguments.threads}: must be at least 1")
     arguments.call(arguments)
 
 

@@ -12,6 +12,7 @@ from deploy.export.run import export_run
 from lowbit_core.quantizers.bits import FLOAT_BITS
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import write_text
+from lowbit_core.runtime.run_folder import check_run_id
 
 SETTING = ("dataset", "arch", "width", "method", "w_bits", "a_bits")
 FROM_TABLE = ("seed", "val_top1", "top1", "epochs", "code_version", "hardware", "run_id")
@@ -29,21 +30,34 @@ def best_runs(table: Path, runs: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(io.StringIO(table.read_text())))
     except OSError as error:
         raise InputError(f"{table}: {error.strerror}: give the results.csv of a suite") from None
+    except ValueError as error:
+        raise InputError(f"{table} is no text ({error}): give the results.csv of a suite") from None
     missing = {*SETTING, *FROM_TABLE, "role", "status", "options"} - {*(rows[0] if rows else ())}
     if missing:
         raise InputError(f"{table} has no column {sorted(missing)[0]!r}: give a results.csv")
     best: dict[tuple, dict[str, str]] = {}
-    for row in sorted(rows, key=lambda row: int(row["seed"])):
+    for row in sorted(rows, key=lambda row: _number(row, "seed", table)):
         is_wanted = row["role"] in ("run", "ablation") and row["status"] == "done"
         is_quantized = {row["w_bits"], row["a_bits"]} != {str(FLOAT_BITS)}
         if is_wanted and is_quantized and not row["options"] and (runs / row["run_id"]).is_dir():
             setting = tuple(row[name] for name in SETTING)
             known = best.get(setting)
-            if known is None or float(row["val_top1"]) > float(known["val_top1"]):
+            accuracies = [_number(each, "val_top1", table) for each in (row, known) if each]
+            if known is None or accuracies[0] > accuracies[1]:
                 best[setting] = row
     if not best:
         raise InputError(f"{runs} holds no folder of a finished quantized run of {table}")
     return list(best.values())
+
+
+def _number(row: dict[str, str], column: str, table: Path) -> float:
+    """A cell of the table as a number. Raises InputError if it is none."""
+    try:
+        return float(row[column])
+    except ValueError:
+        raise InputError(
+            f"{table}, run {row['run_id']}: {column} is {row[column]!r}: it must be a number"
+        ) from None
 
 
 def export_best(table: Path, runs: Path, out: Path, data: Path) -> list[dict[str, str | int]]:
@@ -55,7 +69,7 @@ def export_best(table: Path, runs: Path, out: Path, data: Path) -> list[dict[str
     index = []
     out.mkdir(parents=True, exist_ok=True)
     for row in best_runs(table, runs):
-        name = "{dataset}-{arch}-{method}-w{w_bits}a{a_bits}.lowbit".format(**row)
+        name = check_run_id("{dataset}-{arch}-{method}-w{w_bits}a{a_bits}.lowbit".format(**row))
         folder = runs / row["run_id"]
         size = export_run(folder, out / name, data)
         found = check_run(out / name, folder, data)

@@ -77,11 +77,8 @@ class Network:
             raise InputError("the memory does not suffice to run this network")
         weakref.finalize(self, self._library.network_free, self._pointer)
 
-    def scores(self, images: np.ndarray, seconds: np.ndarray | None = None) -> np.ndarray:
-        """Scores (N, classes) float32 of normalised images (N, C, H, W).
-
-        seconds: None, or float64 (steps,), to which the time of every step is added.
-        """
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        """Scores (N, classes) float32 of normalised images (N, C, H, W)."""
         if images.ndim != 4 or images.shape[1:] != self.graph.input_shape:
             raise InputError(
                 f"images of shape {images.shape}: must be (N, "
@@ -89,12 +86,9 @@ class Network:
             )
         images = np.ascontiguousarray(images, np.float32)
         scores = np.empty((len(images), self.classes), np.float32)
-        times = None
-        if seconds is not None:
-            times = seconds.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
         with self._lock:
             self._library.network_run(
-                self._pointer, _floats(images), len(images), _floats(scores), self.threads, times
+                self._pointer, _floats(images), len(images), _floats(scores), self.threads
             )
         return scores
 

@@ -37,8 +37,12 @@ from workflow.suite.suite import Suite, load_suite
 
 REFERENCE = Path("results/reference")
 MOST_BYTES = 1_000_000  # of a file that is committed
-# What differs between two trainings of the same setting by two versions of the code.
-OF_CODE = ("run_id", "run_key", "code_version", "pretrained", "predecessor", "teachers", "role")
+# What differs between two trainings of the same setting by two versions of the code or, as the
+# loader, on machines with and without FFCV.
+OF_CODE = (
+    *("run_id", "run_key", "code_version", "pretrained", "predecessor", "teachers", "role"),
+    "loader",
+)
 
 
 def add_earlier(earlier: Path, new: Path, suite: Suite) -> int:

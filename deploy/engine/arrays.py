@@ -1,7 +1,5 @@
 """What the engine gets of each step: a struct whose arrays are made from the graph's numbers."""
 
-import math
-
 import numpy as np
 
 from deploy import graph
@@ -101,10 +99,6 @@ class Filled:
         step = self.step
         terms = step.a_groups + (step.a_offset != 0)
         return step.out_high, step.out_wide, step.outputs, step.w_groups, terms
-
-    def size(self) -> int:
-        """Values of the output."""
-        return math.prod((self.step.out_high, self.step.out_wide, self.step.outputs))
 
 
 def _halves(planes: Planes, largest: float) -> int:

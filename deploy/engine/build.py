@@ -4,7 +4,7 @@ import ctypes
 import functools
 import platform
 import subprocess
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 from lowbit_core.kernels import build
@@ -55,7 +55,7 @@ def library(target: str | None = None, flags: tuple[str, ...] = ()) -> ctypes.CD
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    floats, times = POINTER(c_float), POINTER(c_double)
+    floats = POINTER(c_float)
     functions = {
         "network_new": (
             c_void_p,
@@ -73,7 +73,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ),
         "network_free": (None, [c_void_p]),
         "network_kernel": (c_char_p, [c_void_p, c_int32]),
-        "network_run": (None, [c_void_p, floats, c_int64, floats, c_int32, times]),
+        "network_run": (None, [c_void_p, floats, c_int64, floats, c_int32]),
         "network_step": (
             None,
             [c_void_p, c_int32, floats, floats, floats, c_int32, POINTER(c_int32)],

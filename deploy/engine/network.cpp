@@ -1,6 +1,5 @@
 // The library's functions: a network is made from steps, runs images, and is freed.
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -124,9 +123,8 @@ const char* network_kernel(void* network, int32_t step) {
     return kernel ? kernel->name : "";
 }
 
-// images (n, C, H, W) -> scores (n, classes). seconds: null, or (steps,), to which times are added.
-void network_run(void* pointer, const float* images, int64_t n, float* scores, int32_t threads,
-                 double* seconds) {
+// images (n, C, H, W) -> scores (n, classes).
+void network_run(void* pointer, const float* images, int64_t n, float* scores, int32_t threads) {
     auto& network = *(Network*)pointer;
     float* arena = network.arena.data();
     const auto& offsets = network.offsets;
@@ -135,12 +133,9 @@ void network_run(void* pointer, const float* images, int64_t n, float* scores, i
                       arena + offsets[0]);
         for (size_t k = 0; k < network.layers.size(); k++) {
             const Step& s = network.layers[k].step;
-            const auto began = std::chrono::steady_clock::now();
             run_step(network.layers[k], arena + offsets[s.input],
                      s.other < 0 ? nullptr : arena + offsets[s.other], arena + offsets[s.output],
                      network.scratch, threads, nullptr, network.handed[k]);
-            if (seconds)
-                seconds[k] += std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
         }
         std::memcpy(scores + i * network.scores, arena + offsets.back(), sizeof(float) * network.scores);
     }

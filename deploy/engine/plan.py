@@ -108,7 +108,8 @@ def _unchanged_by_relu(step: Planned, ceiling: float) -> bool:
 
 def _fuse_relus(network: Graph, steps: list[Planned]) -> list[Planned]:
     """Let the step before do a ReLU, where every reader of its result reads the same after it."""
-    readers, makers = _readers(steps), {step.output for step in steps if step.kind != DEQUANTIZE}
+    readers = _readers(steps)
+    makers = {step.output for step in steps if step.kind not in (DEQUANTIZE, RELU)}
     ceilings: dict[str, float] = {}
     renamed: dict[str, str] = {}
     for step in steps:
@@ -131,7 +132,7 @@ def _fuse_relus(network: Graph, steps: list[Planned]) -> list[Planned]:
 
 def _fuse_additions(network: Graph, steps: list[Planned]) -> list[Planned]:
     """Let the convolution before a sum add the other part, if nothing else reads its result."""
-    readers = _readers(steps)
+    readers, scores = _readers(steps), output_name(network, steps)
     place = {step.output: number for number, step in enumerate(steps)}
     fused = list(steps)
     for number, step in enumerate(steps):
@@ -141,6 +142,8 @@ def _fuse_additions(network: Graph, steps: list[Planned]) -> list[Planned]:
             at = place.get(mine, -1)
             maker = fused[at] if at >= 0 else None
             if maker is None or maker.kind not in (COUNT, DENSE, DEPTHWISE) or maker.relu:
+                continue
+            if mine == scores:
                 continue
             if len(readers[mine]) == 1 and place.get(other, -1) < at and maker.other is None:
                 fused[at] = replace(

@@ -22,7 +22,7 @@ def check_run(
     """Accuracy of the file and of torch on the test split, and how often they agree.
 
     Returns images; top1, top1_torch and agreement in percent; top1_training as the final record
-    says it; largest_difference of two scores. `most` images: None for all.
+    says it. `most` images: None for all.
     A file whose name ends with .onnx is ONNX. Raises InputError where the file is not of this run.
     """
     read = onnxfile.load if path.suffix == ".onnx" else load
@@ -39,7 +39,6 @@ def check_run(
         backend=pick_backend(run.config["loader"]),
     )
     right = right_torch = same = images = 0
-    difference = 0.0
     for batch, labels in channels_last(loader.epoch(0)):
         expected = run.model(batch).numpy()
         scores = network.scores(batch.numpy())
@@ -48,12 +47,10 @@ def check_run(
         right_torch += int((best_torch == labels.numpy()).sum())
         same += int((best == best_torch).sum())
         images += len(labels)
-        difference = max(difference, float(np.abs(scores - expected).max()))
     return {
         "images": images,
         "top1": 100 * right / images,
         "top1_torch": 100 * right_torch / images,
         "top1_training": run.final["top1"],
         "agreement": 100 * same / images,
-        "largest_difference": difference,
     }

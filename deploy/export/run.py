@@ -14,8 +14,7 @@ from deploy.export.trace import trace
 from deploy.export.verify import verify
 from deploy.fileformat import About
 from deploy.onnxfile import need
-from lowbit_core.data.normalisation import MEAN_STD
-from lowbit_core.data.torch_reader import CENTER_RATIO
+from lowbit_core.data.normalisation import CENTER_RATIO, MEAN_STD
 from lowbit_core.datasets.catalog import Dataset, dataset
 from lowbit_core.datasets.manifest import read_manifest
 from lowbit_core.runtime.errors import InputError

@@ -23,10 +23,10 @@ from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.transforms import ToTensor
 from torch import Tensor
 
+from lowbit_core.data.normalisation import CENTER_RATIO
 from lowbit_core.runtime.errors import InputError
 
 TIMEOUT = 120.0  # seconds without a batch until an error is raised; compilation takes a few
-CENTER_RATIO = 224 / 256
 
 
 class FfcvReader:

@@ -1,5 +1,7 @@
 """Mean and standard deviation of each data set's training pixels, by channel, pixels in [0, 1]."""
 
+CENTER_RATIO = 224 / 256  # the side of the crop in the middle of a test image, of its shorter side
+
 MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "fashion_mnist": ((0.2860,), (0.3530,)),
     "digits": ((0.3053,), (0.3760,)),

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lowbit_core.data.normalisation import CENTER_RATIO
 from lowbit_core.datasets.imagenet import read_image
 from lowbit_core.runtime.errors import InputError
 
-CENTER_RATIO = 224 / 256
 CROP_SCALE, CROP_RATIO, CROP_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
 
 

@@ -113,8 +113,9 @@ void basis_blocks(const T* x, int64_t blocks, int64_t rows, int64_t columns, con
         for_each_vector(0, columns, [=](auto whole, int64_t column, int64_t lanes) {
             const int64_t at = block * rows * columns + column;
             basis_tile<K, SIGNED, TRAIN>(whole, x + at, rows, columns, lanes, v, ceiling, y + at,
-                                         relu ? relu + at : nullptr, mask + at,
-                                         sums + block * columns + column, blocks * columns);
+                                         relu ? relu + at : nullptr, TRAIN ? mask + at : nullptr,
+                                         TRAIN ? sums + block * columns + column : nullptr,
+                                         blocks * columns);
         });
     });
 }

@@ -193,7 +193,7 @@ def two_levels_gradient(g, w, beta, alpha, t):
 
 def threshold_and_mean_above(w, share):
     w, threshold, above = w.contiguous(), torch.empty(()), torch.empty(())
-    _call("magnitudes", w, w.numel(), share, threshold, above)
+    _call("threshold_and_mean_above", w, w.numel(), share, threshold, above)
     return threshold, above
 
 

@@ -109,7 +109,7 @@ _ARGUMENTS = {  # the types of each kernel's arguments
     "relaxed_rows": "pllpipp",
     "two_levels": "pllppp",
     "two_levels_gradient": "pppppllp",
-    "magnitudes": "plfpp",
+    "threshold_and_mean_above": "plfpp",
     "dorefa_weight": "plpp",
     "dorefa_gradient": "pplp",
 }

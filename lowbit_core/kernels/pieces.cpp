@@ -104,6 +104,16 @@ inline Floats line_at(const std::vector<Line>& lines, Flags piece, Floats x, boo
     return tilted ? a + looked_up(each + 1, piece * 2) * x : a;
 }
 
+// sums[p]: that over piece p, from those of each chunk over piece p and all above it.
+inline void add_chunks(const float* each, int64_t chunks, int64_t width, int64_t count, float* sums) {
+    double above = 0;  // the sum over all pieces above p
+    for (int64_t p = count - 1; p >= 0; p--) {
+        double from = 0;
+        for (int64_t chunk = 0; chunk < chunks; chunk++) from += each[chunk * width + p];
+        sums[p] = from - above, above = from;
+    }
+}
+
 // TILTED: slope depends on x (1), and there is a bend (2). CODES: the pieces are read from `codes`;
 // else they are found from x and `edges`. SQUARES: sums of g x^2 are wanted, too.
 template <int TILTED, bool READS_X, bool CODES, bool SQUARES, class Count, class T>
@@ -126,7 +136,8 @@ void gradient_all(Count count, const T* g, const T* g_relu, const uint8_t* codes
                 if (SQUARES) of_gxx[p][part] = Floats{};
             }
         const int64_t end = std::min(size, (chunk + 1) * CHUNK);
-        for_each_part(chunk * CHUNK, end, [=, &of, &of_g, &of_gx, &of_gxx](auto whole, int64_t i, int64_t lanes, int part) {
+        for_each_part(chunk * CHUNK, end, [=, &of, &of_g, &of_gx, &of_gxx](
+                                              auto whole, int64_t i, int64_t lanes, int part) {
             const Floats grad = load(whole, g + i, lanes);
             Floats value{}, product{}, square{};
             Flags code{}, passes;
@@ -170,15 +181,8 @@ void gradient_all(Count count, const T* g, const T* g_relu, const uint8_t* codes
         }
     });
     float* const all_sums[] = {sums, sums_x, sums_xx};
-    for (int64_t first = 0; first < width; first += count) {
-        float* kept = all_sums[first / count];
-        double above = 0;  // the sum over all pieces above p
-        for (int64_t p = count - 1; p >= 0; p--) {
-            double from = 0;
-            for (int64_t chunk = 0; chunk < chunks; chunk++) from += each[chunk * width + first + p];
-            kept[p] = from - above, above = from;
-        }
-    }
+    for (int64_t first = 0; first < width; first += count)
+        add_chunks(each + first, chunks, width, count, all_sums[first / count]);
 }
 
 }  // namespace

@@ -114,30 +114,6 @@ float largest(const float* u, int64_t count) {
     return found;
 }
 
-// AdaBin's weights: the mean and the deviation of each row, and their sum or difference.
-void two_level_rows(const float* w, int64_t rows, int64_t size, float* y, float* beta,
-                    float* alpha) {
-    parallel_for(rows, rows * size, [=](int64_t row) {
-        const auto each = [=](auto body) { for_each_vector(row * size, (row + 1) * size, body); };
-        Floats sum{}, squares{};
-        each([=, &sum](auto whole, int64_t i, int64_t lanes) { sum += load(whole, w + i, lanes); });
-        const float mean = total(sum) / float(size);
-        each([=, &squares](auto whole, int64_t i, int64_t lanes) {
-            const Floats rest = load(whole, w + i, lanes) - mean;
-            const Flags index = {0, 1, 2, 3, 4, 5, 6, 7};
-            squares += zero_unless(index < (int32_t)lanes, rest * rest);
-        });
-        const float found = std::sqrt(total(squares) / float(size));
-        const float spread = found < MIN_ALPHA ? MIN_ALPHA : found;
-        each([=](auto whole, int64_t i, int64_t lanes) {
-            const Flags above = load(whole, w + i, lanes) >= broadcast(mean);
-            store(whole, y + i, select(above, broadcast(mean + spread), broadcast(mean - spread)),
-                  lanes);
-        });
-        beta[row] = mean, alpha[row] = spread;
-    });
-}
-
 // exp(x) for x <= 0, within two units in the last place (the polynomial of Cephes' expf).
 inline Floats exponential(Floats x) {
     x = greater(broadcast(-87.0f), x);
@@ -149,32 +125,6 @@ inline Floats exponential(Floats x) {
         p = p * r + c;
     const Words power = ((Words)__builtin_convertvector(n, Flags) + 127) << 23;  // 2^n
     return (p * r * r + r + 1.0f) * (Floats)power;
-}
-
-// The gradient of AdaBin's weights (adabin.two_levels_gradient).
-void two_level_gradient_rows(const float* g, const float* w, const float* beta, const float* alpha,
-                             float t, int64_t rows, int64_t size, float* to) {
-    parallel_for(rows, rows * size, [=](int64_t row) {
-        const auto each = [=](auto body) { for_each_vector(row * size, (row + 1) * size, body); };
-        const Floats mean = broadcast(beta[row]), spread = broadcast(alpha[row]);
-        Floats of_beta{}, of_alpha{};  // 0 in lanes beyond the row, as g is
-        each([=, &of_beta, &of_alpha](auto whole, int64_t i, int64_t lanes) {
-            const Floats grad = load(whole, g + i, lanes);
-            const Floats u = (load(whole, w + i, lanes) - mean) / spread;
-            const Floats decay = exponential(-2.0f * t * greater(u, -u));
-            const Floats bell = 4.0f * decay / ((1.0f + decay) * (1.0f + decay));  // 1 - tanh^2
-            const Floats through = grad * bell * std::max(t, 1.0f);
-            of_beta += grad - through;
-            of_alpha += select(u >= 0.0f, grad, -grad) - through * u;
-            store(whole, to + i, through, lanes);
-        });
-        const float shift = total(of_beta) / float(size);
-        const float tilt = alpha[row] > MIN_ALPHA ? total(of_alpha) / float(size) : 0;
-        each([=](auto whole, int64_t i, int64_t lanes) {
-            const Floats u = (load(whole, w + i, lanes) - mean) / spread;
-            store(whole, to + i, load(whole, to + i, lanes) + shift + tilt * u, lanes);
-        });
-    });
 }
 
 // The sum of |w| (of those above the threshold, if ABOVE) and, if so, their count.
@@ -249,19 +199,59 @@ void relaxed_rows(const float* w, int64_t rows, int64_t size, const float* level
     });
 }
 
-// beta, alpha: (rows).
+// beta, alpha (rows): the mean and the deviation of each row.
 void two_levels(const float* w, int64_t rows, int64_t size, float* y, float* beta, float* alpha) {
-    two_level_rows(w, rows, size, y, beta, alpha);
+    parallel_for(rows, rows * size, [=](int64_t row) {
+        const auto each = [=](auto body) { for_each_vector(row * size, (row + 1) * size, body); };
+        Floats sum{}, squares{};
+        each([=, &sum](auto whole, int64_t i, int64_t lanes) { sum += load(whole, w + i, lanes); });
+        const float mean = total(sum) / float(size);
+        each([=, &squares](auto whole, int64_t i, int64_t lanes) {
+            const Floats rest = load(whole, w + i, lanes) - mean;
+            const Flags index = {0, 1, 2, 3, 4, 5, 6, 7};
+            squares += zero_unless(index < (int32_t)lanes, rest * rest);
+        });
+        const float found = std::sqrt(total(squares) / float(size));
+        const float spread = found < MIN_ALPHA ? MIN_ALPHA : found;
+        each([=](auto whole, int64_t i, int64_t lanes) {
+            const Flags above = load(whole, w + i, lanes) >= broadcast(mean);
+            store(whole, y + i, select(above, broadcast(mean + spread), broadcast(mean - spread)),
+                  lanes);
+        });
+        beta[row] = mean, alpha[row] = spread;
+    });
 }
 
-// t: one number.
+// sharpness: t, one number.
 void two_levels_gradient(const float* g, const float* w, const float* beta, const float* alpha,
-                         const float* t, int64_t rows, int64_t size, float* to) {
-    two_level_gradient_rows(g, w, beta, alpha, *t, rows, size, to);
+                         const float* sharpness, int64_t rows, int64_t size, float* to) {
+    const float t = *sharpness;
+    parallel_for(rows, rows * size, [=](int64_t row) {
+        const auto each = [=](auto body) { for_each_vector(row * size, (row + 1) * size, body); };
+        const Floats mean = broadcast(beta[row]), spread = broadcast(alpha[row]);
+        Floats of_beta{}, of_alpha{};  // 0 in lanes beyond the row, as g is
+        each([=, &of_beta, &of_alpha](auto whole, int64_t i, int64_t lanes) {
+            const Floats grad = load(whole, g + i, lanes);
+            const Floats u = (load(whole, w + i, lanes) - mean) / spread;
+            const Floats decay = exponential(-2.0f * t * greater(u, -u));
+            const Floats bell = 4.0f * decay / ((1.0f + decay) * (1.0f + decay));  // 1 - tanh^2
+            const Floats through = grad * bell * std::max(t, 1.0f);
+            of_beta += grad - through;
+            of_alpha += select(u >= 0.0f, grad, -grad) - through * u;
+            store(whole, to + i, through, lanes);
+        });
+        const float shift = total(of_beta) / float(size);
+        const float tilt = alpha[row] > MIN_ALPHA ? total(of_alpha) / float(size) : 0;
+        each([=](auto whole, int64_t i, int64_t lanes) {
+            const Floats u = (load(whole, w + i, lanes) - mean) / spread;
+            store(whole, to + i, load(whole, to + i, lanes) + shift + tilt * u, lanes);
+        });
+    });
 }
 
 // threshold: `share` of the mean |w|; above: the mean of the |w| above it, 0 if there are none.
-void magnitudes(const float* w, int64_t size, float share, float* threshold, float* above) {
+void threshold_and_mean_above(const float* w, int64_t size, float share, float* threshold,
+                              float* above) {
     *threshold = share * float(sum_of_magnitudes<false>(w, size, 0).first / double(size));
     const auto [sum, count] = sum_of_magnitudes<true>(w, size, *threshold);
     *above = float(sum / std::max(count, 1.0));

@@ -32,9 +32,13 @@ def instruction_set() -> str:
 
 def computes_bfloat16() -> bool:
     """Whether this processor has instructions for bfloat16."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(processor_words())
+
+
+def processor_words() -> set[str]:
+    """The words with which Linux describes this processor, `avx2` for instance; else none."""
     cpuinfo = Path("/proc/cpuinfo")
-    words = cpuinfo.read_text().split() if cpuinfo.exists() else []
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
+    return {*cpuinfo.read_text().split()} if cpuinfo.exists() else set()
 
 
 def versions() -> dict[str, str]:

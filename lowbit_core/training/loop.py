@@ -29,6 +29,8 @@ def train(run: Run, done: int, sums: Sums) -> tuple[dict | None, dict | None]:
     """
     synchronise.broadcast(run.root)
     synchronise.synchronise_batch_norm(run.root)
+    if run.ema is not None:  # `reestimate_batch_norm` trains its batch norms
+        synchronise.synchronise_batch_norm(run.ema)
     name, epochs = run.config["run_id"], run.recipe["epochs"]
     progress = Progress(name, epochs, run.data.train.images)
     row = cause = None

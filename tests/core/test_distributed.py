@@ -82,7 +82,7 @@ def train(settings, root, runs):
     return train_run(settings, baselines.method(settings["method"]), place)
 
 
-@pytest.mark.parametrize("method", ("fp", "direct", "lq_nets", "pact"))
+@pytest.mark.parametrize("method", ("fp", "direct", "direct_task", "lq_nets", "pact"))
 def test_two_processes_train_as_one(method, double, digits_root, tmp_path):
     # Without max pooling: among equal values, which quantization makes, the last bit would decide.
     network = {"arch": "resnet20", "arch_options": {"width": 8, "stem": "small_stride2"}}

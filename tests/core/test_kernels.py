@@ -148,7 +148,7 @@ def drawn_pieces(seed, count):
 @needs_kernels
 @each_sign
 @each_type
-@pytest.mark.parametrize("pieces", (2, 3, 4, 5, 17, 128))
+@pytest.mark.parametrize("pieces", (2, 3, 4, 5, 6, 8, 17, 128))
 @pytest.mark.parametrize("also_relu", (False, True))
 @given(seed=seeds, shape=st.sampled_from(SHAPES), ceiling=st.sampled_from((0.7, torch.inf)))
 @settings(max_examples=6)
@@ -560,6 +560,8 @@ def test_a_build_that_fails_is_one_sentence_and_no_crash(monkeypatch, capsys, tm
 
 _COMPILED = """
 import torch
+from baselines.adabin import two_levels, two_levels_gradient
+from baselines.ttq import threshold_and_mean_above
 from lowbit_core.quantizers import basis, piecewise, ste_mask, uniform
 from lowbit_core.quantizers.blocks import as_blocks
 from lowbit_core.quantizers.basis_activation import quantize_and_sum, update_basis
@@ -579,6 +581,8 @@ for function, arguments in (
     (piecewise.quantize_in_pieces_with_codes, (x, edges, levels, False, 6.0, True)),
     (piecewise.pieces_gradient, (x, x, codes, x, slope, None, False, 6.0)),
     (update_basis, (sums, one, 5, 392, "inverse_variance", False)),
+    (two_levels, (w,)), (two_levels_gradient, (z, w, *two_levels(w)[1:], torch.tensor(2.0))),
+    (threshold_and_mean_above, (w, 0.7)),
 ):
     fast = torch.compile(function.eager, dynamic=True, fullgraph=True)(*arguments)
     slow = function.eager(*arguments)

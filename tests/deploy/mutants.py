@@ -11,6 +11,8 @@ from deploy import container, fileformat
 from deploy.network import Network
 from lowbit_core.runtime.errors import InputError
 
+TENSORS = ("image", "scores", *"abcdefghijkqy")  # names in the files, to wire a graph anew
+
 
 def parts(path):
     """(header, arrays) of a file, with the list of the arrays' shapes."""
@@ -26,7 +28,7 @@ def _mutate(value, rng):
         return int(rng.choice([0, -1, value + 1, value * 2, 2**31, 2**63]))
     if isinstance(value, list) and len(value) > 1:
         return value[1:] if rng.random() < 0.5 else [*value, value[0]]
-    choices = [None, 7, "image", "t1", "t2", "counts", "basis", [], {}, 1.5, float("nan")]
+    choices = [None, 7, *TENSORS, "counts", "basis", [], {}, 1.5, float("nan")]
     return choices[rng.integers(len(choices))]
 
 

@@ -95,6 +95,22 @@ def test_a_wrong_table_is_one_sentence(runs, tmp_path, text, message):
     assert message in result.stderr and str(table) in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "x"}, "run pact-s0: seed is 'x': it must be a number"),
+        ({"val_top1": ""}, "run pact-s0: val_top1 is '': it must be a number"),
+        ({"dataset": "../digits"}, "a run's name consists of letters"),
+    ],
+    ids=str,
+)
+def test_a_wrong_cell_is_one_sentence(runs, tmp_path, change, message):
+    table = write_table(tmp_path / "results.csv", seed(0, 60.0) | change)
+    with pytest.raises(InputError, match=message):
+        export_best(table, runs, tmp_path / "models", tmp_path)
+    assert not [*tmp_path.glob("**/*.lowbit")]
+
+
 def test_no_run_at_hand(tmp_path):
     table = write_table(tmp_path / "results.csv", seed(0, 60.0))
     with pytest.raises(InputError, match="holds no folder of a finished quantized run"):

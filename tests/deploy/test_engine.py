@@ -6,10 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from slow_reference import counts, step
-from small_networks import CHANNELS, SIDE, about, network, one_layer, quantized, targets
+from small_networks import CHANNELS, CLASSES, SIDE, about, network, one_layer, quantized, targets
 
 from deploy.engine import plan
 from deploy.export.trace import trace
+from deploy.graph import Add, Graph, Relu
 from deploy.network import Network
 
 RELATIVE = 1e-6  # of the largest output of a layer
@@ -134,3 +135,35 @@ def test_what_is_not_counted_is_listed():
     assert listed["features.0.0"] == "dequantized float32"
     assert listed["features.1.conv.0.0"] == "dequantized depthwise float32"
     assert listed["features.2.conv.0.0"].startswith(("popcount", "matrices"))
+
+
+def _scores_and_slow_scores(tail, output):
+    """Scores by the engine and by the slow form, of the operations `tail` behind a layer `y`."""
+    rng = np.random.default_rng(0)
+    levels = np.array([[-1.0, 0.0, 1.0]])
+    first = one_layer(rng, levels, np.arange(4.0), CLASSES, CLASSES, 1, 1, 1, 0)
+    graph = Graph("image", first.input_shape, output, (*first.operations, *tail))
+    x = rng.normal(0, 1, (1, 1, CLASSES)).astype(np.float32)
+    tensors = {"image": x, "y": step(Network(first, about()).steps[0], x, None)}
+    for op in tail:
+        other = tensors.get(getattr(op, "other", None))
+        top = np.inf if getattr(op, "ceiling", None) is None else op.ceiling
+        source = tensors[op.input]
+        tensors[op.output] = source.clip(0, top) if isinstance(op, Relu) else source + other
+    scores = Network(graph, about()).scores(x.transpose(2, 0, 1)[None])[0]
+    return scores, tensors[output].ravel()
+
+
+@pytest.mark.parametrize("output", ("a", "b", "sum"))
+@pytest.mark.parametrize("ceilings", ((None, 0.3), (0.3, None), (0.3, 0.1)))
+def test_relus_in_a_row(ceilings, output):
+    tail = (Relu("y", "a", ceilings[0]), Relu("a", "b", ceilings[1]), Add("b", "y", "sum"))
+    scores, slow = _scores_and_slow_scores(tail, output)
+    np.testing.assert_allclose(scores, slow, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("output", ("y", "sum"))
+def test_the_scores_may_be_read_by_a_sum_as_well(output):
+    tail = (Add("y", "image", "sum"),)
+    scores, slow = _scores_and_slow_scores(tail, output)
+    np.testing.assert_allclose(scores, slow, rtol=1e-5, atol=1e-6)

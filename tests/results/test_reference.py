@@ -27,7 +27,12 @@ def test_finished_runs_of_a_suite(tmp_path: Path):
 
 
 def train(
-    folder: Path, starts: dict[int, list[str]], version: str, out: Path, lr: float = 0.05
+    folder: Path,
+    starts: dict[int, list[str]],
+    version: str,
+    out: Path,
+    lr: float = 0.05,
+    loader: str = "ffcv",
 ) -> Suite:
     """Runs of {seed: methods} by one version of the code, and their record in `out`."""
     names = {}
@@ -39,7 +44,8 @@ def train(
             names[run] = "run"
     runs = []
     for name, role in names.items():
-        config = RunFolder(folder / name).read_json("config.json") | {"code_version": version}
+        config = RunFolder(folder / name).read_json("config.json")
+        config |= {"code_version": version, "loader": loader}
         (folder / name / "config.json").write_text(json.dumps(config))
         metrics = (folder / name / "metrics.csv").read_text()
         (folder / name / "metrics.csv").write_text(metrics.replace("0.05", str(lr)))
@@ -77,6 +83,14 @@ def test_a_record_grows_by_whole_starts(tmp_path: Path):
     assert list(record.epochs) == [run["config"]["run_id"] for run in record.runs]
     assert all(rows == epochs[run_id] for run_id, rows in record.epochs.items())
     assert record.histograms["run_id"] in record.epochs
+
+
+def test_runs_of_a_machine_without_ffcv_stay_in_the_record(tmp_path: Path):
+    suite = train(tmp_path / "all", {0: ["direct"], 1: ["direct"]}, "new", tmp_path / "unused")
+    train(tmp_path / "a", {0: ["direct"]}, "old", tmp_path / "old", loader="torch")
+    train(tmp_path / "b", {1: ["direct"]}, "new", tmp_path / "new", loader="torch")
+    assert reference.add_earlier(tmp_path / "old", tmp_path / "new", suite) == 2
+    assert {seed for seed, *_ in found(tmp_path / "new")} == {0, 1}
 
 
 def test_epochs_are_those_of_the_training_that_is_kept(tmp_path: Path):

@@ -15,7 +15,7 @@ from torch import nn
 import baselines
 import benchmarks.__main__ as bench
 from baselines.dorefa import DoReFaWeight
-from benchmarks import agreement, document, peers, quantizers, steps, timing
+from benchmarks import agreement, avx2, document, peers, quantizers, steps, timing
 from benchmarks.pages import evidence
 from benchmarks.steps import CORE, peak_bytes
 from lowbit_core.conversion.layers import calibrate
@@ -40,6 +40,21 @@ def test_ratios_are_taken_round_by_round():
     assert timing.ratios({"base": [2.0], "half": [1.0]}, "base")["half"]["ratio"] == 0.5
     two = timing.ratios({"base": [1.0, 1.0], "other": [1.0, 3.0]}, "base")["other"]
     assert 1 <= two["ratio_q1"] < two["ratio"] == 2 < two["ratio_q3"] <= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "held"), (({"avx2"}, False), ({"avx2", "avx512f"}, True), ({"sse4_2"}, None))
+)
+def test_only_a_processor_with_avx512_is_held_to_avx2(words, held, monkeypatch):
+    for name in avx2.LIMITS:
+        monkeypatch.setenv(name, "")  # so that it is set back
+    monkeypatch.setattr(avx2, "processor_words", lambda: words)
+    if held is None:
+        with pytest.raises(InputError, match="this processor has no AVX2"):
+            avx2.hold_to_avx2()
+    else:
+        avx2.hold_to_avx2()
+        assert avx2.held() is held
 
 
 def test_callables_take_turns():

@@ -77,6 +77,9 @@ def test_missing_and_damaged_parcels_are_named(tmp_path, small_parcels):
         (tmp_path / "some.json").write_text(text)
         with pytest.raises(InputError, match="some.json is missing or damaged"):
             parcel.open_parcels(tmp_path, "some")
+    (tmp_path / "some.json").write_text("[]")
+    with pytest.raises(InputError, match="some.json names no parcels of an archive"):
+        parcel.open_parcels(tmp_path, "some")
     with pytest.raises(InputError, match="other.json is missing or damaged"):
         parcel.open_parcels(tmp_path, "other")
 

@@ -58,7 +58,12 @@ def open_parcels(folder: Path, name: str) -> zipfile.ZipFile:
         if not path.is_file() or sha256_file(path) != digest:
             raise InputError(f"{path} is missing or damaged: copy it again")
         whole.write(path.read_bytes())
-    return zipfile.ZipFile(whole)
+    try:
+        return zipfile.ZipFile(whole)
+    except zipfile.BadZipFile as error:
+        raise InputError(
+            f"{index} names no parcels of an archive ({error}): copy it again"
+        ) from error
 
 
 def pack_data(data_dir: Path, out: Path) -> None:
@@ -140,6 +145,7 @@ def merge(sources: Iterable[Path], runs: Path) -> list[str]:
             unpacked = Path(scratch) / f"{number}.new"
             open_parcels(source, RUNS).extractall(unpacked)  # no member's path can lead out of it
             for folder in [path.parent for path in unpacked.glob("*/config.json")]:
+                check_run_id(folder.name)
                 here = chosen.get(folder.name, runs / folder.name)
                 both = [here, folder] if (here / "config.json").exists() else [folder]
                 _check_agreement(both)

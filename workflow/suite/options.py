@@ -17,8 +17,11 @@ from workflow.suite.schema import option_names
 NEXT_WIDTH = "next_width"
 PRETRAINED = "pretrained"
 Bits = tuple[int, int]
-OWN = ("recipe", "run_id", "run_key", "role", "code_version", "predecessor", "teachers")
-"""Keys in which a run with an option differs from the same run without it."""
+OWN = (
+    *("recipe", "run_id", "run_key", "role", "code_version", "predecessor", "teachers"),
+    "loader",
+)
+"""Keys in which a run with an option may differ from the same run without it."""
 
 
 class DoesNotApply(InputError):
