@@ -36,6 +36,8 @@ def double(monkeypatch):
     def build_double(*arguments):
         run = build_run(*arguments)
         run.model.double()
+        if run.ema is not None:
+            run.ema.double()
         return run
 
     def epoch_double(self, e):
@@ -82,12 +84,23 @@ def train(settings, root, runs):
     return train_run(settings, baselines.method(settings["method"]), place)
 
 
-@pytest.mark.parametrize("method", ("fp", "direct", "direct_task", "lq_nets", "pact"))
-def test_two_processes_train_as_one(method, double, digits_root, tmp_path):
+AVERAGED = {"ema": 0.9, "reestimate_batch_norm": 2}
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        *((name, {}) for name in ("fp", "direct", "direct_task", "lq_nets", "pact")),
+        ("fp", AVERAGED),
+    ],
+    ids=str,
+)
+def test_two_processes_train_as_one(method, options, double, digits_root, tmp_path):
     # Without max pooling: among equal values, which quantization makes, the last bit would decide.
     network = {"arch": "resnet20", "arch_options": {"width": 8, "stem": "small_stride2"}}
     # With these bits no channel dies: of one that is constant, rounding would decide the gradient.
     settings = config(method, w=4, a=8, **STEPS | {"epochs": 1}, **network)
+    settings["recipe"] |= options
     train(settings, digits_root, tmp_path / "one")
     together(tmp_path / "two", train, settings, digits_root, tmp_path / "two")
     one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
