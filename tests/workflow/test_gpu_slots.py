@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from workflow import gpu_slots
 from workflow.gpu_slots import take_slot
@@ -37,16 +39,19 @@ def test_processes_spread_and_a_dead_one_frees_its_slot(tmp_path):
 
 
 def test_a_full_machine_makes_the_next_wait(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu_slots, "WAIT_SECONDS", 0.01)
+    slept = threading.Event()
+
+    def sleep(_seconds):
+        slept.set()
+        time.sleep(0.01)
+
+    monkeypatch.setattr(gpu_slots, "time", SimpleNamespace(sleep=sleep))
     first = take_slot(["a"], 1, tmp_path)
     got = []
     waiting = threading.Thread(target=lambda: got.append(take_slot(["a"], 1, tmp_path)))
     waiting.start()
-    message = ""
-    while not message:  # the other thread prints that it waits
-        message += capsys.readouterr().err
-    assert got == []
+    assert slept.wait(60) and got == []
     first.lock.close()
-    waiting.join()
+    waiting.join(60)
     assert [slot.device for slot in got] == [0]
-    assert message + capsys.readouterr().err == "waiting for a GPU: 1 processes use each\n"
+    assert capsys.readouterr().err == "waiting for a GPU: 1 processes use each\n"
