@@ -42,8 +42,8 @@ def best_runs(table: Path, runs: Path) -> list[dict[str, str]]:
         if is_wanted and is_quantized and not row["options"] and (runs / row["run_id"]).is_dir():
             setting = tuple(row[name] for name in SETTING)
             known = best.get(setting)
-            accuracies = [_number(each, "val_top1", table) for each in (row, known) if each]
-            if known is None or accuracies[0] > accuracies[1]:
+            accuracy = _number(row, "val_top1", table)
+            if known is None or accuracy > float(known["val_top1"]):
                 best[setting] = row
     if not best:
         raise InputError(f"{runs} holds no folder of a finished quantized run of {table}")
@@ -66,10 +66,11 @@ def export_best(table: Path, runs: Path, out: Path, data: Path) -> list[dict[str
     top1 is the test accuracy after training, file_top1 that of the file on all test images, and
     agreement the share of these to which torch gives the same class, all in percent.
     """
-    index = []
+    index, pattern = [], "{dataset}-{arch}-{method}-w{w_bits}a{a_bits}.lowbit"
+    rows = best_runs(table, runs)
+    names = [check_run_id(pattern.format(**row)) for row in rows]  # before any work starts
     out.mkdir(parents=True, exist_ok=True)
-    for row in best_runs(table, runs):
-        name = check_run_id("{dataset}-{arch}-{method}-w{w_bits}a{a_bits}.lowbit".format(**row))
+    for name, row in zip(names, rows, strict=True):
         folder = runs / row["run_id"]
         size = export_run(folder, out / name, data)
         found = check_run(out / name, folder, data)

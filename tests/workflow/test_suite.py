@@ -245,7 +245,8 @@ def test_an_unknown_recipe_is_named_even_beside_odd_names():
 def test_an_unknown_suite_is_refused():
     with pytest.raises(
         InputError,
-        match="'fast'.*cpu_short, eight_bits, flip_tuning, paper, paper_shortcut_fp, precision",
+        match="'fast'.*cpu_short, eight_bits, flip_tuning, paper, paper_shortcut_fp, precision, "
+        "quick, smoke",
     ):
         load_suite("fast")
 
@@ -412,7 +413,9 @@ def test_all_methods_means_those_of_the_main_table():
     assert names == {m.name for m in baselines.METHODS.values() if not m.ablation}
 
 
-@pytest.mark.parametrize("name", ("quick", "paper", "smoke", "eight_bits", "flip_tuning"))
+@pytest.mark.parametrize(
+    "name", ("quick", "paper", "smoke", "cpu_short", "tuning", "flip_tuning", "eight_bits")
+)
 def test_names_are_safe_for_paths_and_shells(name):
     for job in load_suite(name).jobs.values():
         assert re.fullmatch(r"[A-Za-z0-9_]+-[a-z0-9]+-s\d+-[0-9a-f]{8}-[a-z]+\d*", job.name)
