@@ -33,7 +33,8 @@ class Network:
 
     Results are the same to the bit on every instruction set, with any number of threads and with
     every kernel. kernel: None measures the kernels that serve a layer and takes the fastest;
-    `popcount`, `tables`, `products` or `matrices` is taken wherever it serves, else popcount.
+    `popcount`, `tables`, `products`, `matrices` or `wide` (tables of 64 outputs) is taken wherever
+    it serves, else popcount.
     """
 
     def __init__(

@@ -50,16 +50,15 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> int:
 
     Runs are compared in pairs that start from the same full-precision network, and that network
     has other weights on another machine or by other code. So the runs of a start stay together: of
-    a start that both records have, the record with more runs of it counts, and `new` if they have
-    as many. Runs whose setting is no longer in the suite are left out. Raises InputError if a
-    record is damaged.
+    a start that was trained again, the record with more runs of it counts, and `new` if they have
+    as many. A start that both records share (see workflow/starts.py) has the runs of both. Runs
+    whose setting is no longer in the suite are left out. Raises InputError if a record is damaged.
     """
     records = Record(new), Record(earlier)
     new_runs, old_runs = (record.trained for record in records)
     settings = {_setting(run) for run in suite.runs}
     old_runs = [run for run in old_runs if _setting(run["config"]) in settings]
-    kept = _of_fuller_starts(old_runs, new_runs, ties=False)
-    stays = _of_fuller_starts(new_runs, old_runs, ties=True)
+    stays, kept = _joined_starts(new_runs, old_runs)
     if not kept:
         return 0
     order = {_setting(run): place for place, run in reversed(list(enumerate(suite.runs)))}
@@ -103,15 +102,26 @@ def _by_start(runs: Iterable[dict]) -> dict[tuple, list[dict]]:
     return starts
 
 
-def _of_fuller_starts(runs: list[dict], others: list[dict], *, ties: bool) -> list[dict]:
-    """The runs of the starts of which `others` has fewer runs (with `ties`: no more)."""
-    theirs = _by_start(others)
-    return [
-        run
-        for start, mine in _by_start(runs).items()
-        for run in mine
-        if len(mine) > len(theirs.get(start, ())) - ties
-    ]
+def _joined_starts(new: list[dict], old: list[dict]) -> tuple[list[dict], list[dict]]:
+    """What stays of the runs in `new`, and what is kept of those in `old` (see add_earlier)."""
+    by_start = _by_start(new), _by_start(old)
+    stays, kept = [], []
+    for start in {**by_start[0], **by_start[1]}:
+        ours, theirs = (runs.get(start, []) for runs in by_start)
+        if _networks(ours) and _networks(ours) == _networks(theirs):
+            again = {_setting(run["config"]) for run in ours}
+            stays += ours
+            kept += [run for run in theirs if _setting(run["config"]) not in again]
+        elif len(ours) >= len(theirs):
+            stays += ours
+        else:
+            kept += theirs
+    return stays, kept
+
+
+def _networks(runs: list[dict]) -> list[dict]:
+    """The results of the full-precision starts among `runs`; with their times, no two are equal."""
+    return [run["final"] for run in runs if run["config"]["pretrained"] is None]
 
 
 def _joined(name: str, parts: list[tuple[Path, set[str]]], ids: list[str]) -> str:

@@ -23,7 +23,8 @@ void prepare_counts(Layer& layer) {
         for (int g = 0; g < s.w_groups; g++)
             layer.w_value[size_t(g) * outputs + o] = s.w_value[size_t(o) * s.w_groups + g];
     }
-    layer.tile_wide = layer.kernel->pixels;
+    const int parts = (s.out_wide + layer.kernel->pixels - 1) / layer.kernel->pixels;
+    layer.tile_wide = (s.out_wide + parts - 1) / parts;  // equal parts of a row
     layer.kernel->pack_weights(layer);
     if (s.a_offset == 0) return;
     // prefix[y][x][g][o]: the sum of W_g over the taps above y and left of x.
@@ -114,21 +115,8 @@ struct Row {
     float* y;
     size_t outputs;  // values between pixels of y, of other and of codes
     uint8_t* codes;  // null, or where codes go instead of floats to y
-    const Step* quantizer;
+    const Reached* reached;  // by which thresholds
 };
-
-// Only steps that use a kernel for processors with AVX-512 read codes.
-inline void put_codes(const Row& row, Floats y, size_t at) {
-#if defined(__AVX512BW__)
-    __m512i code = _mm512_setzero_si512();
-    for (int i = 0; i < row.quantizer->thresholds; i++) {
-        const __m512 t = _mm512_set1_ps(row.quantizer->threshold[i]);
-        const __mmask16 reached = _mm512_cmp_ps_mask((__m512)y, t, _CMP_GE_OQ);
-        code = _mm512_mask_add_epi32(code, reached, code, _mm512_set1_epi32(1));
-    }
-    _mm_storeu_si128((__m128i*)(row.codes + at), _mm512_cvtepi32_epi8(code));
-#endif
-}
 
 inline Floats floats_of(const int32_t* counts) {
     return __builtin_convertvector(read<Integers>(counts), Floats);
@@ -174,12 +162,15 @@ void finish(const Values& v, const Row& row) {
                 total = total > 0 ? total : Floats{};
                 total = total < ceiling ? total : ceiling;
             }
-            if (row.codes)
-                put_codes(row, total, at);
-            else if (left == FLOATS)
+            if (row.codes) {
+                const FewBytes codes = bytes_of((*row.reached)(total));
+                std::memcpy(row.codes + at, &codes, sizeof codes);
+            } else if (left == FLOATS) {
                 std::memcpy(row.y + at, &total, sizeof total);
-            else
-                std::memcpy(row.y + at, &total, sizeof(float) * left);
+            } else {  // of a copy, so that the total itself stays in a register
+                const Floats few = total;
+                std::memcpy(row.y + at, &few, sizeof(float) * left);
+            }
         }
     }
 }
@@ -241,30 +232,38 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
     const size_t each = size_t(s.w_groups) * terms * BLOCK;
     const Finish finish = finish_for(terms, s.w_groups, s.a_halves != 0);
     const bool needs_sums = kernel.needs_sums || s.w_offset;
-    const auto rows_of = [&](int block, int row, int32_t* made) {
-        const int rows = std::min(layer.tile_high, s.out_high - row);
-        const Values values = values_of(layer, block);
-        for (int column = 0; column < s.out_wide; column += layer.tile_wide) {
-            const Tile t{row, column, std::min(layer.tile_wide, s.out_wide - column), block, rows};
-            const size_t pixel = size_t(row) * s.out_wide + column;
-            kernel.tile(layer, packed, t, patches + pixel * terms, made);
-            if (terms > s.a_groups) add_offset_terms(layer, t, made);
-            if (counts) store_counts(layer, t, made, counts);
-            for (int r = 0; r < rows; r++) {
-                const size_t first = pixel + size_t(r) * s.out_wide, at = first * s.outputs + block * BLOCK;
-                finish(values, {t.n, made + size_t(r) * t.n * each, patches + first * terms,
-                                other ? other + at : nullptr, y + at, size_t(s.outputs),
-                                handed.quantizer ? (uint8_t*)y + at : nullptr, handed.quantizer});
-            }
+    const Step* next = handed.quantizer;
+    const Reached reached(next ? next->threshold : nullptr, next ? next->thresholds : 0);
+    const auto finish_tile = [&](const Tile& t, int32_t* made) {  // of one block
+        if (terms > s.a_groups) add_offset_terms(layer, t, made);
+        if (counts) store_counts(layer, t, made, counts);
+        const Values values = values_of(layer, t.block);
+        for (int r = 0; r < t.rows; r++) {
+            const size_t first = size_t(t.y + r) * s.out_wide + t.x, at = first * s.outputs + t.block * BLOCK;
+            finish(values, {t.n, made + size_t(r) * t.n * each, patches + first * terms,
+                            other ? other + at : nullptr, y + at, size_t(s.outputs),
+                            next ? (uint8_t*)y + at : nullptr, &reached});
         }
     };
-    const Order order{layer.blocks(), (s.out_high + layer.tile_high - 1) / layer.tile_high, layer.tile_high,
+    const auto rows_of = [&](int block, int row, int32_t* made) {
+        const int rows = std::min(layer.tile_high, s.out_high - row);
+        const int blocks = std::min(layer.tile_blocks, layer.blocks() - block);
+        for (int column = 0; column < s.out_wide; column += layer.tile_wide) {
+            Tile t{row, column, std::min(layer.tile_wide, s.out_wide - column), block, rows};
+            const size_t pixel = size_t(row) * s.out_wide + column;
+            kernel.tile(layer, packed, t, patches + pixel * terms, made);
+            for (int32_t* own = made; t.block < block + blocks; t.block++, own += each * t.pixels())
+                finish_tile(t, own);
+        }
+    };
+    const Order order{(layer.blocks() + layer.tile_blocks - 1) / layer.tile_blocks,
+                      (s.out_high + layer.tile_high - 1) / layer.tile_high, layer.tile_high,
                       !layer.by_block && layer.packed.size() * sizeof(uint32_t) <
                                              size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
 #pragma omp parallel num_threads(threads)
     {
         // Not std::vector, which would fill them with zeros first.
-        const size_t most = each * (size_t(layer.tile_wide) * layer.tile_high + MARGIN);
+        const size_t most = each * (size_t(layer.tile_wide) * layer.tile_high * layer.tile_blocks + MARGIN);
         const std::unique_ptr<int32_t[]> made(new int32_t[most]);
         const std::unique_ptr<int32_t[]> columns(new int32_t[size_t(wide) * s.a_groups]);
 #pragma omp for
@@ -285,7 +284,8 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
         }
         if (kernel.begin) kernel.begin(layer);
 #pragma omp for nowait  // the end of the parallel part waits
-        for (int i = 0; i < order.count(); i++) rows_of(order.block(i), order.row(i), made.get());
+        for (int i = 0; i < order.count(); i++)
+            rows_of(order.block(i) * layer.tile_blocks, order.row(i), made.get());
         if (kernel.end) kernel.end();
     }
 }

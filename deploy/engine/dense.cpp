@@ -15,7 +15,8 @@ namespace {
 
 constexpr int PART = 64;
 constexpr int VECTORS = BLOCK / FLOATS;
-constexpr int PIXELS = FLOATS == 16 ? 12 : FLOATS == 8 ? 5 : 2;
+// So many that the registers of AVX-512 hold the sums and the parts, and those of AVX2 the parts.
+constexpr int PIXELS = FLOATS == 16 ? 6 : FLOATS == 8 ? 5 : 2;
 constexpr int BLOCKS = FLOATS == 16 ? 2 : 1;  // at a time, so that each input is read once for both
 
 struct Operands {
@@ -29,7 +30,7 @@ struct Operands {
 template <int X, int B>
 void products(const Operands& at, float* sums) {
     constexpr int V = B * VECTORS;
-    std::memset(sums, 0, sizeof(float) * X * B * BLOCK);
+    Floats total[X][V] = {};
     const float* weight = at.weight;
     const size_t block = size_t(at.rows) * at.run * BLOCK;
     for (int row = 0; row < at.rows; row++)
@@ -49,13 +50,12 @@ void products(const Operands& at, float* sums) {
                     for (int v = 0; v < V; v++) part[k][v] = fused(w[v], all, part[k][v]);
                 }
             }
+#pragma GCC unroll 12
             for (int k = 0; k < X; k++)
-                for (int v = 0; v < V; v++) {
-                    float* to = sums + k * B * BLOCK + v * FLOATS;
-                    const Floats sum = read<Floats>(to) + part[k][v];
-                    std::memcpy(to, &sum, sizeof sum);
-                }
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) total[k][v] += part[k][v];
         }
+    std::memcpy(sums, total, sizeof total);
 }
 
 using Products = void (*)(const Operands&, float*);
@@ -69,27 +69,34 @@ constexpr std::array<Products, sizeof...(X)> up_to(std::integer_sequence<int, X.
 constexpr std::array<Products, PIXELS> PRODUCTS_OF[] = {
     up_to<1>(std::make_integer_sequence<int, PIXELS>{}), up_to<BLOCKS>(std::make_integer_sequence<int, PIXELS>{})};
 
-// The outputs of a pixel and a block: the sums with shift, the other tensor and ReLU.
-void finish(const Layer& layer, int block, const float* sums, const float* other, float* y) {
+// The outputs of n pixels and a block: the sums, `step` floats apart, with shift, the other tensor and ReLU.
+void finish(const Layer& layer, int block, int n, const float* sums, int step, const float* other, float* y) {
     const Step& s = layer.step;
     const int first = block * BLOCK, used = std::min(BLOCK, s.outputs - first);
-    const float* shift = layer.shift.data() + first;
-    if (used == BLOCK) {
-#pragma GCC unroll 4
-        for (int lane = 0; lane < BLOCK; lane += FLOATS) {
-            Floats total = read<Floats>(sums + lane) + read<Floats>(shift + lane);
-            if (other) total += read<Floats>(other + lane);
-            if (s.relu) {
-                total = total > 0 ? total : Floats{};
-                total = total < s.ceiling ? total : Floats{} + s.ceiling;
+    const float* shifts = layer.shift.data() + first;
+    if (used < BLOCK) {
+        for (int k = 0; k < n; k++, sums += step)
+            for (int lane = 0; lane < used; lane++) {
+                const size_t at = size_t(k) * s.outputs + lane;
+                const float sum = sums[lane] + shifts[lane];
+                y[at] = limited(s, other ? sum + other[at] : sum);
             }
-            std::memcpy(y + lane, &total, sizeof total);
-        }
         return;
     }
-    for (int lane = 0; lane < used; lane++) {
-        const float sum = sums[lane] + shift[lane];
-        y[lane] = limited(s, other ? sum + other[lane] : sum);
+    const Floats ceiling = Floats{} + s.ceiling;
+#pragma GCC unroll 4
+    for (int lane = 0; lane < BLOCK; lane += FLOATS) {
+        const Floats shift = read<Floats>(shifts + lane);
+        for (int k = 0; k < n; k++) {
+            const size_t at = size_t(k) * s.outputs + lane;
+            Floats total = read<Floats>(sums + k * step + lane) + shift;
+            if (other) total += read<Floats>(other + at);
+            if (s.relu) {
+                total = total > 0 ? total : Floats{};
+                total = total < ceiling ? total : ceiling;
+            }
+            std::memcpy(y + at, &total, sizeof total);
+        }
     }
 }
 
@@ -106,11 +113,11 @@ void run_row(const Layer& layer, const float* x, int block, int blocks, int oy, 
         const int n = (s.out_wide - ox + parts - part - 1) / (parts - part);
         PRODUCTS_OF[blocks > 1][n - 1](at, sums);
         at.x += n * at.pixel;
-        for (int k = 0; k < n; k++, ox++)
-            for (int b = 0; b < blocks; b++) {
-                const size_t to = (size_t(oy) * s.out_wide + ox) * s.outputs + (block + b) * BLOCK;
-                finish(layer, block + b, sums + (k * blocks + b) * BLOCK, other ? other + to : nullptr, y + to);
-            }
+        for (int b = 0; b < blocks; b++) {
+            const size_t to = (size_t(oy) * s.out_wide + ox) * s.outputs + (block + b) * BLOCK;
+            finish(layer, block + b, n, sums + b * BLOCK, blocks * BLOCK, other ? other + to : nullptr, y + to);
+        }
+        ox += n;
     }
 }
 

@@ -6,21 +6,31 @@
 #include <cstdint>
 #include <vector>
 
+#include "reached.h"
 #include "step.h"
 
 struct Kernel;
+
+// Of a plane of weights and one of inputs: counts[place] += factor x ones, for each pixel, or
+// counts[place] = factor x ones - each x sums[term] where it is the first of its groups.
+struct Pair {
+    int place, factor, each, term;
+    bool first;
+};
 
 // A step with what was made from it at load.
 struct Layer {
     Step step;
     const Kernel* kernel = nullptr;
     std::vector<uint32_t> packed;     // COUNTS: weights in the kernel's layout
+    std::vector<Pair> pairs;          // popcount.cpp: all pairs of planes, a chunk after the other
     std::vector<float> weight, shift; // in blocks of output channels, filled up with zeros
     std::vector<float> w_value, w_offset;
     std::vector<int32_t> prefix;      // sums of W_g over taps, for inputs with an offset
     int padded_high() const { return step.high + 2 * step.pad_high; }
     int padded_wide() const { return step.wide + 2 * step.pad_wide; }
     int tile_wide = 1, tile_high = 1;  // output pixels of a tile, at most
+    int tile_blocks = 1;               // blocks of outputs of a tile; there may be fewer
     int unit_pixels = 1, unit_rows = 1;  // of a matrix, with what lies between its rows (matrices.cpp)
     bool by_block = false;  // a block's weights are made ready once: its tiles must follow one another
     int blocks() const { return (step.outputs + BLOCK - 1) / BLOCK; }
@@ -28,15 +38,15 @@ struct Layer {
     int a_terms() const { return step.a_groups + (step.a_offset != 0); }
 };
 
-// Where a tile lies: n output pixels (y, x) to (y, x + n - 1), the same of the rows below it, and a
-// block of output channels.
+// Where a tile lies: n output pixels (y, x) to (y, x + n - 1), the same of the rows below it, and its
+// first block of output channels.
 struct Tile {
     int y, x, n, block, rows;
     int pixels() const { return n * rows; }
 };
 
 constexpr int MARGIN = 16;
-constexpr int MOST_HANDED = 15;  // thresholds of a quantizer whose codes one step hands to another
+constexpr int MOST_HANDED = MOST_REACHED;  // thresholds of a quantizer whose codes one step hands to another
 
 // Tensors that are codes, one byte each, in place of floats: numbers of the thresholds reached.
 struct Handed {
@@ -53,10 +63,10 @@ struct Kernel {
     void (*pack_rows)(const Layer&, const float* x, uint8_t* packed, int first, int end);
     // A_h of each pixel of a row of the padded input, summed over its channels: (W + 2 pw, a_groups).
     void (*row_sums)(const Layer&, const uint8_t* packed, int row, int32_t* sums);
-    // At most, of a tile, in one row; pack_weights may set tile_wide, tile_high and by_block.
+    // At most, of a tile, in one row; pack_weights may set tile_wide, tile_high, tile_blocks and by_block.
     int pixels;
-    // counts[i][g][h][lane] = sum of W_g A_h over the taps of the tile's pixel i, for the block's
-    // outputs. sums[i][h]: sum of A_h over the taps. h runs over a_terms(); only a_groups are written.
+    // counts[b][i][g][h][lane] = sum of W_g A_h over the taps of the tile's pixel i, for the outputs of
+    // its block b. sums[i][h]: sum of A_h over the taps. h runs over a_terms(); only a_groups are written.
     // What lies behind the counts of the tile may be overwritten, as far as counts of MARGIN pixels.
     void (*tile)(const Layer&, const uint8_t* packed, Tile, const int32_t* sums, int32_t* counts);
     bool needs_sums;  // whether tile reads sums

@@ -16,7 +16,7 @@ from lowbit_core.runtime.errors import InputError
 
 COUNT, DENSE, DEPTHWISE, DEQUANTIZE, ADD, RELU, MAX_POOL, MEAN_POOL = range(8)  # Kind in step.h
 LINE = 16  # floats: tensors begin at a multiple of it
-KERNELS = ("popcount", "tables", "products", "matrices")  # as in kernels/choose.cpp
+KERNELS = ("popcount", "tables", "products", "matrices", "wide")  # as in kernels/choose.cpp
 
 
 @dataclass(frozen=True, eq=False)

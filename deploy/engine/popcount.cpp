@@ -4,9 +4,11 @@
 // without a gap, so that one row of a convolution's taps is one run of bits. It is read as 32-bit
 // words from any byte; the weights' bits beyond the run are zero.
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "kernel.h"
-#include "lanes.h"
+#include "kernels/codes.h"
 
 namespace {
 
@@ -26,9 +28,38 @@ size_t input_bytes(const Layer& layer) {
     return row_bytes(layer) * layer.padded_high() * layer.step.a_planes;
 }
 
+constexpr int MOST_P = 4, MOST_J = 4;  // planes of weights and of inputs that are counted together
+
+// Call chunk(p0, P, j0, J) for P planes of weights from p0 and J of inputs from j0, until all have met.
+template <class F>
+void each_chunk(const Step& s, F chunk) {
+    for (int p0 = 0; p0 < s.w_planes; p0 += MOST_P) {
+        const int P = std::min(MOST_P, s.w_planes - p0), most = P > 2 ? 2 : MOST_J;
+        for (int j0 = 0; j0 < s.a_planes; j0 += most) chunk(p0, P, j0, std::min(most, s.a_planes - j0));
+    }
+}
+
+void set_pairs(Layer& layer) {
+    const Step& s = layer.step;
+    layer.pairs.clear();
+    std::vector<bool> met(size_t(s.w_groups) * layer.a_terms());
+    each_chunk(s, [&](int p0, int P, int j0, int J) {
+        for (int p = p0; p < p0 + P; p++)
+            for (int j = j0; j < j0 + J; j++) {
+                int each = 0;
+                for (int q = 0; q < s.w_planes; q++) each += s.w_group[q] == s.w_group[p] ? s.w_multiplier[q] : 0;
+                const int place = s.w_group[p] * layer.a_terms() + s.a_group[j];
+                layer.pairs.push_back({place * BLOCK, 2 * s.w_multiplier[p] * s.a_multiplier[j], each, s.a_group[j],
+                                       !met[place]});
+                met[place] = true;
+            }
+    });
+}
+
 // Weights [sub-block][kernel row][word][plane][lane].
 void pack_weights(Layer& layer) {
     const Step& s = layer.step;
+    set_pairs(layer);
     const int lanes = Lanes::count, width = words(s), bytes = channel_bytes(s);
     const size_t row = size_t(s.kernel_high) * width * s.w_planes * lanes;
     layer.packed.assign(row * SUBBLOCKS * layer.blocks(), 0);
@@ -45,37 +76,92 @@ void pack_weights(Layer& layer) {
                 }
 }
 
-// The bits of a code are an XOR of "x >= t": bit j changes at those t where its value does.
-void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, int end) {
-    const Step& s = layer.step;
+constexpr int MANY = 64;  // codes whose bits are taken together
+
+// Bit i: the bit of code number i, from a table of the bits of all numbers, in the highest of a byte.
+uint64_t bits_of(const uint8_t* numbers, const uint8_t* table) {
+#if defined(__AVX512BW__)
+    const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
+    return _mm512_movepi8_mask(_mm512_shuffle_epi8(all, _mm512_loadu_si512(numbers)));
+#else
+    uint64_t bits = 0;
+#if defined(__SSSE3__)
+    const __m128i all = _mm_loadu_si128((const __m128i*)table);
+    for (int i = 0; i < MANY; i += 16) {
+        const __m128i some = _mm_shuffle_epi8(all, _mm_loadu_si128((const __m128i*)(numbers + i)));
+        bits |= uint64_t(_mm_movemask_epi8(some)) << i;
+    }
+#else
+    for (int i = 0; i < MANY; i++) bits |= uint64_t(table[numbers[i]] >> 7) << i;
+#endif
+    return bits;
+#endif
+}
+
+// The planes of a row of n codes, a multiple of eight, each `row` bytes behind the one before it.
+void pack_numbers(const Step& s, const uint8_t* numbers, int n, uint8_t* to, size_t row) {
+    uint8_t table[MOST_PLANES][MOST_HANDED + 1] = {};
+    for (int j = 0; j < s.a_planes; j++)
+        for (int q = 0; q <= s.thresholds; q++) table[j][q] = s.a_bits[j * (s.thresholds + 1) + q] << 7;
+    for (int i = 0; i < n; i += MANY, numbers += MANY, to += MANY / 8) {
+        uint8_t last[MANY] = {};
+        const bool whole = n - i >= MANY;
+        if (!whole) std::memcpy(last, numbers, n - i);
+        for (int j = 0; j < s.a_planes; j++) {
+            const uint64_t bits = bits_of(whole ? numbers : last, table[j]);
+            std::memcpy(to + j * row, &bits, whole ? 8 : (n - i) / 8);
+        }
+    }
+}
+
+// The same from floats, of any number of channels and thresholds: the bits of a code are an XOR of
+// "x >= t", since bit j changes at those t where its value does.
+void pack_row(const Step& s, const float* x, uint8_t* to, size_t row) {
     const int bytes = channel_bytes(s);
-    const size_t row = row_bytes(layer);
     std::vector<uint64_t> changes(s.thresholds);
     for (int i = 0; i < s.thresholds; i++)
         for (int j = 0; j < s.a_planes; j++) {
             const uint8_t* bits = s.a_bits + j * (s.thresholds + 1);
             changes[i] |= uint64_t(bits[i] ^ bits[i + 1]) << 8 * j;
         }
+    for (int pixel = 0; pixel < s.wide; pixel++, x += s.channels)
+        for (int b = 0; b < bytes; b++, to++) {
+            const int left = s.channels - 8 * b;
+            float few[8] = {};
+            const float* eight = x + 8 * b;
+            if (left < 8) eight = (float*)std::memcpy(few, eight, 4 * left);
+            uint64_t planes = 0;
+            for (int i = 0; i < s.thresholds; i++) planes ^= reaches(eight, s.threshold[i]) * changes[i];
+            const uint8_t mask = left < 8 ? uint8_t((1 << left) - 1) : 255;
+            for (int j = 0; j < s.a_planes; j++) to[j * row] = uint8_t(planes >> 8 * j) & mask;
+        }
+}
+
+// In is float or, for codes that an earlier step wrote, uint8_t.
+template <class In>
+void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) {
+    const Step& s = layer.step;
+    const size_t row = row_bytes(layer);
+    const int n = s.wide * s.channels;
+    Staircase stairs(s);
+    std::fill(stairs.rise, stairs.rise + stairs.steps, 1);
+    std::vector<uint8_t> numbers(n);
     for (int padded = first; padded < end; padded++) {
         uint8_t* to = packed + row * s.a_planes * padded;
         const int y = padded - s.pad_high;
         if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
         std::memset(to, 0, row * s.a_planes);
         if (y < 0 || y >= s.high) continue;
-        const float* from = x + size_t(y) * s.wide * s.channels;
-        to += s.pad_wide * bytes;
-        for (int pixel = 0; pixel < s.wide; pixel++, from += s.channels)
-            for (int b = 0; b < bytes; b++, to++) {
-                const int left = s.channels - 8 * b;
-                float few[8] = {};
-                const float* eight = from + 8 * b;
-                if (left < 8) eight = (float*)std::memcpy(few, eight, 4 * left);
-                uint64_t planes = 0;
-                for (int i = 0; i < s.thresholds; i++)
-                    planes ^= reaches(eight, s.threshold[i]) * changes[i];
-                const uint8_t mask = left < 8 ? uint8_t((1 << left) - 1) : 255;
-                for (int j = 0; j < s.a_planes; j++) to[j * row] = uint8_t(planes >> 8 * j) & mask;
-            }
+        const In* from = x + size_t(y) * n;
+        to += s.pad_wide * channel_bytes(s);
+        if constexpr (sizeof(In) == 1) {
+            pack_numbers(s, from, n, to, row);
+        } else if (s.channels % 8 == 0 && s.thresholds <= MOST_HANDED) {
+            codes_of(stairs, from, n, numbers.data());
+            pack_numbers(s, numbers.data(), n, to, row);
+        } else {
+            pack_row(s, from, to, row);
+        }
     }
 }
 
@@ -98,27 +184,46 @@ void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums)
     }
 }
 
+constexpr int MOST_PIXELS = 8;  // whose counts are in registers
+constexpr int TILE = 32;
+
 // One row of pixels of a tile against one vector of outputs.
 struct Operands {
     const uint32_t* weights;  // of the first plane of the chunk, plane stride Lanes::count
     const uint8_t* input;     // of the first plane of the chunk at the first pixel's first tap
     size_t row, plane;        // bytes between kernel rows and between planes of the input
     int w_planes, pixel, kernel_high, words;
+    const Pair* pairs;        // (P, J)
+    int32_t* counts;          // of the first pixel
+    const int32_t* sums;
+    int each, terms;          // counts and sums of a pixel
 };
 
-// ones[x][p][j][lane] = number of ones of w_p & a_j, for P planes of weights and J of inputs.
+typedef int32_t Sums __attribute__((vector_size(4 * Lanes::count)));
+
+// Count the ones of w_p & a_j, for P planes of weights, J of inputs and X pixels.
 template <int P, int J, int X>
-void count_ones(const Operands& at, int32_t* ones) {
+void count_ones(const Operands& at) {
     using V = Lanes::V;
     constexpr int lanes = Lanes::count;
-    std::memset(ones, 0, sizeof(int32_t) * X * P * J * lanes);
-    V counts[X][P][J];
+    V counts[X][P * J];
     int left = 0;
+    bool again = false;
     auto flush = [&] {
-        for (int x = 0; x < X; x++)
-            for (int p = 0; p < P; p++)
-                for (int j = 0; j < J; j++)
-                    Lanes::add_to(ones + ((x * P + p) * J + j) * lanes, Lanes::whole(counts[x][p][j]));
+#pragma GCC unroll 8
+        for (int k = 0; k < P * J; k++) {
+            const Pair& pair = at.pairs[k];
+            int32_t* to = at.counts + pair.place;
+            const int32_t* sum = at.sums + pair.term;
+            const bool first = pair.first && !again;
+#pragma GCC unroll 8
+            for (int x = 0; x < X; x++, to += at.each, sum += at.terms) {
+                const Sums start = first ? Sums{} - pair.each * *sum : read<Sums>(to);
+                const Sums total = start + (Sums)Lanes::whole(counts[x][k]) * pair.factor;
+                std::memcpy(to, &total, sizeof total);
+            }
+        }
+        again = true;
     };
     const uint32_t* weights = at.weights;
     for (int ky = 0; ky < at.kernel_high; ky++) {
@@ -126,9 +231,8 @@ void count_ones(const Operands& at, int32_t* ones) {
         for (int first = 0; first < at.words;) {
             if (left == 0) {
                 left = Lanes::most;
-                for (auto& a : counts)
-                    for (auto& b : a)
-                        for (auto& c : b) c = Lanes::zero();
+                for (auto& pixel : counts)
+                    for (auto& count : pixel) count = Lanes::zero();
             }
             const int end = std::min(at.words, first + left);
             left -= end - first;
@@ -144,7 +248,7 @@ void count_ones(const Operands& at, int32_t* ones) {
                             read<uint32_t>(row + x * at.pixel + j * at.plane + 4 * first));
 #pragma GCC unroll 4
                         for (int p = 0; p < P; p++)
-                            counts[x][p][j] = Lanes::add_bits(counts[x][p][j], w[p], a);
+                            counts[x][p * J + j] = Lanes::add_bits(counts[x][p * J + j], w[p], a);
                     }
             }
             if (left == 0) flush();
@@ -153,86 +257,60 @@ void count_ones(const Operands& at, int32_t* ones) {
     if (left != 0) flush();
 }
 
-constexpr int MOST_PIXELS = 8;
-constexpr int MOST_PAIRS = 8;  // of a plane of weights and one of inputs, counted together
 constexpr int tile_pixels(int planes) {
     return std::max(1, std::min(MOST_PIXELS, Lanes::registers / planes));
 }
 
-// As many pixels at a time as registers hold counts of; then half as many, and so on.
-template <int P, int J, int X = tile_pixels(P* J)>
-void count_pixels(Operands at, int n, int32_t* ones) {
-    for (; n >= X; n -= X, at.input += X * at.pixel, ones += X * P * J * Lanes::count)
-        count_ones<P, J, X>(at, ones);
-    if constexpr (X > 1)
-        if (n > 0) count_pixels<P, J, X / 2>(at, n, ones);
+// So many pixels at a time have their counts in registers.
+template <int P, int J>
+constexpr int ROOM = std::max(1, std::min(MOST_PIXELS, Lanes::registers / (P * J)));
+
+using Count = void (*)(const Operands&);
+template <int P, int J, int... X>
+constexpr std::array<Count, sizeof...(X)> up_to(std::integer_sequence<int, X...>) {
+    return {count_ones<P, J, X + 1>...};
 }
 
-using Count = void (*)(Operands, int, int32_t*);
-constexpr int MOST_P = 4, MOST_J = 4;
-constexpr Count COUNT[MOST_P][MOST_J] = {
+// n pixels, in parts as equal as can be.
+template <int P, int J>
+void count_pixels(Operands at, int n) {
+    static constexpr auto COUNT = up_to<P, J>(std::make_integer_sequence<int, ROOM<P, J>>{});
+    for (int parts = (n + ROOM<P, J> - 1) / ROOM<P, J>; parts > 0; parts--) {
+        const int X = (n + parts - 1) / parts;
+        COUNT[X - 1](at);
+        n -= X;
+        at.input += X * at.pixel;
+        at.counts += X * at.each;
+        at.sums += X * at.terms;
+    }
+}
+
+constexpr void (*COUNT[MOST_P][MOST_J])(Operands, int) = {
     {count_pixels<1, 1>, count_pixels<1, 2>, count_pixels<1, 3>, count_pixels<1, 4>},
     {count_pixels<2, 1>, count_pixels<2, 2>, count_pixels<2, 3>, count_pixels<2, 4>},
     {count_pixels<3, 1>, count_pixels<3, 2>, nullptr, nullptr},
     {count_pixels<4, 1>, count_pixels<4, 2>, nullptr, nullptr},
 };
 
-typedef int32_t Sums __attribute__((vector_size(4 * Lanes::count)));
-
-// counts += 2 x multiplier x ones, of P and J planes from p0 and j0; counts of the sub-block.
-void add_ones(const Layer& layer, int n, int p0, int P, int j0, int J, const int32_t* ones, int32_t* counts) {
-    const Step& s = layer.step;
-    const int terms = layer.a_terms(), planes = P * J;
-    int32_t factor[MOST_PAIRS];
-    int place[MOST_PAIRS];
-    for (int k = 0; k < planes; k++) {
-        const int p = p0 + k / J, j = j0 + k % J;
-        factor[k] = 2 * s.w_multiplier[p] * s.a_multiplier[j];
-        place[k] = (s.w_group[p] * terms + s.a_group[j]) * BLOCK;
-    }
-    for (int x = 0; x < n; x++, counts += s.w_groups * terms * BLOCK)
-        for (int k = 0; k < planes; k++, ones += Lanes::count) {
-            int32_t* to = counts + place[k];
-            const Sums sum = read<Sums>(to) + read<Sums>(ones) * factor[k];
-            std::memcpy(to, &sum, sizeof sum);
-        }
-}
-
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
     const Step& s = layer.step;
     const int terms = layer.a_terms(), bytes = channel_bytes(s);
     const size_t plane = row_bytes(layer), row = plane * s.a_planes;
-    int32_t each[64] = {};  // the sum of all multipliers of a group of weights
-    for (int p = 0; p < s.w_planes; p++) each[s.w_group[p]] += s.w_multiplier[p];
-    int32_t* to = counts;
-    for (int x = 0; x < t.n; x++, sums += terms)
-        for (int g = 0; g < s.w_groups; g++)
-            for (int h = 0; h < terms; h++)
-                for (int lane = 0; lane < BLOCK; lane += Lanes::count, to += Lanes::count) {
-                    const Sums first = Sums{} - each[g] * sums[h];
-                    std::memcpy(to, &first, sizeof first);
-                }
-    int32_t ones[MOST_PIXELS * MOST_PAIRS * Lanes::count];
     const int used = std::min(SUBBLOCKS, (s.outputs - t.block * BLOCK + Lanes::count - 1) / Lanes::count);
     const size_t sub_size = size_t(s.kernel_high) * words(s) * s.w_planes * Lanes::count;
     const uint8_t* input = packed + row * t.y * s.stride_high + size_t(t.x) * s.stride_wide * bytes;
-    for (int sub = 0; sub < used; sub++) {
-        const uint32_t* weights = layer.packed.data() + sub_size * (t.block * SUBBLOCKS + sub);
-        for (int p0 = 0; p0 < s.w_planes; p0 += MOST_P) {
-            const int P = std::min(MOST_P, s.w_planes - p0);
-            const int most = P > 2 ? 2 : MOST_J;
-            for (int j0 = 0; j0 < s.a_planes; j0 += most) {
-                const int J = std::min(most, s.a_planes - j0);
-                Operands at{weights + p0 * Lanes::count, input + j0 * plane, row, plane, s.w_planes,
-                            s.stride_wide * bytes, s.kernel_high, words(s)};
-                COUNT[P - 1][J - 1](at, t.n, ones);
-                add_ones(layer, t.n, p0, P, j0, J, ones, counts + sub * Lanes::count);
-            }
-        }
-    }
+    const Pair* pairs = layer.pairs.data();
+    each_chunk(s, [&](int p0, int P, int j0, int J) {
+        Operands at{layer.packed.data() + sub_size * t.block * SUBBLOCKS + p0 * Lanes::count, input + j0 * plane,
+                    row, plane, s.w_planes, s.stride_wide * bytes, s.kernel_high, words(s), pairs, counts, sums,
+                    s.w_groups * terms * BLOCK, terms};
+        for (int sub = 0; sub < used; sub++, at.weights += sub_size, at.counts += Lanes::count)
+            COUNT[P - 1][J - 1](at, t.n);
+        pairs += P * J;
+    });
 }
 
 }  // namespace
 
 const Kernel POPCOUNT{Lanes::name, serves,     pack_weights,    input_bytes,
-                      pack_rows,   row_sums, MOST_PIXELS, tile, true, nullptr, nullptr, nullptr};
+                      pack<float>, row_sums, TILE, tile, true, nullptr, nullptr, pack<uint8_t>};

@@ -33,8 +33,12 @@ def train(
     out: Path,
     lr: float = 0.05,
     loader: str = "ffcv",
+    starts_of: str = "",
 ) -> Suite:
-    """Runs of {seed: methods} by one version of the code, and their record in `out`."""
+    """Runs of {seed: methods} by one version of the code, and their record in `out`.
+
+    Starts are networks of their own in each folder, or those of the folder named `starts_of`.
+    """
     names = {}
     for seed, methods in starts.items():
         start = fake_runs.write_run(folder, "resnet20", "fp", (32, 32), seed)
@@ -49,7 +53,9 @@ def train(
         (folder / name / "config.json").write_text(json.dumps(config))
         metrics = (folder / name / "metrics.csv").read_text()
         (folder / name / "metrics.csv").write_text(metrics.replace("0.05", str(lr)))
-        RunFolder(folder / name).finish(RunFolder(folder / name).read_json("final.json"))
+        final = RunFolder(folder / name).read_json("final.json")
+        trained_in = starts_of if names[name] == "checkpoint" and starts_of else folder.name
+        RunFolder(folder / name).finish(final | {"created": trained_in})
         runs.append(config | {"role": role})
     write_record({"suite": "made"}, names, folder, out)
     return Suite("made", {"suite": "made"}, {"a": Job("a", tuple(runs))})
@@ -83,6 +89,20 @@ def test_a_record_grows_by_whole_starts(tmp_path: Path):
     assert list(record.epochs) == [run["config"]["run_id"] for run in record.runs]
     assert all(rows == epochs[run_id] for run_id, rows in record.epochs.items())
     assert record.histograms["run_id"] in record.epochs
+
+
+def test_runs_from_one_start_come_together_from_two_machines(tmp_path: Path):
+    """A start that both share is one network: neither side's runs replace the other's."""
+    suite = train(tmp_path / "all", {0: ["direct", "lsq", "pact"]}, "new", tmp_path / "unused")
+    old, new = tmp_path / "old", tmp_path / "new"
+    train(tmp_path / "a", {0: ["direct", "lsq"]}, "old", old, lr=0.25)
+    train(tmp_path / "b", {0: ["lsq", "pact"]}, "new", new, starts_of="a")
+    assert reference.add_earlier(old, new, suite) == 1
+    assert found(new) == {
+        (0, "fp", "new"), (0, "direct", "old"), (0, "lsq", "new"), (0, "pact", "new"),
+    }  # fmt: skip
+    rates = {name.split("-")[2]: rows[-1]["lr"] for name, rows in Record(new).epochs.items()}
+    assert rates == {"fp": 0.05, "direct": 0.25, "lsq": 0.05, "pact": 0.05}
 
 
 def test_runs_of_a_machine_without_ffcv_stay_in_the_record(tmp_path: Path):

@@ -12,27 +12,30 @@
 extern const Kernel TABLE_SUMS;
 #if defined(__SSSE3__)
 extern const Kernel PRODUCTS;
+const Kernel* const PRODUCTS_HERE = &PRODUCTS;
+#else
+const Kernel* const PRODUCTS_HERE = nullptr;
 #endif
 #if defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
 extern const Kernel MATRIX_PRODUCTS;
+const Kernel* const MATRICES_HERE = &MATRIX_PRODUCTS;
+#else
+const Kernel* const MATRICES_HERE = nullptr;
+#endif
+#if defined(__AVX512VBMI__) && defined(__AVX512BW__)
+extern const Kernel WIDE_TABLES;
+const Kernel* const WIDE_TABLES_HERE = &WIDE_TABLES;
+#else
+const Kernel* const WIDE_TABLES_HERE = nullptr;
 #endif
 
 namespace {
 
-// In the order of `kernel` in step.h.
-const Kernel* const KERNELS[] = {
-    &POPCOUNT,
-    &TABLE_SUMS,
-#if defined(__SSSE3__)
-    &PRODUCTS,
-#endif
-#if defined(__AMX_INT8__) && defined(__AMX_TILE__) && defined(__linux__)
-    &MATRIX_PRODUCTS,
-#endif
-};
+// In the order of KERNELS in plan.py; null for what this processor's instructions do not offer.
+const Kernel* const KERNELS[] = {&POPCOUNT, &TABLE_SUMS, PRODUCTS_HERE, MATRICES_HERE, WIDE_TABLES_HERE};
 constexpr int COUNT = sizeof KERNELS / sizeof *KERNELS;
 
-constexpr int64_t ENOUGH = 8'000'000;  // products of weights and inputs in a measurement
+constexpr int64_t ENOUGH = 24'000'000;  // products of weights and inputs in a measurement
 constexpr int MOST_OUTPUTS = 128;          // so that few weights must be laid out for it
 constexpr int REPEATS = 3;
 constexpr int IN_A_ROW = 3;  // the units for matrices are slow when they have just been switched on
@@ -100,11 +103,12 @@ const Kernel* fastest(const Step& whole, const std::vector<const Kernel*>& kerne
 }  // namespace
 
 const Kernel* choose_kernel(const Step& step) {
-    if (step.kernel > 0 && step.kernel <= COUNT && KERNELS[step.kernel - 1]->serves(step))
-        return KERNELS[step.kernel - 1];
     std::vector<const Kernel*> serving;
-    for (const Kernel* kernel : KERNELS)
-        if (kernel->serves(step)) serving.push_back(kernel);
+    for (int i = 0; i < COUNT; i++) {
+        if (!KERNELS[i] || !KERNELS[i]->serves(step)) continue;
+        if (step.kernel == i + 1) return KERNELS[i];
+        serving.push_back(KERNELS[i]);
+    }
     if (serving.size() <= 1 || step.kernel > 0) return serving.empty() ? nullptr : serving.front();
     static std::mutex mutex;
     static std::map<std::array<int, 18>, const Kernel*> known;

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "../kernel.h"
-#include "../lanes.h"
+#include "../reached.h"
 
 constexpr int GROUP = 4;
 constexpr int MOST_STEPS = 255;  // thresholds of a quantizer
@@ -46,19 +46,30 @@ struct Staircase {
     }
 };
 
-typedef uint8_t FewBytes __attribute__((vector_size(FLOATS)));
-
 inline FewBytes few_codes(const Staircase& stairs, const float* x) {
     Integers code = {};
     for (int i = 0; i < stairs.steps; i++)
         code += (Integers)(read<Floats>(x) >= stairs.threshold[i]) & stairs.rise[i];
-    return __builtin_convertvector(code, FewBytes);
+    return bytes_of(code);
 }
 
 // The codes of n floats. The compiler's conversion of single vectors is slow, so 32 go together.
 inline void codes_of(const Staircase& stairs, const float* x, int n, uint8_t* to) {
     int i = 0;
 #if defined(__AVX512BW__)
+    if (stairs.steps <= MOST_REACHED) {
+        const Reached reached(stairs.threshold, stairs.steps);
+        int32_t code[MOST_REACHED + 1] = {};
+        for (int k = 0; k < stairs.steps; k++) code[k + 1] = code[k] + stairs.rise[k];
+        const __m512i codes = _mm512_loadu_si512(code);
+        const auto code_of = [&](const float* x) {
+            return _mm512_cvtepi32_epi8(_mm512_permutexvar_epi32((__m512i)reached(read<Floats>(x)), codes));
+        };
+        for (; i + 32 <= n; i += 32) {
+            _mm_storeu_si128((__m128i*)(to + i), code_of(x + i));
+            _mm_storeu_si128((__m128i*)(to + i + 16), code_of(x + i + 16));
+        }
+    }
     for (; i + 64 <= n; i += 64) {
         __m512i code[4] = {};
         for (int k = 0; k < stairs.steps; k++) {

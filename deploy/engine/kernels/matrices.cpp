@@ -181,14 +181,6 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     }
 }
 
-void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, int end) {
-    pack(layer, x, packed, first, end);
-}
-
-void pack_codes(const Layer& layer, const uint8_t* codes, uint8_t* packed, int first, int end) {
-    pack(layer, codes, packed, first, end);
-}
-
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
     const Step& s = layer.step;
     const int each = pixel_bytes(s);
@@ -337,7 +329,7 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int
 }  // namespace
 
 extern const Kernel MATRIX_PRODUCTS;
-const Kernel MATRIX_PRODUCTS{"matrices (AMX)", serves, pack_weights, input_bytes, pack_rows, row_sums,
-                             AT_ONCE * MOST_HIGH, tile, false, begin, end, pack_codes};
+const Kernel MATRIX_PRODUCTS{"matrices (AMX)", serves, pack_weights, input_bytes, pack<float>, row_sums,
+                             AT_ONCE * MOST_HIGH, tile, false, begin, end, pack<uint8_t>};
 
 #endif

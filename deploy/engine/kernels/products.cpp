@@ -3,15 +3,24 @@
 // Four codes of a pixel are broadcast and multiplied with the weights of four channels for each output
 // channel. Without an instruction for sums of four products, sums of two are kept in 16-bit words for
 // as long as these cannot overflow.
+#include <array>
+#include <utility>
+
 #include "codes.h"
 
 #if defined(__SSSE3__)
 
 namespace {
 
-constexpr int MOST_PIXELS = 8;
-
-#if defined(__AVX2__)
+#if defined(__AVX512VNNI__)
+// Pixels and blocks of outputs at a time, so that registers hold their sums.
+constexpr int PIXELS = 7, BLOCKS = 2;
+typedef __m512i Vector;
+inline Vector load(const void* p) { return _mm512_loadu_si512(p); }
+inline Vector broadcast(uint32_t codes) { return _mm512_set1_epi32(int(codes)); }
+inline Vector pairs_of(Vector words) { return words; }  // there are no pairs
+#elif defined(__AVX2__)
+constexpr int PIXELS = 4, BLOCKS = 1;
 typedef __m256i Vector;
 inline Vector load(const void* p) { return _mm256_loadu_si256((const Vector*)p); }
 inline Vector broadcast(uint32_t codes) { return _mm256_set1_epi32(int(codes)); }
@@ -19,6 +28,7 @@ inline Vector add_words(Vector a, Vector b) { return _mm256_add_epi16(a, b); }
 inline Vector in_pairs(Vector codes, Vector w) { return _mm256_maddubs_epi16(codes, w); }
 inline Vector pairs_of(Vector words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(1)); }
 #else
+constexpr int PIXELS = 4, BLOCKS = 1;
 typedef __m128i Vector;
 inline Vector load(const void* p) { return _mm_loadu_si128((const Vector*)p); }
 inline Vector broadcast(uint32_t codes) { return _mm_set1_epi32(int(codes)); }
@@ -27,10 +37,14 @@ inline Vector in_pairs(Vector codes, Vector w) { return _mm_maddubs_epi16(codes,
 inline Vector pairs_of(Vector words) { return _mm_madd_epi16(words, _mm_set1_epi16(1)); }
 #endif
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+#if defined(__AVX512VNNI__)
 #define PRODUCTS_NAME "8-bit products (VNNI)"
 constexpr bool FOUR = true;
-inline Vector add_products(Vector sums, Vector codes, Vector w) { return _mm256_dpbusd_epi32(sums, codes, w); }
+// Not by _mm512_dpbusd_epi32, around which the compiler moves the sums from register to register.
+inline Vector add_products(Vector sums, Vector codes, Vector w) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(w));
+    return sums;
+}
 #elif defined(__AVXVNNI__)
 #define PRODUCTS_NAME "8-bit products (VNNI)"
 constexpr bool FOUR = true;
@@ -45,6 +59,7 @@ constexpr bool FOUR = false;
 inline Vector add_products(Vector sums, Vector codes, Vector w) { return add_words(sums, in_pairs(codes, w)); }
 #endif
 
+constexpr int TILE = 32;  // pixels
 constexpr int LANES = sizeof(Vector) / 4, VECTORS = BLOCK / LANES;
 typedef int32_t Sums __attribute__((vector_size(sizeof(Vector))));
 
@@ -71,7 +86,9 @@ size_t block_bytes(const Step& s) {
 
 void pack_weights(Layer& layer) {
     const Step& s = layer.step;
-    layer.packed.assign(block_bytes(s) * layer.blocks() / 4 + 16, 0);
+    layer.tile_blocks = std::min(BLOCKS, layer.blocks());
+    const int blocks = (layer.blocks() + BLOCKS - 1) / BLOCKS * BLOCKS;
+    layer.packed.assign(block_bytes(s) * blocks / 4 + 16, 0);
     int8_t* packed = (int8_t*)aligned(layer.packed.data());
     std::vector<int8_t> integer(s.w_levels);
     for (int q = 0; q < s.w_levels; q++)
@@ -86,9 +103,11 @@ void pack_weights(Layer& layer) {
             }
 }
 
-void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, int end) {
+// In is float or, for codes that an earlier step wrote, uint8_t.
+template <class In>
+void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) {
     const Step& s = layer.step;
-    const Staircase stairs(s);
+    const GroupCodes codes(s);
     const size_t side = size_t(s.pad_wide) * pixel_groups(s) * GROUP;
     for (int padded = first; padded < end; padded++) {
         if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
@@ -99,7 +118,7 @@ void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, i
             continue;
         }
         std::memset(row, 0, side);
-        row_codes(s, stairs, x, y, row + side);
+        codes.row(s, x, y, row + side, 0);
         std::memset(row + row_bytes(layer) - side, 0, side);
     }
 }
@@ -116,17 +135,21 @@ struct Operands {
     size_t row, pixel;     // bytes between kernel rows and between output pixels
     int kernel_high, run;  // kernel rows; groups of a row of taps
     int most;              // groups whose products 16-bit words hold
-    size_t count;          // integers between the counts of two pixels
+    size_t block;          // bytes between the weights of two blocks
+    int32_t* counts;       // of the first pixel
+    size_t count, between; // integers between the counts of two pixels, and of two blocks
 };
 
-template <int X>
-void add_up(const Operands& at, int32_t* counts) {
-    Vector sums[X][VECTORS];
-    Sums total[X][VECTORS] = {};
+// X pixels and B blocks.
+template <int X, int B>
+void add_up(const Operands& at) {
+    constexpr int V = B * VECTORS;
+    Vector sums[X][V];
+    Sums total[X][V] = {};
     int left = 0;
     auto flush = [&] {
         for (int x = 0; x < X; x++)
-            for (int v = 0; v < VECTORS; v++) total[x][v] += (Sums)(FOUR ? sums[x][v] : pairs_of(sums[x][v]));
+            for (int v = 0; v < V; v++) total[x][v] += (Sums)(FOUR ? sums[x][v] : pairs_of(sums[x][v]));
     };
     const int8_t* weights = at.weights;
     for (int ky = 0; ky < at.kernel_high; ky++) {
@@ -141,52 +164,65 @@ void add_up(const Operands& at, int32_t* counts) {
             todo -= n;
             left -= n;
             for (int i = 0; i < n; i++, weights += GROUP * BLOCK, codes += GROUP) {
-                Vector w[VECTORS];
+                Vector w[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; v++) w[v] = load(weights + v * sizeof(Vector));
+                for (int v = 0; v < V; v++)
+                    w[v] = load(weights + v / VECTORS * at.block + v % VECTORS * sizeof(Vector));
 #pragma GCC unroll 8
                 for (int x = 0; x < X; x++) {
                     const Vector four = broadcast(read<uint32_t>(codes + x * at.pixel));
 #pragma GCC unroll 4
-                    for (int v = 0; v < VECTORS; v++) sums[x][v] = add_products(sums[x][v], four, w[v]);
+                    for (int v = 0; v < V; v++) sums[x][v] = add_products(sums[x][v], four, w[v]);
                 }
             }
             if (left == 0) flush();
         }
     }
     if (left != 0) flush();
-    for (int x = 0; x < X; x++, counts += at.count) std::memcpy(counts, total[x], sizeof total[x]);
+#pragma GCC unroll 8
+    for (int x = 0; x < X; x++)
+#pragma GCC unroll 2
+        for (int b = 0; b < B; b++)
+            std::memcpy(at.counts + at.count * x + at.between * b, &total[x][b * VECTORS], sizeof(Sums) * VECTORS);
 }
 
-using Add = void (*)(const Operands&, int32_t*);
-constexpr Add ADD[] = {add_up<1>, add_up<2>, add_up<3>, add_up<4>};
-constexpr int PIXELS = 4;  // at a time, so that registers hold their sums
+using Add = void (*)(const Operands&);
+template <int B, int... X>
+constexpr std::array<Add, sizeof...(X)> up_to(std::integer_sequence<int, X...>) {
+    return {add_up<X + 1, B>...};
+}
+constexpr std::array<Add, PIXELS> ADD[] = {up_to<1>(std::make_integer_sequence<int, PIXELS>{}),
+                                           up_to<BLOCKS>(std::make_integer_sequence<int, PIXELS>{})};
 
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int32_t* counts) {
     const Step& s = layer.step;
     const size_t pixel = size_t(pixel_groups(s)) * GROUP * s.stride_wide, row = row_bytes(layer);
-    const uint8_t* input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
+    const size_t count = size_t(layer.a_terms()) * BLOCK;
     Operands at{(const int8_t*)aligned(layer.packed.data()) + block_bytes(s) * t.block,
-                input,
+                aligned(packed) + row * t.y * s.stride_high + pixel * t.x,
                 row,
                 pixel,
                 s.kernel_high,
                 s.kernel_wide * pixel_groups(s),
                 FOUR ? 1 << 30 : 32767 / (2 * top_code(s) * top_weight(s)),
-                size_t(layer.a_terms()) * BLOCK};
-    const int parts = (t.n + PIXELS - 1) / PIXELS;
-    for (int part = 0, x = 0; part < parts; part++) {
-        const int X = (t.n - x + parts - part - 1) / (parts - part);
-        at.input = input + pixel * x;
-        ADD[X - 1](at, counts + at.count * x);
-        x += X;
+                block_bytes(s),
+                counts,
+                count,
+                count * t.n};
+    int left = t.n;
+    for (int parts = (t.n + PIXELS - 1) / PIXELS; parts > 0; parts--) {
+        const int X = (left + parts - 1) / parts;
+        ADD[layer.tile_blocks > 1][X - 1](at);
+        left -= X;
+        at.input += pixel * X;
+        at.counts += count * X;
     }
 }
 
 }  // namespace
 
 extern const Kernel PRODUCTS;
-const Kernel PRODUCTS{PRODUCTS_NAME, serves,   pack_weights, input_bytes, pack_rows,
-                      row_sums,      MOST_PIXELS, tile, false, nullptr, nullptr, nullptr};
+const Kernel PRODUCTS{PRODUCTS_NAME, serves,   pack_weights, input_bytes, pack<float>,
+                      row_sums,      TILE, tile, false, nullptr, nullptr, pack<uint8_t>};
 
 #endif

@@ -81,9 +81,11 @@ void build_tables(const uint8_t* codes, int n, uint8_t* to) {
     }
 }
 
-void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, int end) {
+// In is float or, for codes that an earlier step wrote, uint8_t.
+template <class In>
+void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) {
     const Step& s = layer.step;
-    const Staircase stairs(s);
+    const GroupCodes integers(s);
     const int each = pixel_groups(s) * GROUP;
     std::vector<uint8_t> codes(size_t(s.wide) * each);
     for (int padded = first; padded < end; padded++) {
@@ -96,7 +98,7 @@ void pack_rows(const Layer& layer, const float* x, uint8_t* packed, int first, i
         }
         const size_t start = size_t(s.pad_wide) * each / GROUP * TABLE;
         const size_t stop = start + codes.size() / GROUP * TABLE;
-        row_codes(s, stairs, x, y, codes.data());
+        integers.row(s, x, y, codes.data(), 0);
         std::memset(row, 0, start);
         build_tables(codes.data(), int(codes.size()), row + start);
         std::memset(row + stop, 0, row_bytes(layer) - stop);
@@ -263,5 +265,5 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
 }  // namespace
 
 extern const Kernel TABLE_SUMS;
-const Kernel TABLE_SUMS{LOOKUP_NAME, serves,   pack_weights, input_bytes, pack_rows,
-                        row_sums,    MOST_PIXELS, tile, true, nullptr, nullptr, nullptr};
+const Kernel TABLE_SUMS{LOOKUP_NAME, serves,   pack_weights, input_bytes, pack<float>,
+                        row_sums,    MOST_PIXELS, tile, true, nullptr, nullptr, pack<uint8_t>};

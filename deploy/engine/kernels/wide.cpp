@@ -1,0 +1,268 @@
+// The kernel of tables for 64 outputs at a time: one look-up among the sums of six channels' codes.
+//
+// As tables.cpp, with a table of the sums of all 64 subsets of six codes for every group of six
+// channels of every pixel. The 64 lanes of a look-up are output channels, that is four blocks, which
+// share the table; six bits of a plane of the weights are the index.
+#include <array>
+#include <utility>
+
+#include "codes.h"
+
+#if defined(__AVX512VBMI__) && defined(__AVX512BW__)
+
+namespace {
+
+constexpr int SIX = 6, TABLE = 64;  // codes of a table, and its bytes
+constexpr int WIDE = 64 / BLOCK;    // blocks of outputs
+constexpr int TILE = 32;            // pixels
+constexpr int MOST_SUM = 255, MOST_FLUSHES = 65535 / MOST_SUM;  // of a byte; into a 16-bit word
+constexpr int ROOM = 9;             // pixels x planes whose sums are in registers
+
+int groups(const Step& s) { return (s.channels + SIX - 1) / SIX; }  // of a pixel
+int run(const Step& s) { return s.kernel_wide * groups(s); }        // tables of a row of taps
+
+// A row: its tables, and the sums of its pixels.
+size_t table_bytes(const Layer& layer) { return size_t(layer.padded_wide()) * groups(layer.step) * TABLE; }
+size_t row_bytes(const Layer& layer) {
+    return table_bytes(layer) + rounded(sizeof(int32_t) * layer.padded_wide());
+}
+
+bool serves(const Step& s) { return s.a_groups == 1 && SIX * top_code(s) <= MOST_SUM; }
+
+size_t input_bytes(const Layer& layer) { return row_bytes(layer) * layer.padded_high() + 64; }
+
+// Weights [64 outputs][kernel row][group][plane][lane]: six bits each. Outputs o and 32 + o have
+// neighbouring lanes, since 16-bit words take the sums of every second byte.
+size_t wide_bytes(const Step& s) { return size_t(s.kernel_high) * run(s) * s.w_planes * TABLE; }
+
+int lane(int output) { return output % 32 * 2 + output / 32; }
+
+void pack_weights(Layer& layer) {
+    const Step& s = layer.step;
+    layer.tile_blocks = WIDE;
+    const int wide = (layer.blocks() + WIDE - 1) / WIDE;
+    layer.packed.assign(wide_bytes(s) * wide / 4 + 16, 0);
+    uint8_t* packed = (uint8_t*)aligned(layer.packed.data());
+    const uint8_t* code = s.w_codes;
+    for (int o = 0; o < s.outputs; o++)
+        for (int tap = 0; tap < s.kernel_high * s.kernel_wide; tap++)
+            for (int c = 0; c < s.channels; c++, code++) {
+                const size_t group = size_t(tap) * groups(s) + c / SIX;
+                uint8_t* to = packed + wide_bytes(s) * (o / TABLE) + group * s.w_planes * TABLE + lane(o % TABLE);
+                for (int p = 0; p < s.w_planes; p++, to += TABLE)
+                    *to |= s.w_bits[p * s.w_levels + *code] << c % SIX;
+            }
+}
+
+// The table of six codes, the lowest bytes of `codes`; the two bytes above them are zero.
+inline void build_table(uint64_t codes, uint8_t* to) {
+    // Of each pair of codes a, b the four sums 0, a, b, a + b are chosen by two bits of the index.
+    const __m512i zero = _mm512_set1_epi8(-128);
+    const __m512i first = _mm512_broadcast_i32x4(_mm_setr_epi8(-1, 0, 1, 8, -1, 0, 1, 8, -1, 0, 1, 8, -1, 0, 1, 8));
+    const __m512i second = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(-1, -1, -1, -1, 2, 2, 2, 2, 3, 3, 3, 3, 10, 10, 10, 10));
+    const __m512i third = _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_castsi512_si128(zero)),
+                                                       _mm_set1_epi8(4), 1)),
+        _mm256_inserti128_si256(_mm256_set1_epi8(5), _mm_set1_epi8(12), 1), 1);
+    const __m512i sums = _mm512_broadcast_i32x4(_mm_set_epi64x(int64_t(codes + (codes >> 8)), int64_t(codes)));
+    const __m512i both = _mm512_add_epi8(_mm512_shuffle_epi8(sums, first), _mm512_shuffle_epi8(sums, second));
+    _mm512_storeu_si512(to, _mm512_add_epi8(both, _mm512_shuffle_epi8(sums, third)));
+}
+
+// In is float or, for codes that an earlier step wrote, uint8_t.
+template <class In>
+void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) {
+    const Step& s = layer.step;
+    const GroupCodes integers(s);
+    const int each = pixel_groups(s) * GROUP, most = groups(s);
+    const uint64_t six = 0xffffffffffff, last = six >> 8 * (most * SIX - s.channels);
+    std::vector<uint8_t> codes(size_t(s.wide) * each + 8);
+    for (int padded = first; padded < end; padded++) {
+        if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
+        uint8_t* row = aligned(packed) + row_bytes(layer) * padded;
+        const int y = padded - s.pad_high;
+        if (y < 0 || y >= s.high) {
+            std::memset(row, 0, row_bytes(layer));
+            continue;
+        }
+        const size_t side = size_t(s.pad_wide) * most * TABLE;
+        integers.row(s, x, y, codes.data(), 0);
+        std::memset(row, 0, side);
+        uint8_t* to = row + side;
+        int32_t* sums = (int32_t*)(row + table_bytes(layer)) + s.pad_wide;
+        const uint8_t* from = codes.data();
+        for (int pixel = 0; pixel < s.wide; pixel++, from += each) {
+            for (int g = 0; g < most; g++, to += TABLE)
+                build_table(read<uint64_t>(from + g * SIX) & (g == most - 1 ? last : six), to);
+            sums[pixel] = sum_of_codes(from, each);
+        }
+        std::memset(to, 0, side);
+        std::memset(row + table_bytes(layer), 0, sizeof(int32_t) * s.pad_wide);
+        std::memset(sums + s.wide, 0, sizeof(int32_t) * s.pad_wide);
+    }
+}
+
+void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
+    const uint8_t* from = aligned(packed) + row_bytes(layer) * row + table_bytes(layer);
+    std::memcpy(sums, from, sizeof(int32_t) * layer.padded_wide());
+}
+
+// Of a plane: counts[place] += factor x sum, or factor x sum - each x the pixel's sum of codes where it
+// is the first of its group.
+struct Plane {
+    int place, factor, each;
+    bool first;
+};
+
+// A part of the taps: some kernel rows, or a part of one, of no more groups than the words hold.
+struct Operands {
+    const uint8_t* weights;  // of the first plane
+    const uint8_t* input;    // the tables of the first pixel's first tap
+    size_t row, pixel;       // bytes of the input between kernel rows and between output pixels
+    size_t step, weight_row; // bytes of the weights between groups and between kernel rows
+    int kernel_high, run;
+    int most;                // look-ups that a byte holds
+    bool again;              // not the first part
+    const Plane* planes;
+    int32_t* counts;         // of the first pixel
+    const int32_t* sums;
+    size_t count, block;     // integers between the counts of two pixels, and of two blocks
+    int terms;
+};
+
+// counts of one pixel and plane from the sums of its bytes: `all` is pairs of bytes as 16-bit words,
+// `odd` the upper ones alone, so that the lower ones are all - 256 odd.
+inline void finish(const Operands& at, const Plane& plane, int x, __m512i all, __m512i odd) {
+    const __m512i even = _mm512_sub_epi16(all, _mm512_slli_epi16(odd, 8));
+    const __m512i factor = _mm512_set1_epi32(plane.factor);
+    const __m512i start = _mm512_set1_epi32(-plane.each * at.sums[x * at.terms]);
+    int32_t* to = at.counts + plane.place + at.count * x;
+#pragma GCC unroll 4
+    for (int b = 0; b < WIDE; b++, to += at.block) {
+        const __m512i half = b < 2 ? even : odd;
+        const __m256i words = b % 2 ? _mm512_extracti64x4_epi64(half, 1) : _mm512_castsi512_si256(half);
+        const __m512i old = plane.first && !at.again ? start : _mm512_loadu_si512(to);
+        _mm512_storeu_si512(to, _mm512_add_epi32(old, _mm512_mullo_epi32(_mm512_cvtepu16_epi32(words), factor)));
+    }
+}
+
+// X pixels and P planes.
+template <int P, int X>
+void add_codes(const Operands& at) {
+    __m512i bytes[X][P], all[X][P], odd[X][P];
+    for (auto* vectors : {bytes, all, odd})
+#pragma GCC unroll 9
+        for (int x = 0; x < X; x++)
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) vectors[x][p] = _mm512_setzero_si512();
+    const auto flush = [&] {
+#pragma GCC unroll 9
+        for (int x = 0; x < X; x++)
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++) {
+                all[x][p] = _mm512_add_epi16(all[x][p], bytes[x][p]);
+                odd[x][p] = _mm512_add_epi16(odd[x][p], _mm512_srli_epi16(bytes[x][p], 8));
+                bytes[x][p] = _mm512_setzero_si512();
+            }
+    };
+    int left = at.most;
+    for (int ky = 0; ky < at.kernel_high; ky++) {
+        const uint8_t *tables = at.input + at.row * ky, *weights = at.weights + at.weight_row * ky;
+        for (int todo = at.run; todo > 0;) {
+            if (left == 0) {
+                flush();
+                left = at.most;
+            }
+            const int n = std::min(todo, left);
+            todo -= n;
+            left -= n;
+            for (int i = 0; i < n; i++, weights += at.step, tables += TABLE) {
+                __m512i w[P];
+#pragma GCC unroll 4
+                for (int p = 0; p < P; p++) w[p] = _mm512_loadu_si512(weights + p * TABLE);
+#pragma GCC unroll 9
+                for (int x = 0; x < X; x++) {
+                    __m512i table = _mm512_loadu_si512(tables + x * at.pixel);
+                    if (P > 1) asm("" : "+v"(table));  // or it would be loaded again for each plane
+#pragma GCC unroll 4
+                    for (int p = 0; p < P; p++)
+                        bytes[x][p] = _mm512_add_epi8(bytes[x][p], _mm512_permutexvar_epi8(w[p], table));
+                }
+            }
+        }
+    }
+    flush();
+#pragma GCC unroll 9
+    for (int x = 0; x < X; x++)
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) finish(at, at.planes[p], x, all[x][p], odd[x][p]);
+}
+
+using Add = void (*)(const Operands&);
+template <int P, int... X>
+constexpr std::array<Add, sizeof...(X)> up_to(std::integer_sequence<int, X...>) {
+    return {add_codes<P, X + 1>...};
+}
+
+// n pixels, in parts as equal as can be.
+template <int P>
+void add_pixels(Operands at, int n) {
+    constexpr int MOST = ROOM / P;
+    static constexpr auto ADD = up_to<P>(std::make_integer_sequence<int, MOST>{});
+    for (int parts = (n + MOST - 1) / MOST; parts > 0; parts--) {
+        const int X = (n + parts - 1) / parts;
+        ADD[X - 1](at);
+        n -= X;
+        at.input += X * at.pixel;
+        at.counts += X * at.count;
+        at.sums += X * at.terms;
+    }
+}
+
+constexpr int MOST_P = 3;
+constexpr void (*ADD[MOST_P])(Operands, int) = {add_pixels<1>, add_pixels<2>, add_pixels<3>};
+
+// Call part(first kernel row, rows, first group, groups) for parts that words hold the sums of.
+template <class F>
+void each_part(const Step& s, int most, F part) {
+    const int all = run(s), room = most * MOST_FLUSHES, rows = std::min(s.kernel_high, room / all);
+    if (rows == 0) {
+        for (int ky = 0; ky < s.kernel_high; ky++)
+            for (int g = 0; g < all; g += room) part(ky, 1, g, std::min(room, all - g));
+        return;
+    }
+    for (int ky = 0; ky < s.kernel_high; ky += rows) part(ky, std::min(rows, s.kernel_high - ky), 0, all);
+}
+
+// counts: (blocks, pixels, groups of weights, terms, BLOCK).
+void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
+    const Step& s = layer.step;
+    const int terms = layer.a_terms(), most = MOST_SUM / (SIX * std::max(1, top_code(s)));
+    const size_t pixel = size_t(groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer);
+    const size_t count = size_t(s.w_groups) * terms * BLOCK, step = size_t(s.w_planes) * TABLE;
+    const uint8_t* weights = (const uint8_t*)aligned(layer.packed.data()) + wide_bytes(s) * (t.block / WIDE);
+    const uint8_t* input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
+    for (int p0 = 0; p0 < s.w_planes; p0 += MOST_P) {
+        const int P = std::min(MOST_P, s.w_planes - p0);
+        Plane planes[MOST_P];
+        for (int i = 0; i < P; i++) {
+            const int p = p0 + i, group = s.w_group[p];
+            planes[i] = {group * terms * BLOCK, 2 * s.w_multiplier[p], 0, p == 0 || s.w_group[p - 1] != group};
+            for (int q = 0; q < s.w_planes; q++) planes[i].each += s.w_group[q] == group ? s.w_multiplier[q] : 0;
+        }
+        each_part(s, most, [&](int ky, int rows, int g, int n) {
+            ADD[P - 1]({weights + step * run(s) * ky + step * g + size_t(p0) * TABLE, input + row * ky + size_t(g) * TABLE,
+                        row, pixel, step, step * run(s), rows, n, most, ky > 0 || g > 0, planes, counts, sums, count,
+                        count * t.n, terms}, t.n);
+        });
+    }
+}
+
+}  // namespace
+
+extern const Kernel WIDE_TABLES;
+const Kernel WIDE_TABLES{"wide tables (AVX-512)", serves, pack_weights, input_bytes, pack<float>, row_sums,
+                         TILE, tile, true, nullptr, nullptr, pack<uint8_t>};
+
+#endif
