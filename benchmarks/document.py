@@ -2,7 +2,8 @@
 
 `python -m benchmarks.document [results/benchmarks]`: the folder's tables replace those that are
 committed in results/reference/benchmarks/, and the pages and their picture are made from what is
-committed. Without a folder they are only made again.
+committed. Without a folder they are only made again. Exported networks on a processor with AMX have
+a table beside the others (deploy_amx).
 """
 
 import argparse
@@ -131,6 +132,10 @@ def deploy_layers() -> str:
     return deploy.layer_table(_read("deploy"))
 
 
+def deploy_amx_aims() -> str:
+    return deploy.aims_table(_read("deploy_amx"))
+
+
 def deploy_avx2_resnet18() -> str:
     return deploy.network_table(_read("deploy_avx2"), "resnet18 224x224", batch=1)
 
@@ -149,9 +154,10 @@ TABLES: dict[str, Callable[[], str]] = {
         activations, weights, steps, steps_aims, steps_avx2, steps_avx2_aims, step_cost, rates,
         startup, loaders, machines,
         deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
-        deploy_layers, deploy_threads, deploy_aims, deploy_avx2_resnet18, deploy_avx2_resnet20,
-        deploy_avx2_layers, evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
-        evidence.claims_training, evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
+        deploy_layers, deploy_threads, deploy_aims, deploy_amx_aims, deploy_avx2_resnet18,
+        deploy_avx2_resnet20, deploy_avx2_layers,
+        evidence.precision, evidence.claims_accuracy, evidence.claims_answers, evidence.claims_training,
+        evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
     )
 }  # fmt: skip
 
@@ -191,6 +197,12 @@ def draw_speed() -> None:
         write_bytes(IMAGE, (Path(folder) / IMAGE.name).read_bytes())
 
 
+def _kept_name(path: Path) -> str:
+    """The name under which a table of a run of the benchmarks is committed."""
+    has_amx = path.stem == "deploy" and "AMX" in path.read_text()  # the kernels of its rows
+    return "deploy_amx" if has_amx else path.stem
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="what `make bench` wrote")
@@ -200,7 +212,7 @@ def main() -> None:
         raise InputError(f"{folder} holds no tables: `make bench` writes them")
     for path in measured:  # each with the JSON file that says what it was measured with
         for name in (path, path.with_suffix(".json")):
-            write_text(MEASURED / name.name, name.read_text())
+            write_text(MEASURED / f"{_kept_name(path)}{name.suffix}", name.read_text())
     draw_speed()
     for path in PAGES:
         write_text(path, page(path.read_text()))

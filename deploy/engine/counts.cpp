@@ -196,6 +196,13 @@ void patch_sums(const Layer& layer, const int32_t* pixels, int y, int32_t* colum
         from += row;
         for (size_t i = 0; i < row; i++) columns[i] += from[i];
     }
+    if (s.stride_wide == 1 && terms == groups) {  // the usual case, many at a time
+        const size_t n = size_t(s.out_wide) * groups;
+        std::copy(columns, columns + n, to);
+        for (int kx = 1; kx < s.kernel_wide; kx++)
+            for (size_t i = 0; i < n; i++) to[i] += columns[size_t(kx) * groups + i];
+        return;
+    }
     for (int x = 0; x < s.out_wide; x++, to += terms, columns += s.stride_wide * groups) {
         for (int h = 0; h < groups; h++) {
             int32_t sum = 0;

@@ -25,7 +25,7 @@ size_t row_bytes(const Layer& layer) {
 bool serves(const Step& s) { return s.a_planes <= MOST_PLANES; }
 
 size_t input_bytes(const Layer& layer) {
-    return row_bytes(layer) * layer.padded_high() * layer.step.a_planes;
+    return row_bytes(layer) * layer.padded_high() * layer.step.a_planes + sizeof(uint64_t);
 }
 
 constexpr int MOST_P = 4, MOST_J = 4;  // planes of weights and of inputs that are counted together
@@ -165,11 +165,11 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     }
 }
 
+// The buffer goes on behind its last row, so that whole words can be read.
 int ones(const uint8_t* p, int bytes) {
     int count = 0;
-    for (; bytes >= 8; p += 8, bytes -= 8) count += __builtin_popcountll(read<uint64_t>(p));
-    for (; bytes > 0; p++, bytes--) count += __builtin_popcount(*p);
-    return count;
+    for (; bytes > 8; p += 8, bytes -= 8) count += __builtin_popcountll(read<uint64_t>(p));
+    return count + __builtin_popcountll(read<uint64_t>(p) & ~uint64_t(0) >> 8 * (8 - bytes));
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {

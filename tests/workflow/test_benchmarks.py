@@ -214,6 +214,23 @@ def test_a_table_of_the_page_has_the_figures_of_the_csv_file(measured):
     assert document.page(document.page(region("steps"))) == document.page(region("steps"))
 
 
+@pytest.mark.parametrize(
+    ("kernel", "kept"), [("matrices (AMX)", "deploy_amx"), ("popcount (AVX-512)", "deploy")]
+)
+def test_exported_networks_with_amx_are_kept_beside_the_others(
+    kernel, kept, measured, tmp_path, monkeypatch
+):
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "deploy.csv").write_text(f"kernel\n{kernel}\n")
+    (new / "deploy.json").write_text("{}")
+    monkeypatch.setattr(document, "PAGES", ())
+    monkeypatch.setattr(document, "draw_speed", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["document", str(new)])
+    document.main()
+    assert {path.stem for path in measured.glob("deploy*")} == {kept}
+
+
 def cells_of(table):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
 
