@@ -156,7 +156,8 @@ TABLES: dict[str, Callable[[], str]] = {
         deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
         deploy_layers, deploy_threads, deploy_aims, deploy_amx_aims, deploy_avx2_resnet18,
         deploy_avx2_resnet20, deploy_avx2_layers,
-        evidence.precision, evidence.claims_accuracy, evidence.claims_answers, evidence.claims_training,
+        evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
+        evidence.claims_training,
         evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
     )
 }  # fmt: skip
