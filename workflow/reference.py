@@ -51,8 +51,9 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> int:
     Runs are compared in pairs that start from the same full-precision network, and that network
     has other weights on another machine or by other code. So the runs of a start stay together: of
     a start that was trained again, the record with more runs of it counts, and `new` if they have
-    as many. A start that both records share (see workflow/starts.py) has the runs of both. Runs
-    whose setting is no longer in the suite are left out. Raises InputError if a record is damaged.
+    as many. A start that is the same network in both records, since it was kept
+    (workflow/starts.py) or came out the same to the last digit, has the runs of both. Runs whose
+    setting is no longer in the suite are left out. Raises InputError if a record is damaged.
     """
     records = Record(new), Record(earlier)
     new_runs, old_runs = (record.trained for record in records)
@@ -119,9 +120,10 @@ def _joined_starts(new: list[dict], old: list[dict]) -> tuple[list[dict], list[d
     return stays, kept
 
 
-def _networks(runs: list[dict]) -> list[dict]:
-    """The results of the full-precision starts among `runs`; with their times, no two are equal."""
-    return [run["final"] for run in runs if run["config"]["pretrained"] is None]
+def _networks(runs: list[dict]) -> list[tuple]:
+    """What tells the full-precision starts among `runs` apart: equal test losses, equal weights."""
+    finals = [run["final"] for run in runs if run["config"]["pretrained"] is None]
+    return [(final["top1"], final["top5"], final["test_loss"]) for final in finals]
 
 
 def _joined(name: str, parts: list[tuple[Path, set[str]]], ids: list[str]) -> str:

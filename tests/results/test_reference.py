@@ -1,6 +1,7 @@
 """The committed record of a suite, and how it grows."""
 
 import json
+import zlib
 from pathlib import Path
 
 import fake_runs
@@ -55,7 +56,8 @@ def train(
         (folder / name / "metrics.csv").write_text(metrics.replace("0.05", str(lr)))
         final = RunFolder(folder / name).read_json("final.json")
         trained_in = starts_of if names[name] == "checkpoint" and starts_of else folder.name
-        RunFolder(folder / name).finish(final | {"created": trained_in})
+        loss = zlib.crc32(trained_in.encode()) / 2**32
+        RunFolder(folder / name).finish(final | {"test_loss": loss})
         runs.append(config | {"role": role})
     write_record({"suite": "made"}, names, folder, out)
     return Suite("made", {"suite": "made"}, {"a": Job("a", tuple(runs))})
