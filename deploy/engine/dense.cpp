@@ -104,21 +104,20 @@ void finish(const Layer& layer, int block, int n, const float* sums, int step, c
 void run_row(const Layer& layer, const float* x, int block, int blocks, int oy, const float* other, float* y) {
     const Step& s = layer.step;
     const size_t row = size_t(layer.padded_wide()) * s.channels;
-    const int run = s.kernel_wide * s.channels, parts = (s.out_wide + PIXELS - 1) / PIXELS;
+    const int run = s.kernel_wide * s.channels;
     Operands at{x + row * oy * s.stride_high,
                 layer.weight.data() + size_t(block) * s.kernel_high * run * BLOCK, row,
                 size_t(s.stride_wide) * s.channels, s.kernel_high, run};
     float sums[PIXELS * BLOCKS * BLOCK];
-    for (int part = 0, ox = 0; part < parts; part++) {
-        const int n = (s.out_wide - ox + parts - part - 1) / (parts - part);
+    size_t to = size_t(oy) * s.out_wide * s.outputs + block * BLOCK;
+    in_equal_parts(s.out_wide, PIXELS, [&](int n) {
         PRODUCTS_OF[blocks > 1][n - 1](at, sums);
+        for (int b = 0; b < blocks; b++)
+            finish(layer, block + b, n, sums + b * BLOCK, blocks * BLOCK, other ? other + to + b * BLOCK : nullptr,
+                   y + to + b * BLOCK);
         at.x += n * at.pixel;
-        for (int b = 0; b < blocks; b++) {
-            const size_t to = (size_t(oy) * s.out_wide + ox) * s.outputs + (block + b) * BLOCK;
-            finish(layer, block + b, n, sums + b * BLOCK, blocks * BLOCK, other ? other + to : nullptr, y + to);
-        }
-        ox += n;
-    }
+        to += size_t(n) * s.outputs;
+    });
 }
 
 // x (H, W, C) with its zero padding; x itself where there is none.

@@ -2,6 +2,7 @@
 //
 // All kernels give the same integers, so any of them may be chosen for a layer.
 #pragma once
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -44,6 +45,27 @@ struct Tile {
     int y, x, n, block, rows;
     int pixels() const { return n * rows; }
 };
+
+// Call part(X) for parts of n pixels, of at most `most` each and as equal as can be.
+template <class F>
+inline void in_equal_parts(int n, int most, F part) {
+    for (int parts = (n + most - 1) / most; parts > 0; parts--) {
+        const int X = (n + parts - 1) / parts;
+        part(X);
+        n -= X;
+    }
+}
+
+// Call row(padded, y) for the rows of the padded input in [first, end) that a tap reads; y is the row of
+// the image, or -1 for padding.
+template <class F>
+inline void each_padded_row(const Step& s, int first, int end, F row) {
+    for (int padded = first; padded < end; padded++) {
+        if (s.kernel_high == 1 && padded % s.stride_high) continue;
+        const int y = padded - s.pad_high;
+        row(padded, y < s.high ? std::max(y, -1) : -1);
+    }
+}
 
 constexpr int MARGIN = 16;
 constexpr int MOST_HANDED = MOST_REACHED;  // thresholds of a quantizer whose codes one step hands to another

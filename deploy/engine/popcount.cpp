@@ -146,12 +146,10 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     Staircase stairs(s);
     std::fill(stairs.rise, stairs.rise + stairs.steps, 1);
     std::vector<uint8_t> numbers(n);
-    for (int padded = first; padded < end; padded++) {
+    each_padded_row(s, first, end, [&](int padded, int y) {
         uint8_t* to = packed + row * s.a_planes * padded;
-        const int y = padded - s.pad_high;
-        if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
         std::memset(to, 0, row * s.a_planes);
-        if (y < 0 || y >= s.high) continue;
+        if (y < 0) return;
         const In* from = x + size_t(y) * n;
         to += s.pad_wide * channel_bytes(s);
         if constexpr (sizeof(In) == 1) {
@@ -162,7 +160,7 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
         } else {
             pack_row(s, from, to, row);
         }
-    }
+    });
 }
 
 // The buffer goes on behind its last row, so that whole words can be read.
@@ -271,18 +269,16 @@ constexpr std::array<Count, sizeof...(X)> up_to(std::integer_sequence<int, X...>
     return {count_ones<P, J, X + 1>...};
 }
 
-// n pixels, in parts as equal as can be.
+// n pixels.
 template <int P, int J>
 void count_pixels(Operands at, int n) {
     static constexpr auto COUNT = up_to<P, J>(std::make_integer_sequence<int, ROOM<P, J>>{});
-    for (int parts = (n + ROOM<P, J> - 1) / ROOM<P, J>; parts > 0; parts--) {
-        const int X = (n + parts - 1) / parts;
+    in_equal_parts(n, ROOM<P, J>, [&](int X) {
         COUNT[X - 1](at);
-        n -= X;
         at.input += X * at.pixel;
         at.counts += X * at.each;
         at.sums += X * at.terms;
-    }
+    });
 }
 
 constexpr void (*COUNT[MOST_P][MOST_J])(Operands, int) = {

@@ -168,17 +168,14 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     const Step& s = layer.step;
     const GroupCodes codes(s);
     const size_t bytes = row_bytes(layer), group = group_bytes(layer), side = size_t(s.pad_wide) * pixel_bytes(s);
-    for (int padded = first; padded < end; padded++) {
-        if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
+    each_padded_row(s, first, end, [&](int padded, int y) {
         uint8_t* row = aligned(packed) + bytes * padded;
-        const int y = padded - s.pad_high;
-        const bool inside = y >= 0 && y < s.high;
-        if (inside) codes.row(s, x, y, row + side, group);
+        if (y >= 0) codes.row(s, x, y, row + side, group);
         for (int h = 0; h < s.a_groups; h++, row += group) {
-            std::memset(row, 0, inside ? side : bytes);
+            std::memset(row, 0, y >= 0 ? side : bytes);
             std::memset(row + bytes - side, 0, side);
         }
-    }
+    });
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {

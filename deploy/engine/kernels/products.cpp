@@ -109,18 +109,16 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     const Step& s = layer.step;
     const GroupCodes codes(s);
     const size_t side = size_t(s.pad_wide) * pixel_groups(s) * GROUP;
-    for (int padded = first; padded < end; padded++) {
-        if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
+    each_padded_row(s, first, end, [&](int padded, int y) {
         uint8_t* row = aligned(packed) + row_bytes(layer) * padded;
-        const int y = padded - s.pad_high;
-        if (y < 0 || y >= s.high) {
+        if (y < 0) {
             std::memset(row, 0, row_bytes(layer));
-            continue;
+            return;
         }
         std::memset(row, 0, side);
         codes.row(s, x, y, row + side, 0);
         std::memset(row + row_bytes(layer) - side, 0, side);
-    }
+    });
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
@@ -209,14 +207,11 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int
                 counts,
                 count,
                 count * t.n};
-    int left = t.n;
-    for (int parts = (t.n + PIXELS - 1) / PIXELS; parts > 0; parts--) {
-        const int X = (left + parts - 1) / parts;
+    in_equal_parts(t.n, PIXELS, [&](int X) {
         ADD[layer.tile_blocks > 1][X - 1](at);
-        left -= X;
         at.input += pixel * X;
         at.counts += count * X;
-    }
+    });
 }
 
 }  // namespace

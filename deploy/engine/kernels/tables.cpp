@@ -88,13 +88,11 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     const GroupCodes integers(s);
     const int each = pixel_groups(s) * GROUP;
     std::vector<uint8_t> codes(size_t(s.wide) * each);
-    for (int padded = first; padded < end; padded++) {
-        if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
+    each_padded_row(s, first, end, [&](int padded, int y) {
         uint8_t* row = aligned(packed) + row_bytes(layer) * padded;
-        const int y = padded - s.pad_high;
-        if (y < 0 || y >= s.high) {
+        if (y < 0) {
             std::memset(row, 0, row_bytes(layer));
-            continue;
+            return;
         }
         const size_t start = size_t(s.pad_wide) * each / GROUP * TABLE;
         const size_t stop = start + codes.size() / GROUP * TABLE;
@@ -104,7 +102,7 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
         std::memset(row + stop, 0, row_bytes(layer) - stop);
         int32_t* sums = (int32_t*)(row + table_bytes(layer)) + s.pad_wide;
         for (int pixel = 0; pixel < s.wide; pixel++) sums[pixel] = sum_of_codes(codes.data() + pixel * each, each);
-    }
+    });
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {

@@ -78,13 +78,11 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     const int each = pixel_groups(s) * GROUP, most = groups(s);
     const uint64_t six = 0xffffffffffff, last = six >> 8 * (most * SIX - s.channels);
     std::vector<uint8_t> codes(size_t(s.wide) * each + 8);
-    for (int padded = first; padded < end; padded++) {
-        if (s.kernel_high == 1 && padded % s.stride_high) continue;  // no tap reads it
+    each_padded_row(s, first, end, [&](int padded, int y) {
         uint8_t* row = aligned(packed) + row_bytes(layer) * padded;
-        const int y = padded - s.pad_high;
-        if (y < 0 || y >= s.high) {
+        if (y < 0) {
             std::memset(row, 0, row_bytes(layer));
-            continue;
+            return;
         }
         const size_t side = size_t(s.pad_wide) * most * TABLE;
         integers.row(s, x, y, codes.data(), 0);
@@ -100,7 +98,7 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
         std::memset(to, 0, side);
         std::memset(row + table_bytes(layer), 0, sizeof(int32_t) * s.pad_wide);
         std::memset(sums + s.wide, 0, sizeof(int32_t) * s.pad_wide);
-    }
+    });
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
@@ -205,19 +203,17 @@ constexpr std::array<Add, sizeof...(X)> up_to(std::integer_sequence<int, X...>) 
     return {add_codes<P, X + 1>...};
 }
 
-// n pixels, in parts as equal as can be.
+// n pixels.
 template <int P>
 void add_pixels(Operands at, int n) {
     constexpr int MOST = ROOM / P;
     static constexpr auto ADD = up_to<P>(std::make_integer_sequence<int, MOST>{});
-    for (int parts = (n + MOST - 1) / MOST; parts > 0; parts--) {
-        const int X = (n + parts - 1) / parts;
+    in_equal_parts(n, MOST, [&](int X) {
         ADD[X - 1](at);
-        n -= X;
         at.input += X * at.pixel;
         at.counts += X * at.count;
         at.sums += X * at.terms;
-    }
+    });
 }
 
 constexpr int MOST_P = 3;
