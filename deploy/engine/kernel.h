@@ -95,7 +95,7 @@ struct Kernel {
     // Called by each thread before its first and after its last tile; null for nothing.
     void (*begin)(const Layer&);
     void (*end)();
-    // As pack_rows, from codes of levels; null where the kernel does not take them.
+    // As pack_rows, from codes of levels.
     void (*pack_codes)(const Layer&, const uint8_t* codes, uint8_t* packed, int first, int end);
 };
 

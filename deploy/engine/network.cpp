@@ -41,8 +41,7 @@ void prepare(Layer& layer, Scratch& scratch) {
 }
 
 bool takes_codes(const Layer& layer) {
-    return layer.step.kind == COUNTS && layer.kernel->pack_codes && layer.step.thresholds <= MOST_HANDED &&
-           layer.step.channels % BLOCK == 0;
+    return layer.step.kind == COUNTS && layer.step.thresholds <= MOST_HANDED && layer.step.channels % BLOCK == 0;
 }
 
 // Let a layer whose output only one other layer reads write the codes that that one would make of it.
