@@ -24,9 +24,6 @@ struct Lanes {
         return _mm512_add_epi32(counts, _mm512_popcnt_epi32(_mm512_and_si512(w, a)));
     }
     static V whole(V counts) { return counts; }
-    static void add_to(int32_t* total, V counts) {
-        _mm512_storeu_si512(total, _mm512_add_epi32(_mm512_loadu_si512(total), counts));
-    }
 };
 
 #elif defined(__AVX2__)
@@ -51,9 +48,6 @@ struct Lanes {
         V pairs = _mm256_maddubs_epi16(counts, _mm256_set1_epi8(1));
         return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
     }
-    static void add_to(int32_t* total, V counts) {
-        _mm256_storeu_si256((V*)total, _mm256_add_epi32(load((uint32_t*)total), counts));
-    }
 };
 
 #elif defined(__SSSE3__)
@@ -76,9 +70,6 @@ struct Lanes {
     static V whole(V counts) {
         V pairs = _mm_maddubs_epi16(counts, _mm_set1_epi8(1));
         return _mm_madd_epi16(pairs, _mm_set1_epi16(1));
-    }
-    static void add_to(int32_t* total, V counts) {
-        _mm_storeu_si128((V*)total, _mm_add_epi32(load((uint32_t*)total), counts));
     }
 };
 
@@ -104,10 +95,6 @@ struct Lanes {
     static V whole(V counts) {
         V pairs = (counts & 0x00ff00ffu) + ((counts >> 8) & 0x00ff00ffu);
         return (pairs & 0xffffu) + (pairs >> 16);
-    }
-    static void add_to(int32_t* total, V counts) {
-        V sum = load((const uint32_t*)total) + counts;
-        std::memcpy(total, &sum, sizeof sum);
     }
 };
 

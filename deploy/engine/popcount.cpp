@@ -255,10 +255,6 @@ void count_ones(const Operands& at) {
     if (left != 0) flush();
 }
 
-constexpr int tile_pixels(int planes) {
-    return std::max(1, std::min(MOST_PIXELS, Lanes::registers / planes));
-}
-
 // So many pixels at a time have their counts in registers.
 template <int P, int J>
 constexpr int ROOM = std::max(1, std::min(MOST_PIXELS, Lanes::registers / (P * J)));
