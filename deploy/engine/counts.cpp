@@ -122,56 +122,67 @@ inline Floats floats_of(const int32_t* counts) {
     return __builtin_convertvector(read<Integers>(counts), Floats);
 }
 
-// The order of the additions is that of the formula at the top. TERMS, GROUPS: 0 for any number.
-// HALVES: the offset of the input is a number of halves, and there are two terms.
+// Call store(outputs, place of the first) for a vector of outputs of each pixel, of which the first `left`
+// are of use. The order of the additions is that of the formula at the top. TERMS, GROUPS: 0 for any
+// number. HALVES: the offset of the input is a number of halves, and there are two terms.
+template <int TERMS, int GROUPS, bool HALVES, class Store>
+inline void each_output(const Values& v, const Row& row, int lane, int left, Store store) {
+    // Copies, which stay in registers: the compiler cannot know that no output lies where these do.
+    const int terms = TERMS ? TERMS : v.terms, groups = GROUPS ? GROUPS : v.groups, n = row.n;
+    const float a_value = v.a_value[0], *other = row.other;
+    const float* w_value = v.w_value + lane;
+    const float* w_offset = v.w_offset ? v.w_offset + lane : nullptr;
+    const Floats shift = read<Floats>(v.shift + lane), first = read<Floats>(w_value), ceiling = spread(v.ceiling);
+    const bool relu = v.relu;
+    const size_t outputs = row.outputs;
+    const int32_t *term = row.counts + lane, *sums = row.sums;
+    size_t at = lane;
+    for (int i = 0; i < n; i++, at += outputs) {
+        Floats total = shift;
+        for (int g = 0; g < groups; g++, term += terms * BLOCK) {
+            Floats sum;
+            if (HALVES) {
+                const Integers both = 2 * read<Integers>(term) + v.halves * read<Integers>(term + BLOCK);
+                sum = __builtin_convertvector(both, Floats) * a_value;
+            } else {
+                sum = floats_of(term) * a_value;
+                for (int h = 1; h < terms; h++) sum += floats_of(term + h * BLOCK) * v.a_value[h];
+            }
+            total += (g == 0 ? first : read<Floats>(w_value + size_t(g) * v.outputs)) * sum;
+        }
+        if (w_offset) {
+            float base = float(HALVES ? 2 * sums[0] + v.halves * sums[1] : sums[0]) * a_value;
+            for (int h = 1; h < terms && !HALVES; h++) base += float(sums[h]) * v.a_value[h];
+            total += read<Floats>(w_offset) * base;
+            sums += terms;
+        }
+        if (other) total += read_few(other + at, left);
+        if (relu) {
+            total = total > 0 ? total : Floats{};
+            total = total < ceiling ? total : ceiling;
+        }
+        store(total, at);
+    }
+}
+
 template <int TERMS, int GROUPS, bool HALVES = false>
 void finish(const Values& v, const Row& row) {
-    const int terms = TERMS ? TERMS : v.terms, groups = GROUPS ? GROUPS : v.groups;
     for (int lane = 0; lane < v.used; lane += FLOATS) {
         const int left = std::min(FLOATS, v.used - lane);
-        const Floats shift = read<Floats>(v.shift + lane), first = read<Floats>(v.w_value + lane);
-        const Floats ceiling = Floats{} + v.ceiling;
-        const int32_t *term = row.counts + lane, *sums = row.sums;
-        size_t at = lane;
-        for (int i = 0; i < row.n; i++, at += row.outputs) {
-            Floats total = shift;
-            for (int g = 0; g < groups; g++, term += terms * BLOCK) {
-                Floats sum;
-                if (HALVES) {
-                    const Integers both = 2 * read<Integers>(term) + v.halves * read<Integers>(term + BLOCK);
-                    sum = __builtin_convertvector(both, Floats) * v.a_value[0];
-                } else {
-                    sum = floats_of(term) * v.a_value[0];
-                    for (int h = 1; h < terms; h++) sum += floats_of(term + h * BLOCK) * v.a_value[h];
-                }
-                total += (g == 0 ? first : read<Floats>(v.w_value + size_t(g) * v.outputs + lane)) * sum;
-            }
-            if (v.w_offset) {
-                float base = float(HALVES ? 2 * sums[0] + v.halves * sums[1] : sums[0]) * v.a_value[0];
-                for (int h = 1; h < terms && !HALVES; h++) base += float(sums[h]) * v.a_value[h];
-                total += read<Floats>(v.w_offset + lane) * base;
-                sums += terms;
-            }
-            if (row.other && left == FLOATS) total += read<Floats>(row.other + at);
-            if (row.other && left < FLOATS) {
-                float added[FLOATS] = {};
-                std::memcpy(added, row.other + at, sizeof(float) * left);
-                total += read<Floats>(added);
-            }
-            if (v.relu) {
-                total = total > 0 ? total : Floats{};
-                total = total < ceiling ? total : ceiling;
-            }
-            if (row.codes) {
-                const FewBytes codes = bytes_of((*row.reached)(total));
-                std::memcpy(row.codes + at, &codes, sizeof codes);
-            } else if (left == FLOATS) {
-                std::memcpy(row.y + at, &total, sizeof total);
-            } else {  // of a copy, so that the total itself stays in a register
-                const Floats few = total;
-                std::memcpy(row.y + at, &few, sizeof(float) * left);
-            }
-        }
+        float* const y = row.y;
+        uint8_t* const codes = row.codes;
+        const auto each = [&](auto store) { each_output<TERMS, GROUPS, HALVES>(v, row, lane, left, store); };
+        if (codes)
+            row.reached->visit([&](auto count) {
+                each([=](Floats total, size_t at) {
+                    const FewBytes few = bytes_of(count(total));
+                    std::memcpy(codes + at, &few, sizeof few);
+                });
+            });
+        else if (left == FLOATS)
+            each([=](Floats total, size_t at) { std::memcpy(y + at, &total, sizeof total); });
+        else
+            each([=](Floats total, size_t at) { std::memcpy(y + at, &total, sizeof(float) * left); });
     }
 }
 
@@ -184,25 +195,29 @@ Finish finish_for(int terms, int groups, bool halves) {
     return terms == 3 && groups == 3 ? finish<3, 3> : finish<0, 0>;
 }
 
+// to[i] = the sum of from[i], from[step + i], ... of so many numbers. What lies behind `from` is read, as
+// far as a vector.
+void add_up(const int32_t* from, size_t step, int numbers, int n, int32_t* to) {
+    for (int i = 0; i < n; i += FLOATS) {
+        Integers sum = {};
+        for (int k = 0; k < numbers; k++) sum += read<Integers>(from + step * k + i);
+        if (n - i >= FLOATS) {
+            std::memcpy(to + i, &sum, sizeof sum);
+        } else {
+            const Integers last = sum;
+            std::memcpy(to + i, &last, sizeof(int32_t) * (n - i));
+        }
+    }
+}
+
 // Sums of the input's integers over the taps of every output pixel of row y: (OW, terms).
-// columns: memory for the sums of each column, (W + 2 pw, a_groups).
+// columns: memory for the sums of each column, (W + 2 pw, a_groups) and a vector.
 void patch_sums(const Layer& layer, const int32_t* pixels, int y, int32_t* columns, int32_t* to) {
     const Step& s = layer.step;
-    const int terms = layer.a_terms(), groups = s.a_groups;
-    const size_t row = size_t(layer.padded_wide()) * groups;
-    const int32_t* from = pixels + row * y * s.stride_high;
-    std::copy(from, from + row, columns);
-    for (int ky = 1; ky < s.kernel_high; ky++) {
-        from += row;
-        for (size_t i = 0; i < row; i++) columns[i] += from[i];
-    }
-    if (s.stride_wide == 1 && terms == groups) {  // the usual case, many at a time
-        const size_t n = size_t(s.out_wide) * groups;
-        std::copy(columns, columns + n, to);
-        for (int kx = 1; kx < s.kernel_wide; kx++)
-            for (size_t i = 0; i < n; i++) to[i] += columns[size_t(kx) * groups + i];
-        return;
-    }
+    const int terms = layer.a_terms(), groups = s.a_groups, row = layer.padded_wide() * groups;
+    add_up(pixels + size_t(row) * y * s.stride_high, row, s.kernel_high, row, columns);
+    if (s.stride_wide == 1 && terms == groups)  // the usual case, many at a time
+        return add_up(columns, groups, s.kernel_wide, s.out_wide * groups, to);
     for (int x = 0; x < s.out_wide; x++, to += terms, columns += s.stride_wide * groups) {
         for (int h = 0; h < groups; h++) {
             int32_t sum = 0;
@@ -225,23 +240,37 @@ void store_counts(const Layer& layer, const Tile& t, const int32_t* counts, int3
             }
 }
 
-}  // namespace
-
-// counts: null, or (OH, OW, O, groups of weights, terms), to which the integers are copied.
-void run_counts(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch,
-                int threads, int32_t* counts, const Handed& handed) {
+// What the parts of one call of run_counts have in common. counts: as there.
+struct Call {
+    const Layer& layer;
+    const float *x, *other;
+    float* y;
+    int threads;
+    int32_t* counts;
+    const Joined& joined;
+    uint8_t* packed;            // the rows of the padded input, as the kernel has them
+    int32_t *pixels, *patches;  // sums of each pixel of the padded input, and over the taps
+    const Finish finish;
+    const Reached reached;
     const Step& s = layer.step;
     const Kernel& kernel = *layer.kernel;
-    const int terms = layer.a_terms(), high = layer.padded_high(), wide = layer.padded_wide();
-    uint8_t* packed = (uint8_t*)scratch.packed.data();
-    int32_t* pixels = scratch.sums.data();
-    int32_t* patches = pixels + size_t(high) * wide * s.a_groups;
+    const int terms = layer.a_terms(), wide = layer.padded_wide();
     const size_t each = size_t(s.w_groups) * terms * BLOCK;
-    const Finish finish = finish_for(terms, s.w_groups, s.a_halves != 0);
     const bool needs_sums = kernel.needs_sums || s.w_offset;
-    const Step* next = handed.quantizer;
-    const Reached reached(next ? next->threshold : nullptr, next ? next->thresholds : 0);
-    const auto finish_tile = [&](const Tile& t, int32_t* made) {  // of one block
+
+    // Pack rows [first, end) of the padded input. One call a thread, since each prepares tables.
+    void pack(int first, int end) const {
+        if (joined.codes_in)
+            kernel.pack_codes(layer, (const uint8_t*)x, packed, first, end);
+        else
+            kernel.pack_rows(layer, x, packed, first, end);
+        for (int row = first; row < end && needs_sums; row++)
+            if (s.kernel_high > 1 || row % s.stride_high == 0)
+                kernel.row_sums(layer, packed, row, pixels + size_t(row) * wide * s.a_groups);
+    }
+
+    // The outputs of a tile of one block, from its counts.
+    void finish_tile(const Tile& t, int32_t* made) const {
         if (terms > s.a_groups) add_offset_terms(layer, t, made);
         if (counts) store_counts(layer, t, made, counts);
         const Values values = values_of(layer, t.block);
@@ -249,10 +278,12 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
             const size_t first = size_t(t.y + r) * s.out_wide + t.x, at = first * s.outputs + t.block * BLOCK;
             finish(values, {t.n, made + size_t(r) * t.n * each, patches + first * terms,
                             other ? other + at : nullptr, y + at, size_t(s.outputs),
-                            next ? (uint8_t*)y + at : nullptr, &reached});
+                            joined.quantizer ? (uint8_t*)y + at : nullptr, &reached});
         }
-    };
-    const auto rows_of = [&](int block, int row, int32_t* made) {
+    }
+
+    // The outputs of the blocks from `block` and the rows from `row` that are made together.
+    void rows_of(int block, int row, int32_t* made) const {
         const int rows = std::min(layer.tile_high, s.out_high - row);
         const int blocks = std::min(layer.tile_blocks, layer.blocks() - block);
         for (int column = 0; column < s.out_wide; column += layer.tile_wide) {
@@ -262,37 +293,50 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
             for (int32_t* own = made; t.block < block + blocks; t.block++, own += each * t.pixels())
                 finish_tile(t, own);
         }
-    };
-    const Order order{(layer.blocks() + layer.tile_blocks - 1) / layer.tile_blocks,
-                      (s.out_high + layer.tile_high - 1) / layer.tile_high, layer.tile_high,
-                      !layer.by_block && layer.packed.size() * sizeof(uint32_t) <
-                                             size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
-#pragma omp parallel num_threads(threads)
-    {
-        // Not std::vector, which would fill them with zeros first.
-        const size_t most = each * (size_t(layer.tile_wide) * layer.tile_high * layer.tile_blocks + MARGIN);
-        const std::unique_ptr<int32_t[]> made(new int32_t[most]);
-        const std::unique_ptr<int32_t[]> columns(new int32_t[size_t(wide) * s.a_groups]);
+    }
+
+    // The part of one thread. columns: memory for patch_sums; made: for the counts of a tile.
+    void run(int32_t* columns, int32_t* made) const {
+        const Order order{(layer.blocks() + layer.tile_blocks - 1) / layer.tile_blocks,
+                          (s.out_high + layer.tile_high - 1) / layer.tile_high, layer.tile_high,
+                          !layer.by_block && layer.packed.size() * sizeof(uint32_t) <
+                                                 size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
 #pragma omp for
-        for (int part = 0; part < threads; part++) {  // one call a thread, since each prepares tables
-            const int first = int(int64_t(high) * part / threads), end = int(int64_t(high) * (part + 1) / threads);
-            if (handed.in)
-                kernel.pack_codes(layer, (const uint8_t*)x, packed, first, end);
-            else
-                kernel.pack_rows(layer, x, packed, first, end);
-            for (int row = first; row < end && needs_sums; row++)
-                if (s.kernel_high > 1 || row % s.stride_high == 0)
-                    kernel.row_sums(layer, packed, row, pixels + size_t(row) * wide * s.a_groups);
+        for (int part = 0; part < threads; part++) {
+            const int64_t rows = layer.padded_high();
+            pack(int(rows * part / threads), int(rows * (part + 1) / threads));
         }
         if (needs_sums) {
 #pragma omp for
             for (int row = 0; row < s.out_high; row++)
-                patch_sums(layer, pixels, row, columns.get(), patches + size_t(row) * s.out_wide * terms);
+                patch_sums(layer, pixels, row, columns, patches + size_t(row) * s.out_wide * terms);
         }
         if (kernel.begin) kernel.begin(layer);
 #pragma omp for nowait  // the end of the parallel part waits
         for (int i = 0; i < order.count(); i++)
-            rows_of(order.block(i) * layer.tile_blocks, order.row(i), made.get());
+            rows_of(order.block(i) * layer.tile_blocks, order.row(i), made);
         if (kernel.end) kernel.end();
+    }
+};
+
+}  // namespace
+
+// counts: null, or (OH, OW, O, groups of weights, terms), to which the integers are copied.
+void run_counts(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch,
+                int threads, int32_t* counts, const Joined& joined) {
+    const Step& s = layer.step;
+    const Step* next = joined.quantizer;
+    int32_t* pixels = scratch.sums.data();
+    const Call call{layer, x, other, y, threads, counts, joined, (uint8_t*)scratch.packed.data(), pixels,
+                    pixels + size_t(layer.padded_high()) * layer.padded_wide() * s.a_groups,
+                    finish_for(layer.a_terms(), s.w_groups, s.a_halves != 0),
+                    Reached(next ? next->threshold : nullptr, next ? next->thresholds : 0)};
+#pragma omp parallel num_threads(threads)
+    {
+        // Not std::vector, which would fill them with zeros first.
+        const size_t most = call.each * (size_t(layer.tile_wide) * layer.tile_high * layer.tile_blocks + MARGIN);
+        const std::unique_ptr<int32_t[]> made(new int32_t[most]);
+        const std::unique_ptr<int32_t[]> columns(new int32_t[size_t(call.wide) * s.a_groups + FLOATS]);
+        call.run(columns.get(), made.get());
     }
 }

@@ -6,10 +6,11 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include "kernel.h"
-#include "lanes.h"
+#include "pool.h"
 
 namespace {
 
@@ -30,7 +31,11 @@ struct Operands {
 template <int X, int B>
 void products(const Operands& at, float* sums) {
     constexpr int V = B * VECTORS;
-    Floats total[X][V] = {};
+    Floats total[X][V];
+#pragma GCC unroll 12
+    for (int k = 0; k < X; k++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) total[k][v] = Floats{};
     const float* weight = at.weight;
     const size_t block = size_t(at.rows) * at.run * BLOCK;
     for (int row = 0; row < at.rows; row++)
@@ -55,7 +60,13 @@ void products(const Operands& at, float* sums) {
 #pragma GCC unroll 4
                 for (int v = 0; v < V; v++) total[k][v] += part[k][v];
         }
-    std::memcpy(sums, total, sizeof total);
+#pragma GCC unroll 12
+    for (int k = 0; k < X; k++)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; v++) {
+            const Floats one = total[k][v];
+            std::memcpy(sums + (k * V + v) * FLOATS, &one, sizeof one);
+        }
 }
 
 using Products = void (*)(const Operands&, float*);
@@ -100,7 +111,7 @@ void finish(const Layer& layer, int block, int n, const float* sums, int step, c
     }
 }
 
-// Row oy of the output, of one block or BLOCKS.
+// Row oy of the output, of one block or BLOCKS. other, y: that row of the tensors.
 void run_row(const Layer& layer, const float* x, int block, int blocks, int oy, const float* other, float* y) {
     const Step& s = layer.step;
     const size_t row = size_t(layer.padded_wide()) * s.channels;
@@ -109,7 +120,7 @@ void run_row(const Layer& layer, const float* x, int block, int blocks, int oy, 
                 layer.weight.data() + size_t(block) * s.kernel_high * run * BLOCK, row,
                 size_t(s.stride_wide) * s.channels, s.kernel_high, run};
     float sums[PIXELS * BLOCKS * BLOCK];
-    size_t to = size_t(oy) * s.out_wide * s.outputs + block * BLOCK;
+    size_t to = size_t(block) * BLOCK;
     in_equal_parts(s.out_wide, PIXELS, [&](int n) {
         PRODUCTS_OF[blocks > 1][n - 1](at, sums);
         for (int b = 0; b < blocks; b++)
@@ -118,6 +129,13 @@ void run_row(const Layer& layer, const float* x, int block, int blocks, int oy, 
         at.x += n * at.pixel;
         to += size_t(n) * s.outputs;
     });
+}
+
+// The same of the blocks from `block` on, as many as go together.
+void run_blocks(const Layer& layer, const float* x, int block, int oy, const float* other, float* y) {
+    const int left = layer.blocks() - block;
+    if (left >= BLOCKS) return run_row(layer, x, block, BLOCKS, oy, other, y);
+    for (int b = 0; b < left; b++) run_row(layer, x, block + b, 1, oy, other, y);
 }
 
 // x (H, W, C) with its zero padding; x itself where there is none.
@@ -154,15 +172,37 @@ void run_dense(const Layer& layer, const float* x, const float* other, float* y,
                int threads) {
     const Step& s = layer.step;
     x = padded(layer, x, scratch, threads);
-    const Order order{(layer.blocks() + BLOCKS - 1) / BLOCKS, s.out_high, 1,
-                      layer.weight.size() < size_t(s.out_high) * s.out_wide * s.outputs};
+    const size_t row = size_t(s.out_wide) * s.outputs;
+    const Order order{(layer.blocks() + BLOCKS - 1) / BLOCKS, s.out_high, 1, layer.weight.size() < row * s.out_high};
 #pragma omp parallel for num_threads(threads)
     for (int i = 0; i < order.count(); i++) {
-        const int block = order.block(i) * BLOCKS, left = layer.blocks() - block;
-        if (left >= BLOCKS)
-            run_row(layer, x, block, BLOCKS, order.row(i), other, y);
-        else
-            for (int b = 0; b < left; b++) run_row(layer, x, block + b, 1, order.row(i), other, y);
+        const size_t at = row * order.row(i);
+        run_blocks(layer, x, order.block(i) * BLOCKS, order.row(i), other ? other + at : nullptr, y + at);
+    }
+}
+
+// The convolution with the pool that reads it, to y. A thread keeps the rows that a window of the pool reads,
+// since the whole output of a first layer is larger than a cache.
+void run_pooled(const Layer& layer, const float* x, const Step& pool, float* y, Scratch& scratch, int threads) {
+    const Step& s = layer.step;
+    x = padded(layer, x, scratch, threads);
+    const size_t row = size_t(s.out_wide) * s.outputs;
+    const auto top = [&](int oy) { return pool.window[2 * oy]; };
+    const auto bottom = [&](int oy) { return pool.window[2 * oy + 1]; };
+    int most = 0;
+    for (int oy = 0; oy < pool.out_high; oy++) most = std::max(most, bottom(oy) - top(oy));
+#pragma omp parallel num_threads(threads)
+    {
+        const std::unique_ptr<float[]> kept(new float[row * most]);
+        const auto row_at = [&](int iy) { return kept.get() + row * (iy % most); };
+        int made = 0;  // the first row that is not made
+#pragma omp for schedule(static)
+        for (int oy = 0; oy < pool.out_high; oy++) {
+            for (made = std::max(made, top(oy)); made < bottom(oy); made++)
+                for (int block = 0; block < layer.blocks(); block += BLOCKS)
+                    run_blocks(layer, x, block, made, nullptr, row_at(made));
+            pool_row(pool, oy, row_at, y + size_t(oy) * pool.out_wide * pool.channels);
+        }
     }
 }
 

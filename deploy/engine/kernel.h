@@ -25,6 +25,7 @@ struct Layer {
     const Kernel* kernel = nullptr;
     std::vector<uint32_t> packed;     // COUNTS: weights in the kernel's layout
     std::vector<Pair> pairs;          // popcount.cpp: all pairs of planes, a chunk after the other
+    std::vector<int32_t> offsets;     // popcount.cpp: of the words of the taps in the packed input
     std::vector<float> weight, shift; // in blocks of output channels, filled up with zeros
     std::vector<float> w_value, w_offset;
     std::vector<int32_t> prefix;      // sums of W_g over taps, for inputs with an offset
@@ -37,6 +38,11 @@ struct Layer {
     int blocks() const { return (step.outputs + BLOCK - 1) / BLOCK; }
     // Groups of the input's integers, and one more for its offset.
     int a_terms() const { return step.a_groups + (step.a_offset != 0); }
+    // Numbers in Scratch::sums: of each pixel of the padded input, of each output pixel, and a vector.
+    size_t sums() const {
+        return size_t(padded_high()) * padded_wide() * step.a_groups +
+               size_t(step.out_high) * step.out_wide * a_terms() + FLOATS;
+    }
 };
 
 // Where a tile lies: n output pixels (y, x) to (y, x + n - 1), the same of the rows below it, and its
@@ -70,10 +76,13 @@ inline void each_padded_row(const Step& s, int first, int end, F row) {
 constexpr int MARGIN = 16;
 constexpr int MOST_HANDED = MOST_REACHED;  // thresholds of a quantizer whose codes one step hands to another
 
-// Tensors that are codes, one byte each, in place of floats: numbers of the thresholds reached.
-struct Handed {
-    bool in = false;                  // the input
+// What a step does beside its own work, where only one other step reads its output.
+struct Joined {
+    // Tensors that are codes, one byte each, in place of floats: numbers of the thresholds reached.
+    bool codes_in = false;            // the input
     const Step* quantizer = nullptr;  // the output: the step that quantizes it; else null
+    const Step* pool = nullptr;       // the pool that is computed with it; else null
+    bool done = false;                // a pool that the step before computes
 };
 
 struct Kernel {
@@ -121,9 +130,10 @@ struct Scratch {
 
 void prepare_counts(Layer&);
 void run_counts(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads,
-                int32_t* counts, const Handed& = {});
+                int32_t* counts, const Joined& = {});
 void prepare_dense(Layer&);
 void run_dense(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads);
+void run_pooled(const Layer&, const float* x, const Step& pool, float* y, Scratch&, int threads);
 void run_depthwise(const Layer&, const float* x, const float* other, float* y, int threads);
 void run_dequantize(const Layer&, const float* x, float* y, int threads);
 void run_pool(const Layer&, const float* x, float* y, int threads);

@@ -21,7 +21,9 @@ struct Lanes {
     static V load(const uint32_t* p) { return _mm512_loadu_si512(p); }
     static V broadcast(uint32_t word) { return _mm512_set1_epi32(int(word)); }
     static V add_bits(V counts, V w, V a) {
-        return _mm512_add_epi32(counts, _mm512_popcnt_epi32(_mm512_and_si512(w, a)));
+        counts = _mm512_add_epi32(counts, _mm512_popcnt_epi32(_mm512_and_si512(w, a)));
+        asm volatile("" : "+v"(counts));  // one after the other: else the compiler runs out of registers
+        return counts;
     }
     static V whole(V counts) { return counts; }
 };
@@ -116,6 +118,14 @@ inline V read(const T* p) {
     V v;
     std::memcpy(&v, p, sizeof v);
     return v;
+}
+
+// A vector of which only the first `count` numbers may be read; the others are zero.
+inline Floats read_few(const float* p, int count) {
+    if (count >= FLOATS) return read<Floats>(p);
+    float few[FLOATS] = {};
+    std::memcpy(few, p, sizeof(float) * count);
+    return read<Floats>(few);
 }
 
 inline Floats spread(float x) {

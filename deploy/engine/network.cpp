@@ -10,7 +10,7 @@ namespace {
 
 struct Network {
     std::vector<Layer> layers;
-    std::vector<Handed> handed;    // of each layer
+    std::vector<Joined> joined;    // of each layer
     std::vector<int64_t> offsets;  // of each tensor in the arena, in floats
     std::vector<float> arena;
     Scratch scratch;
@@ -27,7 +27,7 @@ void prepare(Layer& layer, Scratch& scratch) {
         if (!layer.kernel) throw std::bad_alloc();  // the plan asks only for what can be counted
         prepare_counts(layer);
         grow(scratch.packed, layer.kernel->input_bytes(layer) / 8 + 8);
-        grow(scratch.sums, pixels * s.a_groups + size_t(s.out_high) * s.out_wide * layer.a_terms());
+        grow(scratch.sums, layer.sums());
     } else if (s.kind == DENSE) {
         prepare_dense(layer);
         grow(scratch.padded, pixels * s.channels);
@@ -44,29 +44,47 @@ bool takes_codes(const Layer& layer) {
     return layer.step.kind == COUNTS && layer.step.thresholds <= MOST_HANDED && layer.step.channels % BLOCK == 0;
 }
 
+// The only step that reads the output of step k; 0 if there are several or none.
+size_t only_reader(const std::vector<Layer>& layers, size_t k, int output) {
+    const int32_t made = layers[k].step.output;
+    size_t reader = 0;
+    int readers = made == output;
+    for (size_t i = k + 1; i < layers.size(); i++) {
+        readers += (layers[i].step.input == made) + (layers[i].step.other == made);
+        if (layers[i].step.input == made) reader = i;
+    }
+    return readers == 1 ? reader : 0;
+}
+
 // Let a layer whose output only one other layer reads write the codes that that one would make of it.
-// Where floats are read as well, writing both gains nothing.
-void hand_codes_on(Network& network, int output) {
+// Where floats are read as well, writing both gains nothing. A convolution in float32 computes the pool that
+// reads it: at once, so the pool's output may lie where the convolution's input does. Hence the padding: then
+// it reads a copy.
+void join_steps(Network& network, int output) {
     auto& layers = network.layers;
-    network.handed.resize(layers.size());
+    network.joined.resize(layers.size());
     for (size_t k = 0; k < layers.size(); k++) {
         const Step& maker = layers[k].step;
-        size_t reader = 0;
-        int readers = maker.output == output;
-        for (size_t i = k + 1; i < layers.size(); i++) {
-            readers += (layers[i].step.input == maker.output) + (layers[i].step.other == maker.output);
-            if (layers[i].step.input == maker.output) reader = i;
+        const size_t reader = only_reader(layers, k, output);
+        if (reader == 0) continue;
+        if (maker.kind == COUNTS && takes_codes(layers[reader])) {
+            network.joined[k].quantizer = &layers[reader].step;
+            network.joined[reader].codes_in = true;
         }
-        if (maker.kind != COUNTS || readers != 1 || reader == 0 || !takes_codes(layers[reader])) continue;
-        network.handed[k].quantizer = &layers[reader].step;
-        network.handed[reader].in = true;
+        const bool copied = maker.pad_high > 0 || maker.pad_wide > 0;
+        if (maker.kind == DENSE && copied && maker.other < 0 && reader == k + 1 &&
+            layers[reader].step.kind == MAX_POOL) {
+            network.joined[k].pool = &layers[reader].step;
+            network.joined[reader].done = true;
+        }
     }
 }
 
 void run_step(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch, int threads,
-              int32_t* counts, const Handed& handed = {}) {
+              int32_t* counts, const Joined& joined = {}) {
+    if (joined.pool) return run_pooled(layer, x, *joined.pool, y, scratch, threads);
     switch (layer.step.kind) {
-        case COUNTS: return run_counts(layer, x, other, y, scratch, threads, counts, handed);
+        case COUNTS: return run_counts(layer, x, other, y, scratch, threads, counts, joined);
         case DENSE: return run_dense(layer, x, other, y, scratch, threads);
         case DEPTHWISE: return run_depthwise(layer, x, other, y, threads);
         case DEQUANTIZE: return run_dequantize(layer, x, y, threads);
@@ -102,7 +120,7 @@ void* network_new(const Step* steps, int32_t count, const int64_t* offsets, int3
         network->layers[i].step = steps[i];
         prepare(network->layers[i], network->scratch);
     }
-    hand_codes_on(*network, output);
+    join_steps(*network, output);
     network->offsets.assign(offsets, offsets + tensors);
     network->offsets.push_back(offsets[output]);
     network->arena.resize(arena);
@@ -132,9 +150,12 @@ void network_run(void* pointer, const float* images, int64_t n, float* scores, i
                       arena + offsets[0]);
         for (size_t k = 0; k < network.layers.size(); k++) {
             const Step& s = network.layers[k].step;
+            const Joined& joined = network.joined[k];
+            if (joined.done) continue;
             run_step(network.layers[k], arena + offsets[s.input],
-                     s.other < 0 ? nullptr : arena + offsets[s.other], arena + offsets[s.output],
-                     network.scratch, threads, nullptr, network.handed[k]);
+                     s.other < 0 ? nullptr : arena + offsets[s.other],
+                     arena + offsets[joined.pool ? joined.pool->output : s.output], network.scratch, threads,
+                     nullptr, joined);
         }
         std::memcpy(scores + i * network.scores, arena + offsets.back(), sizeof(float) * network.scores);
     }

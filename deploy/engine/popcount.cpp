@@ -61,6 +61,10 @@ void pack_weights(Layer& layer) {
     const Step& s = layer.step;
     set_pairs(layer);
     const int lanes = Lanes::count, width = words(s), bytes = channel_bytes(s);
+    layer.offsets.clear();
+    for (int ky = 0; ky < s.kernel_high; ky++)
+        for (int word = 0; word < width; word++)
+            layer.offsets.push_back(int(row_bytes(layer)) * s.a_planes * ky + 4 * word);
     const size_t row = size_t(s.kernel_high) * width * s.w_planes * lanes;
     layer.packed.assign(row * SUBBLOCKS * layer.blocks(), 0);
     const uint8_t* code = s.w_codes;
@@ -163,11 +167,23 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     });
 }
 
-// The buffer goes on behind its last row, so that whole words can be read.
-int ones(const uint8_t* p, int bytes) {
-    int count = 0;
-    for (; bytes > 8; p += 8, bytes -= 8) count += __builtin_popcountll(read<uint64_t>(p));
-    return count + __builtin_popcountll(read<uint64_t>(p) & ~uint64_t(0) >> 8 * (8 - bytes));
+// The number of ones of n pixels, each of one word: in vectors, since the compiler knows its size.
+template <class Word>
+void ones_of(const uint8_t* bits, int n, int32_t* to) {
+    for (int x = 0; x < n; x++) {
+        const Word word = read<Word>(bits + sizeof(Word) * x);
+        to[x] = sizeof(Word) == 8 ? __builtin_popcountll(word) : __builtin_popcount(word);
+    }
+}
+
+// The same of any number of bytes. The buffer goes on behind its last row, so that whole words can be read.
+void ones_of(const uint8_t* bits, int bytes, int n, int32_t* to) {
+    const uint64_t last = ~uint64_t(0) >> 8 * (7 - (bytes - 1) % 8);
+    for (int x = 0; x < n; x++, bits += bytes) {
+        int count = 0, at = 0;
+        for (; at + 8 < bytes; at += 8) count += __builtin_popcountll(read<uint64_t>(bits + at));
+        to[x] = count + __builtin_popcountll(read<uint64_t>(bits + at) & last);
+    }
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
@@ -175,11 +191,23 @@ void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums)
     const int bytes = channel_bytes(s), wide = layer.padded_wide();
     const uint8_t* plane = packed + row_bytes(layer) * s.a_planes * row;
     std::fill(sums, sums + size_t(wide) * s.a_groups, 0);
-    for (int j = 0; j < s.a_planes; j++, plane += row_bytes(layer)) {
-        int32_t* to = sums + s.a_group[j];
-        for (int x = 0; x < wide; x++, to += s.a_groups)
-            *to += s.a_multiplier[j] * ones(plane + size_t(x) * bytes, bytes);
-    }
+    constexpr int SOME = 64;  // pixels
+    int32_t ones[SOME];
+    for (int j = 0; j < s.a_planes; j++, plane += row_bytes(layer))
+        for (int first = 0; first < wide; first += SOME) {
+            const int n = std::min(SOME, wide - first);
+            const uint8_t* bits = plane + size_t(first) * bytes;
+            if (bytes == 2) ones_of<uint16_t>(bits, n, ones);
+            else if (bytes == 4) ones_of<uint32_t>(bits, n, ones);
+            else if (bytes == 8) ones_of<uint64_t>(bits, n, ones);
+            else ones_of(bits, bytes, n, ones);
+            const int multiplier = s.a_multiplier[j], groups = s.a_groups;
+            int32_t* to = sums + size_t(first) * groups + s.a_group[j];
+            if (groups == 1)
+                for (int x = 0; x < n; x++) to[x] += multiplier * ones[x];
+            else
+                for (int x = 0; x < n; x++) to[size_t(x) * groups] += multiplier * ones[x];
+        }
 }
 
 constexpr int MOST_PIXELS = 8;  // whose counts are in registers
@@ -189,8 +217,9 @@ constexpr int TILE = 32;
 struct Operands {
     const uint32_t* weights;  // of the first plane of the chunk, plane stride Lanes::count
     const uint8_t* input;     // of the first plane of the chunk at the first pixel's first tap
-    size_t row, plane;        // bytes between kernel rows and between planes of the input
-    int w_planes, pixel, kernel_high, words;
+    const int32_t* offsets;   // of each word of the taps from there
+    size_t plane;             // bytes between planes of the input
+    int w_planes, pixel, words;
     const Pair* pairs;        // (P, J)
     int32_t* counts;          // of the first pixel
     const int32_t* sums;
@@ -205,54 +234,45 @@ void count_ones(const Operands& at) {
     using V = Lanes::V;
     constexpr int lanes = Lanes::count;
     V counts[X][P * J];
-    int left = 0;
     bool again = false;
     auto flush = [&] {
 #pragma GCC unroll 8
         for (int k = 0; k < P * J; k++) {
-            const Pair& pair = at.pairs[k];
+            const Pair pair = at.pairs[k];  // a copy, which no count can overwrite
+            const bool first = pair.first && !again;
+            const Sums factor = Sums{} + pair.factor, each = Sums{} + pair.each;
             int32_t* to = at.counts + pair.place;
             const int32_t* sum = at.sums + pair.term;
-            const bool first = pair.first && !again;
 #pragma GCC unroll 8
             for (int x = 0; x < X; x++, to += at.each, sum += at.terms) {
-                const Sums start = first ? Sums{} - pair.each * *sum : read<Sums>(to);
-                const Sums total = start + (Sums)Lanes::whole(counts[x][k]) * pair.factor;
+                const Sums ones = (Sums)Lanes::whole(counts[x][k]) * factor;
+                const Sums total = first ? ones - each * *sum : ones + read<Sums>(to);
                 std::memcpy(to, &total, sizeof total);
             }
         }
         again = true;
     };
     const uint32_t* weights = at.weights;
-    for (int ky = 0; ky < at.kernel_high; ky++) {
-        const uint8_t* row = at.input + at.row * ky;
-        for (int first = 0; first < at.words;) {
-            if (left == 0) {
-                left = Lanes::most;
-                for (auto& pixel : counts)
-                    for (auto& count : pixel) count = Lanes::zero();
-            }
-            const int end = std::min(at.words, first + left);
-            left -= end - first;
-            for (; first < end; first++, weights += at.w_planes * lanes) {
-                V w[P];
+    for (int word = 0; word < at.words;) {
+        for (auto& pixel : counts)
+            for (auto& count : pixel) count = Lanes::zero();
+        const int end = std::min(at.words, word + Lanes::most);
+        for (; word < end; word++, weights += at.w_planes * lanes) {
+            const uint8_t* input = at.input + at.offsets[word];
+            V w[P];
 #pragma GCC unroll 4
-                for (int p = 0; p < P; p++) w[p] = Lanes::load(weights + p * lanes);
+            for (int p = 0; p < P; p++) w[p] = Lanes::load(weights + p * lanes);
 #pragma GCC unroll 8
-                for (int x = 0; x < X; x++)
+            for (int x = 0; x < X; x++)
 #pragma GCC unroll 8
-                    for (int j = 0; j < J; j++) {
-                        const V a = Lanes::broadcast(
-                            read<uint32_t>(row + x * at.pixel + j * at.plane + 4 * first));
+                for (int j = 0; j < J; j++) {
+                    const V a = Lanes::broadcast(read<uint32_t>(input + x * at.pixel + j * at.plane));
 #pragma GCC unroll 4
-                        for (int p = 0; p < P; p++)
-                            counts[x][p * J + j] = Lanes::add_bits(counts[x][p * J + j], w[p], a);
-                    }
-            }
-            if (left == 0) flush();
+                    for (int p = 0; p < P; p++) counts[x][p * J + j] = Lanes::add_bits(counts[x][p * J + j], w[p], a);
+                }
         }
+        flush();
     }
-    if (left != 0) flush();
 }
 
 // So many pixels at a time have their counts in registers.
@@ -294,8 +314,8 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
     const Pair* pairs = layer.pairs.data();
     each_chunk(s, [&](int p0, int P, int j0, int J) {
         Operands at{layer.packed.data() + sub_size * t.block * SUBBLOCKS + p0 * Lanes::count, input + j0 * plane,
-                    row, plane, s.w_planes, s.stride_wide * bytes, s.kernel_high, words(s), pairs, counts, sums,
-                    s.w_groups * terms * BLOCK, terms};
+                    layer.offsets.data(), plane, s.w_planes, s.stride_wide * bytes, int(layer.offsets.size()), pairs,
+                    counts, sums, s.w_groups * terms * BLOCK, terms};
         for (int sub = 0; sub < used; sub++, at.weights += sub_size, at.counts += Lanes::count)
             COUNT[P - 1][J - 1](at, t.n);
         pairs += P * J;

@@ -22,8 +22,23 @@ class Reached {
             probe[bits] = _mm512_loadu_ps(next);
         }
     }
-    Integers operator()(Floats x) const {
+    Integers operator()(Floats x) const { return counted(x, bits); }
+    // Call f(count), where count(x) counts as this object does, with the number of bits known to the compiler.
+    template <class F>
+    void visit(F f) const {
+        switch (bits) {
+            case 0: return f([](Floats) { return Integers{}; });
+            case 1: return f([own = *this](Floats x) { return own.counted(x, 1); });
+            case 2: return f([own = *this](Floats x) { return own.counted(x, 2); });
+            case 3: return f([own = *this](Floats x) { return own.counted(x, 3); });
+            default: return f([own = *this](Floats x) { return own.counted(x, 4); });
+        }
+    }
+
+  private:
+    Integers counted(Floats x, int bits) const {
         __m512i count = _mm512_setzero_si512();
+#pragma GCC unroll 4
         for (int bit = bits - 1; bit >= 0; bit--) {
             const __m512 next = _mm512_permutexvar_ps(count, probe[bit]);
             const __mmask16 reached = _mm512_cmp_ps_mask((__m512)x, next, _CMP_GE_OQ);
@@ -41,6 +56,10 @@ class Reached {
         Integers reached = {};
         for (int i = 0; i < count; i++) reached -= (Integers)(x >= threshold[i]);
         return reached;
+    }
+    template <class F>
+    void visit(F f) const {
+        f(*this);
     }
 #endif
 };

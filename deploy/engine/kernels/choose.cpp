@@ -75,9 +75,8 @@ struct Trial {
         layer.step = step;
         layer.kernel = kernel;
         prepare_counts(layer);
-        const size_t pixels = size_t(layer.padded_high()) * layer.padded_wide();
         scratch.packed.resize(kernel->input_bytes(layer) / 8 + 8);
-        scratch.sums.resize(pixels * step.a_groups + size_t(step.out_high) * step.out_wide * layer.a_terms());
+        scratch.sums.resize(layer.sums());
     }
     void run(const float* x, float* y) {
         for (int i = 0; i < IN_A_ROW; i++) {

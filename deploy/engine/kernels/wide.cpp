@@ -14,7 +14,7 @@ namespace {
 
 constexpr int SIX = 6, TABLE = 64;  // codes of a table, and its bytes
 constexpr int WIDE = 64 / BLOCK;    // blocks of outputs
-constexpr int TILE = 32;            // pixels
+constexpr int TILE = 32, ROWS = 2;   // pixels of a tile in a row, and its rows
 constexpr int MOST_SUM = 255, MOST_FLUSHES = 65535 / MOST_SUM;  // of a byte; into a 16-bit word
 constexpr int ROOM = 9;             // pixels x planes whose sums are in registers
 
@@ -40,6 +40,7 @@ int lane(int output) { return output % 32 * 2 + output / 32; }
 void pack_weights(Layer& layer) {
     const Step& s = layer.step;
     layer.tile_blocks = WIDE;
+    layer.tile_high = std::min(ROWS, s.out_high);
     const int wide = (layer.blocks() + WIDE - 1) / WIDE;
     layer.packed.assign(wide_bytes(s) * wide / 4 + 16, 0);
     uint8_t* packed = (uint8_t*)aligned(layer.packed.data());
@@ -197,19 +198,31 @@ void add_codes(const Operands& at) {
         for (int p = 0; p < P; p++) finish(at, at.planes[p], x, all[x][p], odd[x][p]);
 }
 
+// The rows of a tile, and what lies between the operands of two.
+struct Rows {
+    int n;
+    size_t input, counts, sums;
+};
+
 using Add = void (*)(const Operands&);
 template <int P, int... X>
 constexpr std::array<Add, sizeof...(X)> up_to(std::integer_sequence<int, X...>) {
     return {add_codes<P, X + 1>...};
 }
 
-// n pixels.
+// n pixels of each row. The rows follow one another, so that the first cache holds the tables of both.
 template <int P>
-void add_pixels(Operands at, int n) {
+void add_pixels(Operands at, int n, Rows rows) {
     constexpr int MOST = ROOM / P;
     static constexpr auto ADD = up_to<P>(std::make_integer_sequence<int, MOST>{});
     in_equal_parts(n, MOST, [&](int X) {
-        ADD[X - 1](at);
+        Operands row = at;
+        for (int i = 0; i < rows.n; i++) {
+            ADD[X - 1](row);
+            row.input += rows.input;
+            row.counts += rows.counts;
+            row.sums += rows.sums;
+        }
         at.input += X * at.pixel;
         at.counts += X * at.count;
         at.sums += X * at.terms;
@@ -217,7 +230,7 @@ void add_pixels(Operands at, int n) {
 }
 
 constexpr int MOST_P = 3;
-constexpr void (*ADD[MOST_P])(Operands, int) = {add_pixels<1>, add_pixels<2>, add_pixels<3>};
+constexpr void (*ADD[MOST_P])(Operands, int, Rows) = {add_pixels<1>, add_pixels<2>, add_pixels<3>};
 
 // Call part(first kernel row, rows, first group, groups) for parts that words hold the sums of.
 template <class F>
@@ -239,6 +252,7 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
     const size_t count = size_t(s.w_groups) * terms * BLOCK, step = size_t(s.w_planes) * TABLE;
     const uint8_t* weights = (const uint8_t*)aligned(layer.packed.data()) + wide_bytes(s) * (t.block / WIDE);
     const uint8_t* input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
+    const Rows rows{t.rows, row * s.stride_high, count * t.n, size_t(s.out_wide) * terms};
     for (int p0 = 0; p0 < s.w_planes; p0 += MOST_P) {
         const int P = std::min(MOST_P, s.w_planes - p0);
         Plane planes[MOST_P];
@@ -247,10 +261,11 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
             planes[i] = {group * terms * BLOCK, 2 * s.w_multiplier[p], 0, p == 0 || s.w_group[p - 1] != group};
             for (int q = 0; q < s.w_planes; q++) planes[i].each += s.w_group[q] == group ? s.w_multiplier[q] : 0;
         }
-        each_part(s, most, [&](int ky, int rows, int g, int n) {
-            ADD[P - 1]({weights + step * run(s) * ky + step * g + size_t(p0) * TABLE, input + row * ky + size_t(g) * TABLE,
-                        row, pixel, step, step * run(s), rows, n, most, ky > 0 || g > 0, planes, counts, sums, count,
-                        count * t.n, terms}, t.n);
+        each_part(s, most, [&](int ky, int kernel_rows, int g, int n) {
+            const Operands at{weights + step * run(s) * ky + step * g + size_t(p0) * TABLE,
+                              input + row * ky + size_t(g) * TABLE, row, pixel, step, step * run(s), kernel_rows, n, most,
+                              ky > 0 || g > 0, planes, counts, sums, count, count * t.pixels(), terms};
+            ADD[P - 1](at, t.n, rows);
         });
     }
 }
