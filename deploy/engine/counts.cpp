@@ -331,12 +331,11 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
                     pixels + size_t(layer.padded_high()) * layer.padded_wide() * s.a_groups,
                     finish_for(layer.a_terms(), s.w_groups, s.a_halves != 0),
                     Reached(next ? next->threshold : nullptr, next ? next->thresholds : 0)};
-#pragma omp parallel num_threads(threads)
-    {
+    on_threads(threads, [&] {
         // Not std::vector, which would fill them with zeros first.
         const size_t most = call.each * (size_t(layer.tile_wide) * layer.tile_high * layer.tile_blocks + MARGIN);
         const std::unique_ptr<int32_t[]> made(new int32_t[most]);
         const std::unique_ptr<int32_t[]> columns(new int32_t[size_t(call.wide) * s.a_groups + FLOATS]);
         call.run(columns.get(), made.get());
-    }
+    });
 }

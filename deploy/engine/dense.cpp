@@ -144,13 +144,12 @@ const float* padded(const Layer& layer, const float* x, Scratch& scratch, int th
     if (s.pad_high == 0 && s.pad_wide == 0) return x;
     const size_t wide = size_t(layer.padded_wide()) * s.channels, row = size_t(s.wide) * s.channels;
     float* to = scratch.padded.data();
-#pragma omp parallel for num_threads(threads)
-    for (int y = 0; y < layer.padded_high(); y++) {
+    share(threads, layer.padded_high(), [&](int64_t y) {
         std::memset(to + wide * y, 0, sizeof(float) * wide);
-        const int from = y - s.pad_high;
+        const int64_t from = y - s.pad_high;
         if (from >= 0 && from < s.high)
             std::memcpy(to + wide * y + s.pad_wide * s.channels, x + row * from, sizeof(float) * row);
-    }
+    });
     return to;
 }
 
@@ -174,11 +173,11 @@ void run_dense(const Layer& layer, const float* x, const float* other, float* y,
     x = padded(layer, x, scratch, threads);
     const size_t row = size_t(s.out_wide) * s.outputs;
     const Order order{(layer.blocks() + BLOCKS - 1) / BLOCKS, s.out_high, 1, layer.weight.size() < row * s.out_high};
-#pragma omp parallel for num_threads(threads)
-    for (int i = 0; i < order.count(); i++) {
-        const size_t at = row * order.row(i);
-        run_blocks(layer, x, order.block(i) * BLOCKS, order.row(i), other ? other + at : nullptr, y + at);
-    }
+    share(threads, order.count(), [&](int64_t i) {
+        const int line = order.row(int(i));
+        const size_t at = row * line;
+        run_blocks(layer, x, order.block(int(i)) * BLOCKS, line, other ? other + at : nullptr, y + at);
+    });
 }
 
 // The convolution with the pool that reads it, to y. A thread keeps the rows that a window of the pool reads,
@@ -191,8 +190,7 @@ void run_pooled(const Layer& layer, const float* x, const Step& pool, float* y, 
     const auto bottom = [&](int oy) { return pool.window[2 * oy + 1]; };
     int most = 0;
     for (int oy = 0; oy < pool.out_high; oy++) most = std::max(most, bottom(oy) - top(oy));
-#pragma omp parallel num_threads(threads)
-    {
+    on_threads(threads, [&] {
         const std::unique_ptr<float[]> kept(new float[row * most]);
         const auto row_at = [&](int iy) { return kept.get() + row * (iy % most); };
         int made = 0;  // the first row that is not made
@@ -203,28 +201,27 @@ void run_pooled(const Layer& layer, const float* x, const Step& pool, float* y, 
                     run_blocks(layer, x, block, made, nullptr, row_at(made));
             pool_row(pool, oy, row_at, y + size_t(oy) * pool.out_wide * pool.channels);
         }
-    }
+    });
 }
 
 void run_depthwise(const Layer& layer, const float* x, const float* other, float* y, int threads) {
     const Step& s = layer.step;
     const int taps = s.kernel_high * s.kernel_wide, channels = s.channels;
-#pragma omp parallel for num_threads(threads)
-    for (int oy = 0; oy < s.out_high; oy++)
-        for (int ox = 0; ox < s.out_wide; ox++) {
-            float* to = y + (size_t(oy) * s.out_wide + ox) * channels;
-            std::fill(to, to + channels, 0.0f);
-            for (int tap = 0; tap < taps; tap++) {
-                const int iy = oy * s.stride_high - s.pad_high + tap / s.kernel_wide;
-                const int ix = ox * s.stride_wide - s.pad_wide + tap % s.kernel_wide;
-                if (iy < 0 || iy >= s.high || ix < 0 || ix >= s.wide) continue;
-                const float* from = x + (size_t(iy) * s.wide + ix) * channels;
-                const float* weight = layer.weight.data() + size_t(tap) * channels;
-                for (int c = 0; c < channels; c++) to[c] += weight[c] * from[c];
-            }
-            for (int c = 0; c < channels; c++) {
-                const float sum = to[c] + s.shift[c];
-                to[c] = limited(s, other ? sum + other[to + c - y] : sum);
-            }
+    share(threads, int64_t(s.out_high) * s.out_wide, [&](int64_t pixel) {
+        const int oy = int(pixel / s.out_wide), ox = int(pixel % s.out_wide);
+        float* to = y + pixel * channels;
+        std::fill(to, to + channels, 0.0f);
+        for (int tap = 0; tap < taps; tap++) {
+            const int iy = oy * s.stride_high - s.pad_high + tap / s.kernel_wide;
+            const int ix = ox * s.stride_wide - s.pad_wide + tap % s.kernel_wide;
+            if (iy < 0 || iy >= s.high || ix < 0 || ix >= s.wide) continue;
+            const float* from = x + (size_t(iy) * s.wide + ix) * channels;
+            const float* weight = layer.weight.data() + size_t(tap) * channels;
+            for (int c = 0; c < channels; c++) to[c] += weight[c] * from[c];
         }
+        for (int c = 0; c < channels; c++) {
+            const float sum = to[c] + s.shift[c];
+            to[c] = limited(s, other ? sum + other[to + c - y] : sum);
+        }
+    });
 }

@@ -73,6 +73,23 @@ inline void each_padded_row(const Step& s, int first, int end, F row) {
     }
 }
 
+// Run part() on all threads; with one, without a team of threads, whose start takes most of a microsecond.
+template <class F>
+inline void on_threads(int threads, F part) {
+    if (threads == 1) return part();
+#pragma omp parallel num_threads(threads)
+    part();
+}
+
+// Call part(i) for all i below n, shared among the threads.
+template <class F>
+inline void share(int threads, int64_t n, F part) {
+    on_threads(threads, [&] {
+#pragma omp for
+        for (int64_t i = 0; i < n; i++) part(i);
+    });
+}
+
 constexpr int MARGIN = 16;
 constexpr int MOST_HANDED = MOST_REACHED;  // thresholds of a quantizer whose codes one step hands to another
 

@@ -118,6 +118,46 @@ void pack_numbers(const Step& s, const uint8_t* numbers, int n, uint8_t* to, siz
     }
 }
 
+#if defined(__AVX512F__)
+constexpr int FEW = 3;
+
+// The same from floats, with at most FEW thresholds: bit j of a code is an XOR of "x >= t" over those t where
+// it changes, for sixteen numbers at a time.
+template <int T>
+void pack_few(const Step& s, const float* x, int n, uint8_t* to, size_t row) {
+    __m512 t[T];
+    uint16_t changes[MOST_PLANES][T];  // all ones where bit j changes at threshold i
+    for (int i = 0; i < T; i++) {
+        t[i] = _mm512_set1_ps(s.threshold[i]);
+        for (int j = 0; j < s.a_planes; j++) {
+            const uint8_t* bits = s.a_bits + j * (T + 1);
+            changes[j][i] = uint16_t(-(bits[i] ^ bits[i + 1]));
+        }
+    }
+    const auto pack = [&](__m512 some, auto store) {
+        uint32_t reached[T];
+#pragma GCC unroll 3
+        for (int k = 0; k < T; k++) reached[k] = _cvtmask16_u32(_mm512_cmp_ps_mask(some, t[k], _CMP_GE_OQ));
+        for (int j = 0; j < s.a_planes; j++) {
+            uint32_t bits = 0;
+#pragma GCC unroll 3
+            for (int k = 0; k < T; k++) bits ^= reached[k] & changes[j][k];
+            store(to + j * row, bits);
+        }
+    };
+    int i = 0;
+    for (; i + 16 <= n; i += 16, to += 2)
+        pack(_mm512_loadu_ps(x + i), [](uint8_t* to, uint32_t bits) { std::memcpy(to, &bits, 2); });
+    if (i < n)  // eight are left
+        pack(_mm512_maskz_loadu_ps(255, x + i), [](uint8_t* to, uint32_t bits) { *to = uint8_t(bits); });
+}
+constexpr void (*PACK_FEW[FEW])(const Step&, const float*, int, uint8_t*, size_t) = {pack_few<1>, pack_few<2>,
+                                                                                     pack_few<3>};
+#else
+constexpr int FEW = 0;
+constexpr void (*PACK_FEW[1])(const Step&, const float*, int, uint8_t*, size_t) = {nullptr};
+#endif
+
 // The same from floats, of any number of channels and thresholds: the bits of a code are an XOR of
 // "x >= t", since bit j changes at those t where its value does.
 void pack_row(const Step& s, const float* x, uint8_t* to, size_t row) {
@@ -158,6 +198,8 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
         to += s.pad_wide * channel_bytes(s);
         if constexpr (sizeof(In) == 1) {
             pack_numbers(s, from, n, to, row);
+        } else if (s.channels % 8 == 0 && s.thresholds > 0 && s.thresholds <= FEW) {
+            PACK_FEW[s.thresholds - 1](s, from, n, to, row);
         } else if (s.channels % 8 == 0 && s.thresholds <= MOST_HANDED) {
             codes_of(stairs, from, n, numbers.data());
             pack_numbers(s, numbers.data(), n, to, row);

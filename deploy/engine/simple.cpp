@@ -9,26 +9,24 @@ void run_dequantize(const Layer& layer, const float* x, float* y, int threads) {
     int top = 1;
     while (top <= s.thresholds) top *= 2;
     const int64_t size = int64_t(s.high) * s.wide * s.channels;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < size; i++) {
+    share(threads, size, [&](int64_t i) {
         int code = 0;
         for (int step = top / 2; step > 0; step /= 2)
             if (code + step <= s.thresholds && x[i] >= s.threshold[code + step - 1]) code += step;
         y[i] = s.level[code];
-    }
+    });
 }
 
 void run_pool(const Layer& layer, const float* x, float* y, int threads) {
     const Step& s = layer.step;
-#pragma omp parallel for num_threads(threads)
-    for (int oy = 0; oy < s.out_high; oy++)
-        pool_row(s, oy, [&](int iy) { return x + size_t(iy) * s.wide * s.channels; },
+    share(threads, s.out_high, [&](int64_t oy) {
+        pool_row(s, int(oy), [&](int iy) { return x + size_t(iy) * s.wide * s.channels; },
                  y + size_t(oy) * s.out_wide * s.channels);
+    });
 }
 
 void run_elementwise(const Layer& layer, const float* x, const float* other, float* y, int threads) {
     const Step& s = layer.step;
     const int64_t size = int64_t(s.high) * s.wide * s.channels;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t i = 0; i < size; i++) y[i] = limited(s, other ? x[i] + other[i] : x[i]);
+    share(threads, size, [&](int64_t i) { y[i] = limited(s, other ? x[i] + other[i] : x[i]); });
 }

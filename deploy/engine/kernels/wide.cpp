@@ -263,8 +263,8 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
         }
         each_part(s, most, [&](int ky, int kernel_rows, int g, int n) {
             const Operands at{weights + step * run(s) * ky + step * g + size_t(p0) * TABLE,
-                              input + row * ky + size_t(g) * TABLE, row, pixel, step, step * run(s), kernel_rows, n, most,
-                              ky > 0 || g > 0, planes, counts, sums, count, count * t.pixels(), terms};
+                              input + row * ky + size_t(g) * TABLE, row, pixel, step, step * run(s), kernel_rows, n,
+                              most, ky > 0 || g > 0, planes, counts, sums, count, count * t.pixels(), terms};
             ADD[P - 1](at, t.n, rows);
         });
     }
