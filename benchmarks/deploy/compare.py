@@ -137,7 +137,7 @@ def kernels(given: Network) -> str:
 def _rows(subject: Subject, setting: Setting, contenders: dict[str, Contender]) -> list[dict]:
     calls = {name: contender.call for name, contender in contenders.items()}
     clock = time.process_time if setting.threads == 1 else now
-    seconds = timed(calls, setting.rounds, subject.calls, clock)
+    seconds = timed(calls, setting.rounds, subject.calls, clock, warm=1)
     rows = []
     for name, contender in contenders.items():
         row = {"network": subject.name, **contender.about}
