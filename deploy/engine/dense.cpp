@@ -1,8 +1,7 @@
 // Convolutions in float32: the first and last layer, and what is dequantized.
 //
 // A vector holds neighbouring outputs. Each output is a sum of products in one order: kernel rows,
-// then columns, then channels, with a new partial sum after every PART products of a row. A product
-// and the sum before it are rounded once (fused multiply-add), on every instruction set.
+// then columns, then channels, with a new partial sum after every PART products. A product and the sum before it are rounded once (fused multiply-add), on every instruction set.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -22,9 +21,10 @@ constexpr int BLOCKS = FLOATS == 16 ? 2 : 1;  // at a time, so that each input i
 
 struct Operands {
     const float* x;       // the first tap of the first pixel
-    const float* weight;  // of the block: (kernel rows, run, BLOCK)
-    size_t row, pixel;    // floats between kernel rows and between output pixels
-    int rows, run;        // kernel rows; products of one
+    const float* weight;  // of the block: (taps, BLOCK)
+    const int32_t* offset;  // of each tap and channel, from x
+    int taps;
+    size_t pixel;         // floats between output pixels
 };
 
 // sums[x][block][output], of X pixels and B neighbouring blocks.
@@ -37,29 +37,27 @@ void products(const Operands& at, float* sums) {
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) total[k][v] = Floats{};
     const float* weight = at.weight;
-    const size_t block = size_t(at.rows) * at.run * BLOCK;
-    for (int row = 0; row < at.rows; row++)
-        for (int first = 0; first < at.run; first += PART) {
-            const float* x = at.x + at.row * row + first;
-            const int n = std::min(PART, at.run - first);
-            Floats part[X][V] = {};
-            for (int i = 0; i < n; i++, weight += BLOCK) {
-                Floats w[V];
+    const size_t block = size_t(at.taps) * BLOCK;
+    for (int first = 0; first < at.taps; first += PART) {
+        const int end = std::min(at.taps, first + PART);
+        Floats part[X][V] = {};
+        for (int i = first; i < end; i++, weight += BLOCK) {
+            const float* x = at.x + at.offset[i];
+            Floats w[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; v++)
-                    w[v] = read<Floats>(weight + block * (v / VECTORS) + v % VECTORS * FLOATS);
+            for (int v = 0; v < V; v++) w[v] = read<Floats>(weight + block * (v / VECTORS) + v % VECTORS * FLOATS);
 #pragma GCC unroll 12
-                for (int k = 0; k < X; k++) {
-                    const Floats all = spread(x[k * at.pixel + i]);
+            for (int k = 0; k < X; k++) {
+                const Floats all = spread(x[k * at.pixel]);
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) part[k][v] = fused(w[v], all, part[k][v]);
-                }
+                for (int v = 0; v < V; v++) part[k][v] = fused(w[v], all, part[k][v]);
             }
-#pragma GCC unroll 12
-            for (int k = 0; k < X; k++)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) total[k][v] += part[k][v];
         }
+#pragma GCC unroll 12
+        for (int k = 0; k < X; k++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) total[k][v] += part[k][v];
+    }
 #pragma GCC unroll 12
     for (int k = 0; k < X; k++)
 #pragma GCC unroll 4
@@ -94,15 +92,17 @@ void finish(const Layer& layer, int block, int n, const float* sums, int step, c
             }
         return;
     }
-    const Floats ceiling = Floats{} + s.ceiling;
+    const Floats ceiling = spread(s.ceiling);
+    const size_t outputs = s.outputs;  // copies, since no output can lie where these do
+    const bool relu = s.relu != 0;
 #pragma GCC unroll 4
     for (int lane = 0; lane < BLOCK; lane += FLOATS) {
         const Floats shift = read<Floats>(shifts + lane);
         for (int k = 0; k < n; k++) {
-            const size_t at = size_t(k) * s.outputs + lane;
+            const size_t at = k * outputs + lane;
             Floats total = read<Floats>(sums + k * step + lane) + shift;
             if (other) total += read<Floats>(other + at);
-            if (s.relu) {
+            if (relu) {
                 total = total > 0 ? total : Floats{};
                 total = total < ceiling ? total : ceiling;
             }
@@ -115,10 +115,9 @@ void finish(const Layer& layer, int block, int n, const float* sums, int step, c
 void run_row(const Layer& layer, const float* x, int block, int blocks, int oy, const float* other, float* y) {
     const Step& s = layer.step;
     const size_t row = size_t(layer.padded_wide()) * s.channels;
-    const int run = s.kernel_wide * s.channels;
-    Operands at{x + row * oy * s.stride_high,
-                layer.weight.data() + size_t(block) * s.kernel_high * run * BLOCK, row,
-                size_t(s.stride_wide) * s.channels, s.kernel_high, run};
+    const int taps = int(layer.offsets.size());
+    Operands at{x + row * oy * s.stride_high, layer.weight.data() + size_t(block) * taps * BLOCK,
+                layer.offsets.data(), taps, size_t(s.stride_wide) * s.channels};
     float sums[PIXELS * BLOCKS * BLOCK];
     size_t to = size_t(block) * BLOCK;
     in_equal_parts(s.out_wide, PIXELS, [&](int n) {
@@ -155,16 +154,18 @@ const float* padded(const Layer& layer, const float* x, Scratch& scratch, int th
 
 }  // namespace
 
-// Weights in blocks: (blocks, kernel rows, run, BLOCK).
+// Weights in blocks: (blocks, taps, BLOCK).
 void prepare_dense(Layer& layer) {
     const Step& s = layer.step;
-    const size_t size = size_t(s.kernel_high) * s.kernel_wide * s.channels;
+    const int run = s.kernel_wide * s.channels, taps = s.kernel_high * run;
+    layer.offsets.clear();
+    for (int i = 0; i < taps; i++) layer.offsets.push_back(i / run * layer.padded_wide() * s.channels + i % run);
     layer.shift.assign(size_t(layer.blocks()) * BLOCK, 0);
     std::copy(s.shift, s.shift + s.outputs, layer.shift.begin());
-    layer.weight.assign(size * layer.blocks() * BLOCK, 0);
+    layer.weight.assign(size_t(taps) * layer.blocks() * BLOCK, 0);
     for (int o = 0; o < s.outputs; o++)
-        for (size_t i = 0; i < size; i++)
-            layer.weight[(size * (o / BLOCK) + i) * BLOCK + o % BLOCK] = s.weight[size * o + i];
+        for (int i = 0; i < taps; i++)
+            layer.weight[(size_t(taps) * (o / BLOCK) + i) * BLOCK + o % BLOCK] = s.weight[size_t(taps) * o + i];
 }
 
 void run_dense(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch,

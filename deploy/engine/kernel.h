@@ -25,7 +25,8 @@ struct Layer {
     const Kernel* kernel = nullptr;
     std::vector<uint32_t> packed;     // COUNTS: weights in the kernel's layout
     std::vector<Pair> pairs;          // popcount.cpp: all pairs of planes, a chunk after the other
-    std::vector<int32_t> offsets;     // popcount.cpp: of the words of the taps in the packed input
+    std::vector<int32_t> offsets;     // popcount.cpp: of the words of the taps in the packed input;
+                                      // DENSE: of each tap and channel in the padded input, in floats
     std::vector<float> weight, shift; // in blocks of output channels, filled up with zeros
     std::vector<float> w_value, w_offset;
     std::vector<int32_t> prefix;      // sums of W_g over taps, for inputs with an offset
