@@ -11,6 +11,8 @@
 #include "kernel.h"
 #include "lanes.h"
 
+constexpr int KEPT = 2048;  // counts of a tile, for which the first cache has room
+
 void prepare_counts(Layer& layer) {
     const Step& s = layer.step;
     const int outputs = layer.blocks() * BLOCK;
@@ -26,6 +28,9 @@ void prepare_counts(Layer& layer) {
     const int parts = (s.out_wide + layer.kernel->pixels - 1) / layer.kernel->pixels;
     layer.tile_wide = (s.out_wide + parts - 1) / parts;  // equal parts of a row
     layer.kernel->pack_weights(layer);
+    const int pixel = s.w_groups * layer.a_terms() * BLOCK * layer.tile_blocks;
+    const int rows = std::min(KEPT / (pixel * layer.tile_wide), layer.kernel->rows);
+    if (layer.kernel->rows > 0) layer.tile_high = std::max(1, std::min(rows, s.out_high));
     if (s.a_offset == 0) return;
     // prefix[y][x][g][o]: the sum of W_g over the taps above y and left of x.
     const int wide = s.kernel_wide + 1;
@@ -274,9 +279,11 @@ struct Call {
         if (terms > s.a_groups) add_offset_terms(layer, t, made);
         if (counts) store_counts(layer, t, made, counts);
         const Values values = values_of(layer, t.block);
-        for (int r = 0; r < t.rows; r++) {
+        const bool whole = t.n == s.out_wide;  // rows: they follow one another
+        const int n = whole ? t.pixels() : t.n;
+        for (int r = 0; r < (whole ? 1 : t.rows); r++) {
             const size_t first = size_t(t.y + r) * s.out_wide + t.x, at = first * s.outputs + t.block * BLOCK;
-            finish(values, {t.n, made + size_t(r) * t.n * each, patches + first * terms,
+            finish(values, {n, made + size_t(r) * t.n * each, patches + first * terms,
                             other ? other + at : nullptr, y + at, size_t(s.outputs),
                             joined.quantizer ? (uint8_t*)y + at : nullptr, &reached});
         }

@@ -25,7 +25,7 @@ struct Layer {
     const Kernel* kernel = nullptr;
     std::vector<uint32_t> packed;     // COUNTS: weights in the kernel's layout
     std::vector<Pair> pairs;          // popcount.cpp: all pairs of planes, a chunk after the other
-    std::vector<int32_t> offsets;     // popcount.cpp: of the words of the taps in the packed input;
+    std::vector<int32_t> offsets;     // popcount, products: of the words of the taps in the packed input;
                                       // DENSE: of each tap and channel in the padded input, in floats
     std::vector<float> weight, shift; // in blocks of output channels, filled up with zeros
     std::vector<float> w_value, w_offset;
@@ -112,8 +112,9 @@ struct Kernel {
     void (*pack_rows)(const Layer&, const float* x, uint8_t* packed, int first, int end);
     // A_h of each pixel of a row of the padded input, summed over its channels: (W + 2 pw, a_groups).
     void (*row_sums)(const Layer&, const uint8_t* packed, int row, int32_t* sums);
-    // At most, of a tile, in one row; pack_weights may set tile_wide, tile_high, tile_blocks and by_block.
-    int pixels;
+    // At most, of a tile: the pixels of a row, and rows (0: pack_weights sets tile_high). pack_weights may set
+    // tile_wide, tile_blocks and by_block.
+    int pixels, rows;
     // counts[b][i][g][h][lane] = sum of W_g A_h over the taps of the tile's pixel i, for the outputs of
     // its block b. sums[i][h]: sum of A_h over the taps. h runs over a_terms(); only a_groups are written.
     // What lies behind the counts of the tile may be overwritten, as far as counts of MARGIN pixels.

@@ -253,7 +253,7 @@ void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums)
 }
 
 constexpr int MOST_PIXELS = 8;  // whose counts are in registers
-constexpr int TILE = 32;
+constexpr int TILE = 32, ROWS = 8;
 
 // One row of pixels of a tile against one vector of outputs.
 struct Operands {
@@ -358,8 +358,15 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
         Operands at{layer.packed.data() + sub_size * t.block * SUBBLOCKS + p0 * Lanes::count, input + j0 * plane,
                     layer.offsets.data(), plane, s.w_planes, s.stride_wide * bytes, int(layer.offsets.size()), pairs,
                     counts, sums, s.w_groups * terms * BLOCK, terms};
-        for (int sub = 0; sub < used; sub++, at.weights += sub_size, at.counts += Lanes::count)
-            COUNT[P - 1][J - 1](at, t.n);
+        for (int sub = 0; sub < used; sub++, at.weights += sub_size, at.counts += Lanes::count) {
+            Operands line = at;
+            for (int i = 0; i < t.rows; i++) {
+                COUNT[P - 1][J - 1](line, t.n);
+                line.input += row * s.stride_high;
+                line.counts += t.n * at.each;
+                line.sums += s.out_wide * terms;
+            }
+        }
         pairs += P * J;
     });
 }
@@ -367,4 +374,4 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
 }  // namespace
 
 const Kernel POPCOUNT{Lanes::name, serves,     pack_weights,    input_bytes,
-                      pack<float>, row_sums, TILE, tile, true, nullptr, nullptr, pack<uint8_t>};
+                      pack<float>, row_sums, TILE, ROWS, tile, true, nullptr, nullptr, pack<uint8_t>};

@@ -327,6 +327,6 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int
 
 extern const Kernel MATRIX_PRODUCTS;
 const Kernel MATRIX_PRODUCTS{"matrices (AMX)", serves, pack_weights, input_bytes, pack<float>, row_sums,
-                             AT_ONCE * MOST_HIGH, tile, false, begin, end, pack<uint8_t>};
+                             AT_ONCE * MOST_HIGH, 0, tile, false, begin, end, pack<uint8_t>};
 
 #endif

@@ -59,7 +59,7 @@ constexpr bool FOUR = false;
 inline Vector add_products(Vector sums, Vector codes, Vector w) { return add_words(sums, in_pairs(codes, w)); }
 #endif
 
-constexpr int TILE = 32;  // pixels
+constexpr int TILE = 32, ROWS = 8;  // pixels of a row, and rows
 constexpr int LANES = sizeof(Vector) / 4, VECTORS = BLOCK / LANES;
 typedef int32_t Sums __attribute__((vector_size(sizeof(Vector))));
 
@@ -88,6 +88,10 @@ void pack_weights(Layer& layer) {
     const Step& s = layer.step;
     layer.tile_blocks = std::min(BLOCKS, layer.blocks());
     const int blocks = (layer.blocks() + BLOCKS - 1) / BLOCKS * BLOCKS;
+    const int run = s.kernel_wide * pixel_groups(s);
+    layer.offsets.clear();
+    for (int i = 0; i < s.kernel_high * run; i++)
+        layer.offsets.push_back(i / run * int(row_bytes(layer)) + i % run * GROUP);
     layer.packed.assign(block_bytes(s) * blocks / 4 + 16, 0);
     int8_t* packed = (int8_t*)aligned(layer.packed.data());
     std::vector<int8_t> integer(s.w_levels);
@@ -130,8 +134,9 @@ void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums)
 struct Operands {
     const int8_t* weights;
     const uint8_t* input;  // the codes of the first pixel's first tap
-    size_t row, pixel;     // bytes between kernel rows and between output pixels
-    int kernel_high, run;  // kernel rows; groups of a row of taps
+    const int32_t* offsets;  // of each group of the taps from there
+    int groups;
+    size_t pixel;          // bytes between output pixels
     int most;              // groups whose products 16-bit words hold
     size_t block;          // bytes between the weights of two blocks
     int32_t* counts;       // of the first pixel
@@ -142,41 +147,26 @@ struct Operands {
 template <int X, int B>
 void add_up(const Operands& at) {
     constexpr int V = B * VECTORS;
-    Vector sums[X][V];
     Sums total[X][V] = {};
-    int left = 0;
-    auto flush = [&] {
+    const int8_t* weights = at.weights;
+    for (int group = 0; group < at.groups;) {
+        Vector sums[X][V] = {};
+        for (const int end = std::min(at.groups, group + at.most); group < end; group++, weights += GROUP * BLOCK) {
+            const uint8_t* codes = at.input + at.offsets[group];
+            Vector w[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++)
+                w[v] = load(weights + v / VECTORS * at.block + v % VECTORS * sizeof(Vector));
+#pragma GCC unroll 8
+            for (int x = 0; x < X; x++) {
+                const Vector four = broadcast(read<uint32_t>(codes + x * at.pixel));
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) sums[x][v] = add_products(sums[x][v], four, w[v]);
+            }
+        }
         for (int x = 0; x < X; x++)
             for (int v = 0; v < V; v++) total[x][v] += (Sums)(FOUR ? sums[x][v] : pairs_of(sums[x][v]));
-    };
-    const int8_t* weights = at.weights;
-    for (int ky = 0; ky < at.kernel_high; ky++) {
-        const uint8_t* codes = at.input + at.row * ky;
-        for (int todo = at.run; todo > 0;) {
-            if (left == 0) {
-                left = at.most;
-                for (auto& row : sums)
-                    for (auto& cell : row) cell = Vector{};
-            }
-            const int n = std::min(todo, left);
-            todo -= n;
-            left -= n;
-            for (int i = 0; i < n; i++, weights += GROUP * BLOCK, codes += GROUP) {
-                Vector w[V];
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++)
-                    w[v] = load(weights + v / VECTORS * at.block + v % VECTORS * sizeof(Vector));
-#pragma GCC unroll 8
-                for (int x = 0; x < X; x++) {
-                    const Vector four = broadcast(read<uint32_t>(codes + x * at.pixel));
-#pragma GCC unroll 4
-                    for (int v = 0; v < V; v++) sums[x][v] = add_products(sums[x][v], four, w[v]);
-                }
-            }
-            if (left == 0) flush();
-        }
     }
-    if (left != 0) flush();
 #pragma GCC unroll 8
     for (int x = 0; x < X; x++)
 #pragma GCC unroll 2
@@ -197,27 +187,29 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int
     const size_t pixel = size_t(pixel_groups(s)) * GROUP * s.stride_wide, row = row_bytes(layer);
     const size_t count = size_t(layer.a_terms()) * BLOCK;
     Operands at{(const int8_t*)aligned(layer.packed.data()) + block_bytes(s) * t.block,
-                aligned(packed) + row * t.y * s.stride_high + pixel * t.x,
-                row,
+                nullptr,
+                layer.offsets.data(),
+                int(layer.offsets.size()),
                 pixel,
-                s.kernel_high,
-                s.kernel_wide * pixel_groups(s),
                 FOUR ? 1 << 30 : 32767 / (2 * top_code(s) * top_weight(s)),
                 block_bytes(s),
                 counts,
                 count,
-                count * t.n};
-    in_equal_parts(t.n, PIXELS, [&](int X) {
-        ADD[layer.tile_blocks > 1][X - 1](at);
-        at.input += pixel * X;
-        at.counts += count * X;
-    });
+                count * t.pixels()};
+    for (int i = 0; i < t.rows; i++) {
+        at.input = aligned(packed) + row * (t.y + i) * s.stride_high + pixel * t.x;
+        in_equal_parts(t.n, PIXELS, [&](int X) {
+            ADD[layer.tile_blocks > 1][X - 1](at);
+            at.input += pixel * X;
+            at.counts += count * X;
+        });
+    }
 }
 
 }  // namespace
 
 extern const Kernel PRODUCTS;
 const Kernel PRODUCTS{PRODUCTS_NAME, serves,   pack_weights, input_bytes, pack<float>,
-                      row_sums,      TILE, tile, false, nullptr, nullptr, pack<uint8_t>};
+                      row_sums,      TILE, ROWS, tile, false, nullptr, nullptr, pack<uint8_t>};
 
 #endif

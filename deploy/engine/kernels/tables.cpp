@@ -264,4 +264,4 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
 
 extern const Kernel TABLE_SUMS;
 const Kernel TABLE_SUMS{LOOKUP_NAME, serves,   pack_weights, input_bytes, pack<float>,
-                        row_sums,    MOST_PIXELS, tile, true, nullptr, nullptr, pack<uint8_t>};
+                        row_sums,    MOST_PIXELS, 1, tile, true, nullptr, nullptr, pack<uint8_t>};

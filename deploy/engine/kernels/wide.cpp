@@ -274,6 +274,6 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
 
 extern const Kernel WIDE_TABLES;
 const Kernel WIDE_TABLES{"wide tables (AVX-512)", serves, pack_weights, input_bytes, pack<float>, row_sums,
-                         TILE, tile, true, nullptr, nullptr, pack<uint8_t>};
+                         TILE, 0, tile, true, nullptr, nullptr, pack<uint8_t>};
 
 #endif
