@@ -7,6 +7,7 @@
 // signed inputs would otherwise lose digits, since the two terms are large and nearly cancel.
 #include <algorithm>
 #include <memory>
+#include <numeric>
 
 #include "kernel.h"
 #include "lanes.h"
@@ -115,7 +116,8 @@ Values values_of(const Layer& layer, int block) {
 // The outputs of n neighbouring pixels; null for what is not added.
 struct Row {
     int n;
-    const int32_t *counts, *sums;  // of the kernel; of the input over the taps, (n, terms)
+    const int32_t *counts, *sums;  // of the kernel; of the input over the taps, (terms, wide)
+    int wide;
     const float* other;
     float* y;
     size_t outputs;  // values between pixels of y, of other and of codes
@@ -133,7 +135,7 @@ inline Floats floats_of(const int32_t* counts) {
 template <int TERMS, int GROUPS, bool HALVES, class Store>
 inline void each_output(const Values& v, const Row& row, int lane, int left, Store store) {
     // Copies, which stay in registers: the compiler cannot know that no output lies where these do.
-    const int terms = TERMS ? TERMS : v.terms, groups = GROUPS ? GROUPS : v.groups, n = row.n;
+    const int terms = TERMS ? TERMS : v.terms, groups = GROUPS ? GROUPS : v.groups, n = row.n, wide = row.wide;
     const float a_value = v.a_value[0], *other = row.other;
     const float* w_value = v.w_value + lane;
     const float* w_offset = v.w_offset ? v.w_offset + lane : nullptr;
@@ -156,10 +158,9 @@ inline void each_output(const Values& v, const Row& row, int lane, int left, Sto
             total += (g == 0 ? first : read<Floats>(w_value + size_t(g) * v.outputs)) * sum;
         }
         if (w_offset) {
-            float base = float(HALVES ? 2 * sums[0] + v.halves * sums[1] : sums[0]) * a_value;
-            for (int h = 1; h < terms && !HALVES; h++) base += float(sums[h]) * v.a_value[h];
+            float base = float(HALVES ? 2 * sums[i] + v.halves * sums[wide + i] : sums[i]) * a_value;
+            for (int h = 1; h < terms && !HALVES; h++) base += float(sums[h * wide + i]) * v.a_value[h];
             total += read<Floats>(w_offset) * base;
-            sums += terms;
         }
         if (other) total += read_few(other + at, left);
         if (relu) {
@@ -215,22 +216,22 @@ void add_up(const int32_t* from, size_t step, int numbers, int n, int32_t* to) {
     }
 }
 
-// Sums of the input's integers over the taps of every output pixel of row y: (OW, terms).
-// columns: memory for the sums of each column, (W + 2 pw, a_groups) and a vector.
+// Sums of the input's integers over the taps of every output pixel of row y: (terms, OW).
+// columns: memory for the sums of each column, W + 2 pw and a vector.
 void patch_sums(const Layer& layer, const int32_t* pixels, int y, int32_t* columns, int32_t* to) {
     const Step& s = layer.step;
-    const int terms = layer.a_terms(), groups = s.a_groups, row = layer.padded_wide() * groups;
-    add_up(pixels + size_t(row) * y * s.stride_high, row, s.kernel_high, row, columns);
-    if (s.stride_wide == 1 && terms == groups)  // the usual case, many at a time
-        return add_up(columns, groups, s.kernel_wide, s.out_wide * groups, to);
-    for (int x = 0; x < s.out_wide; x++, to += terms, columns += s.stride_wide * groups) {
-        for (int h = 0; h < groups; h++) {
-            int32_t sum = 0;
-            for (int kx = 0; kx < s.kernel_wide; kx++) sum += columns[kx * groups + h];
-            to[h] = sum;
+    const int wide = layer.padded_wide(), row = wide * s.a_groups;
+    pixels += size_t(row) * y * s.stride_high;
+    for (int h = 0; h < s.a_groups; h++, to += s.out_wide) {
+        add_up(pixels + h * wide, row, s.kernel_high, wide, columns);
+        if (s.stride_wide == 1) {
+            add_up(columns, 1, s.kernel_wide, s.out_wide, to);
+            continue;
         }
-        if (terms > groups) to[groups] = inside(s, y, x).taps() * s.channels;
+        for (int x = 0; x < s.out_wide; x++)
+            to[x] = std::accumulate(columns + x * s.stride_wide, columns + x * s.stride_wide + s.kernel_wide, 0);
     }
+    for (int x = 0; x < s.out_wide && s.a_offset != 0; x++) to[x] = inside(s, y, x).taps() * s.channels;
 }
 
 void store_counts(const Layer& layer, const Tile& t, const int32_t* counts, int32_t* to) {
@@ -279,11 +280,12 @@ struct Call {
         if (terms > s.a_groups) add_offset_terms(layer, t, made);
         if (counts) store_counts(layer, t, made, counts);
         const Values values = values_of(layer, t.block);
-        const bool whole = t.n == s.out_wide;  // rows: they follow one another
+        // Whole rows follow one another, but their sums do not.
+        const bool whole = t.n == s.out_wide && !s.w_offset;
         const int n = whole ? t.pixels() : t.n;
         for (int r = 0; r < (whole ? 1 : t.rows); r++) {
-            const size_t first = size_t(t.y + r) * s.out_wide + t.x, at = first * s.outputs + t.block * BLOCK;
-            finish(values, {n, made + size_t(r) * t.n * each, patches + first * terms,
+            const size_t row = size_t(t.y + r) * s.out_wide, at = (row + t.x) * s.outputs + t.block * BLOCK;
+            finish(values, {n, made + size_t(r) * t.n * each, patches + row * terms + t.x, s.out_wide,
                             other ? other + at : nullptr, y + at, size_t(s.outputs),
                             joined.quantizer ? (uint8_t*)y + at : nullptr, &reached});
         }
@@ -295,8 +297,7 @@ struct Call {
         const int blocks = std::min(layer.tile_blocks, layer.blocks() - block);
         for (int column = 0; column < s.out_wide; column += layer.tile_wide) {
             Tile t{row, column, std::min(layer.tile_wide, s.out_wide - column), block, rows};
-            const size_t pixel = size_t(row) * s.out_wide + column;
-            kernel.tile(layer, packed, t, patches + pixel * terms, made);
+            kernel.tile(layer, packed, t, patches + size_t(row) * s.out_wide * terms + column, made);
             for (int32_t* own = made; t.block < block + blocks; t.block++, own += each * t.pixels())
                 finish_tile(t, own);
         }
@@ -342,7 +343,7 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
         // Not std::vector, which would fill them with zeros first.
         const size_t most = call.each * (size_t(layer.tile_wide) * layer.tile_high * layer.tile_blocks + MARGIN);
         const std::unique_ptr<int32_t[]> made(new int32_t[most]);
-        const std::unique_ptr<int32_t[]> columns(new int32_t[size_t(call.wide) * s.a_groups + FLOATS]);
+        const std::unique_ptr<int32_t[]> columns(new int32_t[call.wide + FLOATS]);
         call.run(columns.get(), made.get());
     });
 }

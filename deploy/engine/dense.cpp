@@ -1,7 +1,8 @@
 // Convolutions in float32: the first and last layer, and what is dequantized.
 //
 // A vector holds neighbouring outputs. Each output is a sum of products in one order: kernel rows,
-// then columns, then channels, with a new partial sum after every PART products. A product and the sum before it are rounded once (fused multiply-add), on every instruction set.
+// then columns, then channels, with a new partial sum after every PART products. A product and the sum
+// before it are rounded once (fused multiply-add), on every instruction set.
 #include <algorithm>
 #include <array>
 #include <cstring>

@@ -13,7 +13,7 @@
 struct Kernel;
 
 // Of a plane of weights and one of inputs: counts[place] += factor x ones, for each pixel, or
-// counts[place] = factor x ones - each x sums[term] where it is the first of its groups.
+// counts[place] = factor x ones - each x the sum of `term` where it is the first of its groups.
 struct Pair {
     int place, factor, each, term;
     bool first;
@@ -110,14 +110,15 @@ struct Kernel {
     size_t (*input_bytes)(const Layer&);
     // Pack rows [first, end) of the padded input (H + 2 ph rows) from x (H, W, C).
     void (*pack_rows)(const Layer&, const float* x, uint8_t* packed, int first, int end);
-    // A_h of each pixel of a row of the padded input, summed over its channels: (W + 2 pw, a_groups).
+    // A_h of each pixel of a row of the padded input, summed over its channels: (a_groups, W + 2 pw).
     void (*row_sums)(const Layer&, const uint8_t* packed, int row, int32_t* sums);
     // At most, of a tile: the pixels of a row, and rows (0: pack_weights sets tile_high). pack_weights may set
     // tile_wide, tile_blocks and by_block.
     int pixels, rows;
     // counts[b][i][g][h][lane] = sum of W_g A_h over the taps of the tile's pixel i, for the outputs of
-    // its block b. sums[i][h]: sum of A_h over the taps. h runs over a_terms(); only a_groups are written.
-    // What lies behind the counts of the tile may be overwritten, as far as counts of MARGIN pixels.
+    // its block b. sums[h * OW + i]: sum of A_h over the taps. h runs over a_terms(); only the counts of
+    // a_groups are written. What lies behind the counts of the tile may be overwritten, as far as counts of
+    // MARGIN pixels.
     void (*tile)(const Layer&, const uint8_t* packed, Tile, const int32_t* sums, int32_t* counts);
     bool needs_sums;  // whether tile reads sums
     // Called by each thread before its first and after its last tile; null for nothing.

@@ -243,12 +243,9 @@ void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums)
             else if (bytes == 4) ones_of<uint32_t>(bits, n, ones);
             else if (bytes == 8) ones_of<uint64_t>(bits, n, ones);
             else ones_of(bits, bytes, n, ones);
-            const int multiplier = s.a_multiplier[j], groups = s.a_groups;
-            int32_t* to = sums + size_t(first) * groups + s.a_group[j];
-            if (groups == 1)
-                for (int x = 0; x < n; x++) to[x] += multiplier * ones[x];
-            else
-                for (int x = 0; x < n; x++) to[size_t(x) * groups] += multiplier * ones[x];
+            const int multiplier = s.a_multiplier[j];
+            int32_t* to = sums + s.a_group[j] * wide + first;
+            for (int x = 0; x < n; x++) to[x] += multiplier * ones[x];
         }
 }
 
@@ -265,7 +262,7 @@ struct Operands {
     const Pair* pairs;        // (P, J)
     int32_t* counts;          // of the first pixel
     const int32_t* sums;
-    int each, terms;          // counts and sums of a pixel
+    int each, wide;           // counts of a pixel; sums of a row and a term
 };
 
 typedef int32_t Sums __attribute__((vector_size(4 * Lanes::count)));
@@ -284,9 +281,9 @@ void count_ones(const Operands& at) {
             const bool first = pair.first && !again;
             const Sums factor = Sums{} + pair.factor, each = Sums{} + pair.each;
             int32_t* to = at.counts + pair.place;
-            const int32_t* sum = at.sums + pair.term;
+            const int32_t* sum = at.sums + pair.term * at.wide;
 #pragma GCC unroll 8
-            for (int x = 0; x < X; x++, to += at.each, sum += at.terms) {
+            for (int x = 0; x < X; x++, to += at.each, sum++) {
                 const Sums ones = (Sums)Lanes::whole(counts[x][k]) * factor;
                 const Sums total = first ? ones - each * *sum : ones + read<Sums>(to);
                 std::memcpy(to, &total, sizeof total);
@@ -335,7 +332,7 @@ void count_pixels(Operands at, int n) {
         COUNT[X - 1](at);
         at.input += X * at.pixel;
         at.counts += X * at.each;
-        at.sums += X * at.terms;
+        at.sums += X;
     });
 }
 
@@ -357,7 +354,7 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
     each_chunk(s, [&](int p0, int P, int j0, int J) {
         Operands at{layer.packed.data() + sub_size * t.block * SUBBLOCKS + p0 * Lanes::count, input + j0 * plane,
                     layer.offsets.data(), plane, s.w_planes, s.stride_wide * bytes, int(layer.offsets.size()), pairs,
-                    counts, sums, s.w_groups * terms * BLOCK, terms};
+                    counts, sums, s.w_groups * terms * BLOCK, s.out_wide};
         for (int sub = 0; sub < used; sub++, at.weights += sub_size, at.counts += Lanes::count) {
             Operands line = at;
             for (int i = 0; i < t.rows; i++) {

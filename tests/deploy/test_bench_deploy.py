@@ -79,9 +79,9 @@ def test_the_exported_form_is_that_of_the_quantized_network(subject, tmp_path):
 def test_a_row_compares_medians_of_turns(monkeypatch):
     clocks = []
 
-    def timed(calls, rounds, inner, clock):
+    def timed(calls, rounds, inner, clock, warm):
         clocks.append(clock)
-        assert (rounds, inner) == (3, NETWORK.calls)
+        assert (rounds, inner, warm) == (3, NETWORK.calls, 1)
         return {"torch": [2.0, 4.0, 9.0], "own": [1.0, 1.0, 3.0]}
 
     monkeypatch.setattr(compare, "timed", timed)

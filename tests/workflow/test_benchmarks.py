@@ -63,6 +63,9 @@ def test_callables_take_turns():
     seconds = timing.timed(calls, rounds=2, inner=1)
     assert order == list("aabb") + list("abab")
     assert {len(each) for each in seconds.values()} == {2}
+    order.clear()
+    timing.timed(calls, rounds=1, inner=2, warm=1)
+    assert order == list("aabb") + list("aaabbb")
 
 
 @pytest.mark.parametrize("bits", quantizers.BITS)

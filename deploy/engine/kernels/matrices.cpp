@@ -184,7 +184,7 @@ void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums)
     for (int h = 0; h < s.a_groups; h++) {
         const uint8_t* codes = aligned(packed) + group_bytes(layer) * h + row_bytes(layer) * row;
         for (int x = 0; x < layer.padded_wide(); x++, codes += each)
-            sums[size_t(x) * s.a_groups + h] = sum_of_codes(codes, each);
+            sums[h * layer.padded_wide() + x] = sum_of_codes(codes, each);
     }
 }
 

@@ -248,7 +248,7 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
         Target* next = targets;
         for (int x = 0; x < t.n; x++)
             for (int i = 0; i < planes.count; i++)
-                *next++ = {planes.counts[i] + x * count, planes.factor[i], -planes.each[i] * sums[x * terms],
+                *next++ = {planes.counts[i] + x * count, planes.factor[i], -planes.each[i] * sums[x],
                            planes.each[i] != 0};
         // Registers hold the sums of eight pixels and planes.
         const int X = planes.count > 1 && t.n > MOST_PIXELS / 2 ? (t.n + 1) / 2 : t.n;

@@ -127,7 +127,6 @@ struct Operands {
     int32_t* counts;         // of the first pixel
     const int32_t* sums;
     size_t count, block;     // integers between the counts of two pixels, and of two blocks
-    int terms;
 };
 
 // counts of one pixel and plane from the sums of its bytes: `all` is pairs of bytes as 16-bit words,
@@ -135,7 +134,7 @@ struct Operands {
 inline void finish(const Operands& at, const Plane& plane, int x, __m512i all, __m512i odd) {
     const __m512i even = _mm512_sub_epi16(all, _mm512_slli_epi16(odd, 8));
     const __m512i factor = _mm512_set1_epi32(plane.factor);
-    const __m512i start = _mm512_set1_epi32(-plane.each * at.sums[x * at.terms]);
+    const __m512i start = _mm512_set1_epi32(-plane.each * at.sums[x]);
     int32_t* to = at.counts + plane.place + at.count * x;
 #pragma GCC unroll 4
     for (int b = 0; b < WIDE; b++, to += at.block) {
@@ -225,7 +224,7 @@ void add_pixels(Operands at, int n, Rows rows) {
         }
         at.input += X * at.pixel;
         at.counts += X * at.count;
-        at.sums += X * at.terms;
+        at.sums += X;
     });
 }
 
@@ -264,7 +263,7 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
         each_part(s, most, [&](int ky, int kernel_rows, int g, int n) {
             const Operands at{weights + step * run(s) * ky + step * g + size_t(p0) * TABLE,
                               input + row * ky + size_t(g) * TABLE, row, pixel, step, step * run(s), kernel_rows, n,
-                              most, ky > 0 || g > 0, planes, counts, sums, count, count * t.pixels(), terms};
+                              most, ky > 0 || g > 0, planes, counts, sums, count, count * t.pixels()};
             ADD[P - 1](at, t.n, rows);
         });
     }
