@@ -157,7 +157,7 @@ TABLES: dict[str, Callable[[], str]] = {
         deploy_layers, deploy_threads, deploy_aims, deploy_amx_aims, deploy_avx2_resnet18,
         deploy_avx2_resnet20, deploy_avx2_layers,
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
-        evidence.claims_training,
+        evidence.claims_training, evidence.cifar100_full_accuracy,
         evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
     )
 }  # fmt: skip

@@ -52,6 +52,10 @@ def claims_accuracy() -> str:
     return _accuracy("claims")
 
 
+def cifar100_full_accuracy() -> str:
+    return _accuracy("cifar100_full")
+
+
 def zoo_accuracy() -> str:
     return _accuracy("zoo")
 
