@@ -30,8 +30,11 @@ void prepare_counts(Layer& layer) {
     layer.tile_wide = (s.out_wide + parts - 1) / parts;  // equal parts of a row
     layer.kernel->pack_weights(layer);
     const int pixel = s.w_groups * layer.a_terms() * BLOCK * layer.tile_blocks;
-    const int rows = std::min(KEPT / (pixel * layer.tile_wide), layer.kernel->rows);
-    if (layer.kernel->rows > 0) layer.tile_high = std::max(1, std::min(rows, s.out_high));
+    if (layer.kernel->rows > 0) {
+        const int most = std::max(1, std::min({KEPT / (pixel * layer.tile_wide), layer.kernel->rows, s.out_high}));
+        const int tiles = (s.out_high + most - 1) / most;
+        layer.tile_high = (s.out_high + tiles - 1) / tiles;  // equal parts of the image
+    }
     if (s.a_offset == 0) return;
     // prefix[y][x][g][o]: the sum of W_g over the taps above y and left of x.
     const int wide = s.kernel_wide + 1;
@@ -210,7 +213,7 @@ void add_up(const int32_t* from, size_t step, int numbers, int n, int32_t* to) {
         if (n - i >= FLOATS) {
             std::memcpy(to + i, &sum, sizeof sum);
         } else {
-            const Integers last = sum;
+            const Integers last = sum;  // a copy, so that the sum itself stays in a register
             std::memcpy(to + i, &last, sizeof(int32_t) * (n - i));
         }
     }
@@ -291,9 +294,9 @@ struct Call {
         }
     }
 
-    // The outputs of the blocks from `block` and the rows from `row` that are made together.
-    void rows_of(int block, int row, int32_t* made) const {
-        const int rows = std::min(layer.tile_high, s.out_high - row);
+    // The outputs of the blocks from `block` and the rows from `row` that are made together, `high` at most.
+    void rows_of(int block, int row, int high, int32_t* made) const {
+        const int rows = std::min(high, s.out_high - row);
         const int blocks = std::min(layer.tile_blocks, layer.blocks() - block);
         for (int column = 0; column < s.out_wide; column += layer.tile_wide) {
             Tile t{row, column, std::min(layer.tile_wide, s.out_wide - column), block, rows};
@@ -303,10 +306,18 @@ struct Call {
         }
     }
 
+    // The rows of a tile: fewer than there may be, where threads would have nothing to do.
+    int tile_rows(int blocks) const {
+        int rows = layer.tile_high;
+        while (kernel.rows > 0 && rows > 1 && threads > 1 && blocks * ((s.out_high + rows - 1) / rows) < 2 * threads)
+            rows = (rows + 1) / 2;
+        return rows;
+    }
+
     // The part of one thread. columns: memory for patch_sums; made: for the counts of a tile.
     void run(int32_t* columns, int32_t* made) const {
-        const Order order{(layer.blocks() + layer.tile_blocks - 1) / layer.tile_blocks,
-                          (s.out_high + layer.tile_high - 1) / layer.tile_high, layer.tile_high,
+        const int blocks = (layer.blocks() + layer.tile_blocks - 1) / layer.tile_blocks, high = tile_rows(blocks);
+        const Order order{blocks, (s.out_high + high - 1) / high, high,
                           !layer.by_block && layer.packed.size() * sizeof(uint32_t) <
                                                  size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
 #pragma omp for
@@ -322,7 +333,7 @@ struct Call {
         if (kernel.begin) kernel.begin(layer);
 #pragma omp for nowait  // the end of the parallel part waits
         for (int i = 0; i < order.count(); i++)
-            rows_of(order.block(i) * layer.tile_blocks, order.row(i), made);
+            rows_of(order.block(i) * layer.tile_blocks, order.row(i), high, made);
         if (kernel.end) kernel.end();
     }
 };
@@ -336,14 +347,14 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
     const Step* next = joined.quantizer;
     int32_t* pixels = scratch.sums.data();
     const Call call{layer, x, other, y, threads, counts, joined, (uint8_t*)scratch.packed.data(), pixels,
-                    pixels + size_t(layer.padded_high()) * layer.padded_wide() * s.a_groups,
+                    pixels + layer.pixel_sums(),
                     finish_for(layer.a_terms(), s.w_groups, s.a_halves != 0),
                     Reached(next ? next->threshold : nullptr, next ? next->thresholds : 0)};
     on_threads(threads, [&] {
         // Not std::vector, which would fill them with zeros first.
         const size_t most = call.each * (size_t(layer.tile_wide) * layer.tile_high * layer.tile_blocks + MARGIN);
         const std::unique_ptr<int32_t[]> made(new int32_t[most]);
-        const std::unique_ptr<int32_t[]> columns(new int32_t[call.wide + FLOATS]);
+        const std::unique_ptr<int32_t[]> columns(new int32_t[call.wide + FLOATS]());
         call.run(columns.get(), made.get());
     });
 }

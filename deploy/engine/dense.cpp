@@ -94,7 +94,7 @@ void finish(const Layer& layer, int block, int n, const float* sums, int step, c
         return;
     }
     const Floats ceiling = spread(s.ceiling);
-    const size_t outputs = s.outputs;  // copies, since no output can lie where these do
+    const size_t outputs = s.outputs;  // copies: the compiler cannot know that no output lies where these do
     const bool relu = s.relu != 0;
 #pragma GCC unroll 4
     for (int lane = 0; lane < BLOCK; lane += FLOATS) {
@@ -190,8 +190,7 @@ void run_pooled(const Layer& layer, const float* x, const Step& pool, float* y, 
     const size_t row = size_t(s.out_wide) * s.outputs;
     const auto top = [&](int oy) { return pool.window[2 * oy]; };
     const auto bottom = [&](int oy) { return pool.window[2 * oy + 1]; };
-    int most = 0;
-    for (int oy = 0; oy < pool.out_high; oy++) most = std::max(most, bottom(oy) - top(oy));
+    const int most = window_rows(pool);
     on_threads(threads, [&] {
         const std::unique_ptr<float[]> kept(new float[row * most]);
         const auto row_at = [&](int iy) { return kept.get() + row * (iy % most); };

@@ -2,6 +2,8 @@
 //
 // All kernels give the same integers, so any of them may be chosen for a layer.
 #pragma once
+#include <omp.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -25,7 +27,8 @@ struct Layer {
     const Kernel* kernel = nullptr;
     std::vector<uint32_t> packed;     // COUNTS: weights in the kernel's layout
     std::vector<Pair> pairs;          // popcount.cpp: all pairs of planes, a chunk after the other
-    std::vector<int32_t> offsets;     // popcount, products: of the words of the taps in the packed input;
+    std::vector<int32_t> offsets;     // popcount: of the words of the taps in the packed input; products:
+                                      // of their groups of codes;
                                       // DENSE: of each tap and channel in the padded input, in floats
     std::vector<float> weight, shift; // in blocks of output channels, filled up with zeros
     std::vector<float> w_value, w_offset;
@@ -39,11 +42,9 @@ struct Layer {
     int blocks() const { return (step.outputs + BLOCK - 1) / BLOCK; }
     // Groups of the input's integers, and one more for its offset.
     int a_terms() const { return step.a_groups + (step.a_offset != 0); }
-    // Numbers in Scratch::sums: of each pixel of the padded input, of each output pixel, and a vector.
-    size_t sums() const {
-        return size_t(padded_high()) * padded_wide() * step.a_groups +
-               size_t(step.out_high) * step.out_wide * a_terms() + FLOATS;
-    }
+    // Numbers in Scratch::sums: of each pixel of the padded input, a vector, and of each output pixel.
+    size_t pixel_sums() const { return size_t(padded_high()) * padded_wide() * step.a_groups + FLOATS; }
+    size_t sums() const { return pixel_sums() + size_t(step.out_high) * step.out_wide * a_terms(); }
 };
 
 // Where a tile lies: n output pixels (y, x) to (y, x + n - 1), the same of the rows below it, and its
@@ -74,10 +75,11 @@ inline void each_padded_row(const Step& s, int first, int end, F row) {
     }
 }
 
-// Run part() on all threads; with one, without a team of threads, whose start takes most of a microsecond.
+// Run part() on all threads; with one, without a team of threads, whose start takes most of a microsecond. A
+// caller that is in a team of its own needs one here, or the loops of part() would be shared among that.
 template <class F>
 inline void on_threads(int threads, F part) {
-    if (threads == 1) return part();
+    if (threads == 1 && omp_get_num_threads() == 1) return part();
 #pragma omp parallel num_threads(threads)
     part();
 }
@@ -116,9 +118,9 @@ struct Kernel {
     // tile_wide, tile_blocks and by_block.
     int pixels, rows;
     // counts[b][i][g][h][lane] = sum of W_g A_h over the taps of the tile's pixel i, for the outputs of
-    // its block b. sums[h * OW + i]: sum of A_h over the taps. h runs over a_terms(); only the counts of
-    // a_groups are written. What lies behind the counts of the tile may be overwritten, as far as counts of
-    // MARGIN pixels.
+    // its block b. sums[(r * a_terms() + h) * OW + i]: sum of A_h over the taps of pixel i of the tile's row r.
+    // h runs over a_terms(); only the counts of a_groups are written. What lies behind the counts of the tile may
+    // be overwritten, as far as counts of MARGIN pixels.
     void (*tile)(const Layer&, const uint8_t* packed, Tile, const int32_t* sums, int32_t* counts);
     bool needs_sums;  // whether tile reads sums
     // Called by each thread before its first and after its last tile; null for nothing.

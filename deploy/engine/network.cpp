@@ -5,6 +5,7 @@
 #include <new>
 
 #include "kernel.h"
+#include "pool.h"
 
 namespace {
 
@@ -57,9 +58,11 @@ size_t only_reader(const std::vector<Layer>& layers, size_t k, int output) {
 }
 
 // Let a layer whose output only one other layer reads write the codes that that one would make of it.
-// Where floats are read as well, writing both gains nothing. A convolution in float32 computes the pool that
-// reads it: at once, so the pool's output may lie where the convolution's input does. Hence the padding: then
-// it reads a copy.
+// Where floats are read as well, writing both gains nothing.
+//
+// A convolution in float32 computes the pool that reads it, where a window has few rows and the weights stay in
+// a cache. The pool's output may then lie where the convolution's inputs do, which nothing reads later: so the
+// convolution must add no other tensor and read a copy, as it does where it pads, and the pool come next.
 void join_steps(Network& network, int output) {
     auto& layers = network.layers;
     network.joined.resize(layers.size());
@@ -73,7 +76,8 @@ void join_steps(Network& network, int output) {
         }
         const bool copied = maker.pad_high > 0 || maker.pad_wide > 0;
         if (maker.kind == DENSE && copied && maker.other < 0 && reader == k + 1 &&
-            layers[reader].step.kind == MAX_POOL) {
+            layers[reader].step.kind == MAX_POOL && window_rows(layers[reader].step) <= MOST_KEPT &&
+            layers[k].weight.size() < size_t(maker.out_high) * maker.out_wide * maker.outputs) {
             network.joined[k].pool = &layers[reader].step;
             network.joined[reader].done = true;
         }

@@ -1,5 +1,6 @@
 // Pools: rows of their output from rows of their input, wherever these lie in memory.
 #pragma once
+#include <algorithm>
 #include <cstring>
 
 #include "lanes.h"
@@ -9,6 +10,15 @@
 struct Window {
     int top, bottom, left, right;
 };
+
+constexpr int MOST_KEPT = 4;  // rows that are kept for a pool that is computed with a convolution
+
+// The rows that a window reads, at most.
+inline int window_rows(const Step& s) {
+    int most = 0;
+    for (int oy = 0; oy < s.out_high; oy++) most = std::max(most, s.window[2 * oy + 1] - s.window[2 * oy]);
+    return most;
+}
 
 // N neighbouring vectors of channels of a pool's output, to y. row(y): the input's row y, from the first channel on.
 template <class V, int N, class F>

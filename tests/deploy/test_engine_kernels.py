@@ -1,6 +1,7 @@
 """The kernels that count: each gives the same integers as the slow form, wherever it serves."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,15 +54,17 @@ def a_layer(rng, w_levels, a_bits, signed, sizes, window) -> Graph:
     return one_layer(rng, w_levels, a_levels, channels, outputs, max(side, window[0]), *window)
 
 
-def check(graph: Graph, rng: np.random.Generator, serving: tuple[str, ...]) -> None:
+def check(
+    graph: Graph, rng: np.random.Generator, serving: tuple[str, ...], threads: int = 1
+) -> None:
     """Every kernel: the integers of the slow form, and the same floats to the bit."""
-    channels, side, _ = graph.input_shape
-    x = rng.normal(0, 1, (side, side, channels)).astype(np.float32)
+    channels, high, wide = graph.input_shape
+    x = rng.normal(0, 1, (high, wide, channels)).astype(np.float32)
     quantizer, convolution = graph.operations
     expected, results = counts(x, convolution, quantizer), []
     offered = here(serving)
     for kernel in (*KERNELS, None):
-        net = Network(graph, about(), kernel=kernel)
+        net = Network(graph, about(), kernel=kernel, threads=threads)
         y, integers = net.run_step(0, x)
         np.testing.assert_array_equal(integers, expected)
         results.append(y)
@@ -90,6 +93,29 @@ def test_any_convolution(w_bits, a_bits, flags, sizes, window, seed):
     levels = (basis if is_basis else uniform)(rng, w_bits, sizes[1])
     serving = FOR_A_BASIS if is_basis and w_bits > 1 else KERNELS
     check(a_layer(rng, levels, a_bits, signed, sizes, window), rng, serving)
+
+
+# Several tiles in a row of the output, of several rows each.
+@given(
+    bits=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    flags=st.tuples(st.booleans(), st.booleans()),
+    sizes=st.tuples(st.sampled_from([1, 8, 17]), st.sampled_from([1, 16, 40, 70])),
+    sides=st.tuples(st.integers(3, 20), st.integers(20, 75)),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_wide_images(bits, flags, sizes, sides, stride, padding, threads, seed):
+    rng = np.random.default_rng(seed)
+    signed, is_basis = flags
+    (w_bits, a_bits), (channels, outputs) = bits, sizes
+    levels = (basis if is_basis else uniform)(rng, w_bits, outputs)
+    graph = a_layer(rng, levels, a_bits, signed, (channels, outputs, 3), (3, 1, 1))
+    quantizer, convolution = graph.operations
+    convolution = replace(convolution, stride=stride, padding=padding)
+    graph = replace(graph, input_shape=(channels, *sides), operations=(quantizer, convolution))
+    check(graph, rng, FOR_A_BASIS if is_basis and w_bits > 1 else KERNELS, threads)
 
 
 # The largest sums that a byte and a 16-bit word must hold, and that must be carried on.

@@ -25,7 +25,7 @@ typedef __m256i Vector;
 inline Vector load(const void* p) { return _mm256_loadu_si256((const Vector*)p); }
 inline Vector broadcast(uint32_t codes) { return _mm256_set1_epi32(int(codes)); }
 inline Vector add_words(Vector a, Vector b) {
-    asm("vpaddw %1, %0, %0" : "+x"(a) : "x"(b));  // as below, without copies of sums
+    asm("vpaddw %1, %0, %0" : "+x"(a) : "x"(b));  // so that the compiler copies no sums
     return a;
 }
 inline Vector in_pairs(Vector codes, Vector w) { return _mm256_maddubs_epi16(codes, w); }
@@ -36,7 +36,7 @@ typedef __m128i Vector;
 inline Vector load(const void* p) { return _mm_loadu_si128((const Vector*)p); }
 inline Vector broadcast(uint32_t codes) { return _mm_set1_epi32(int(codes)); }
 inline Vector add_words(Vector a, Vector b) {
-    asm("paddw %1, %0" : "+x"(a) : "x"(b));  // as below, without copies of sums
+    asm("paddw %1, %0" : "+x"(a) : "x"(b));  // so that the compiler copies no sums
     return a;
 }
 inline Vector in_pairs(Vector codes, Vector w) { return _mm_maddubs_epi16(codes, w); }
