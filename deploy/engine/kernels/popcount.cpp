@@ -7,8 +7,8 @@
 #include <array>
 #include <utility>
 
-#include "kernel.h"
-#include "kernels/codes.h"
+#include "../kernel.h"
+#include "codes.h"
 
 namespace {
 
