@@ -159,8 +159,7 @@ const float* padded(const Layer& layer, const float* x, Scratch& scratch, int th
 void prepare_dense(Layer& layer) {
     const Step& s = layer.step;
     const int run = s.kernel_wide * s.channels, taps = s.kernel_high * run;
-    layer.offsets.clear();
-    for (int i = 0; i < taps; i++) layer.offsets.push_back(i / run * layer.padded_wide() * s.channels + i % run);
+    layer.set_offsets(layer.padded_wide() * s.channels, run, 1);
     layer.shift.assign(size_t(layer.blocks()) * BLOCK, 0);
     std::copy(s.shift, s.shift + s.outputs, layer.shift.begin());
     layer.weight.assign(size_t(taps) * layer.blocks() * BLOCK, 0);

@@ -42,6 +42,12 @@ struct Layer {
     int blocks() const { return (step.outputs + BLOCK - 1) / BLOCK; }
     // Groups of the input's integers, and one more for its offset.
     int a_terms() const { return step.a_groups + (step.a_offset != 0); }
+    // Set offsets: `run` for each kernel row, `step` apart; `row` lies between the first of two rows.
+    void set_offsets(int row, int run, int step) {
+        offsets.clear();
+        for (int ky = 0; ky < this->step.kernel_high; ky++)
+            for (int i = 0; i < run; i++) offsets.push_back(row * ky + step * i);
+    }
     // Numbers in Scratch::sums: of each pixel of the padded input, a vector, and of each output pixel.
     size_t pixel_sums() const { return size_t(padded_high()) * padded_wide() * step.a_groups + FLOATS; }
     size_t sums() const { return pixel_sums() + size_t(step.out_high) * step.out_wide * a_terms(); }

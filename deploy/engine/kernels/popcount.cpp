@@ -61,10 +61,7 @@ void pack_weights(Layer& layer) {
     const Step& s = layer.step;
     set_pairs(layer);
     const int lanes = Lanes::count, width = words(s), bytes = channel_bytes(s);
-    layer.offsets.clear();
-    for (int ky = 0; ky < s.kernel_high; ky++)
-        for (int word = 0; word < width; word++)
-            layer.offsets.push_back(int(row_bytes(layer)) * s.a_planes * ky + 4 * word);
+    layer.set_offsets(int(row_bytes(layer)) * s.a_planes, width, 4);
     const size_t row = size_t(s.kernel_high) * width * s.w_planes * lanes;
     layer.packed.assign(row * SUBBLOCKS * layer.blocks(), 0);
     const uint8_t* code = s.w_codes;

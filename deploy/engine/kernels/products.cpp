@@ -94,10 +94,7 @@ void pack_weights(Layer& layer) {
     const Step& s = layer.step;
     layer.tile_blocks = std::min(BLOCKS, layer.blocks());
     const int blocks = (layer.blocks() + BLOCKS - 1) / BLOCKS * BLOCKS;
-    const int run = s.kernel_wide * pixel_groups(s);
-    layer.offsets.clear();
-    for (int i = 0; i < s.kernel_high * run; i++)
-        layer.offsets.push_back(i / run * int(row_bytes(layer)) + i % run * GROUP);
+    layer.set_offsets(int(row_bytes(layer)), s.kernel_wide * pixel_groups(s), GROUP);
     layer.packed.assign(block_bytes(s) * blocks / 4 + 16, 0);
     int8_t* packed = (int8_t*)aligned(layer.packed.data());
     std::vector<int8_t> integer(s.w_levels);
