@@ -144,14 +144,15 @@ const char* network_kernel(void* network, int32_t step) {
     return kernel ? kernel->name : "";
 }
 
-// images (n, C, H, W) -> scores (n, classes).
-void network_run(void* pointer, const float* images, int64_t n, float* scores, int32_t threads) {
+// images (n, C, H, W), or (n, H, W, C) with `last` -> scores (n, classes).
+void network_run(void* pointer, const float* images, int32_t last, int64_t n, float* scores, int32_t threads) {
     auto& network = *(Network*)pointer;
     float* arena = network.arena.data();
     const auto& offsets = network.offsets;
-    for (int64_t i = 0; i < n; i++) {
-        channels_last(images + i * network.image, network.image / network.channels, network.channels,
-                      arena + offsets[0]);
+    for (int64_t i = 0; i < n; i++, images += network.image) {
+        float* first = arena + offsets[0];
+        if (last) std::memcpy(first, images, sizeof(float) * network.image);
+        else channels_last(images, network.image / network.channels, network.channels, first);
         for (size_t k = 0; k < network.layers.size(); k++) {
             const Step& s = network.layers[k].step;
             const Joined& joined = network.joined[k];

@@ -107,6 +107,17 @@ def test_any_number_of_threads_gives_the_same_bits(threads):
     np.testing.assert_array_equal(other, net.scores(images))
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_in_any_memory_layout_give_the_same_bits(channels):
+    rng = np.random.default_rng(0)
+    graph = one_layer(rng, rng.normal(size=(1, 4)), np.arange(4.0), channels, 6, 7, 3, 1, 1)
+    net, images = Network(graph, about()), rng.normal(0, 1, (3, channels, 7, 7))
+    expected = net.scores(images)
+    last = np.ascontiguousarray(images.transpose(0, 2, 3, 1).astype(np.float32))
+    for other in (last.transpose(0, 3, 1, 2), images[:, :, ::-1][:, :, ::-1], images[::-1][::-1]):
+        np.testing.assert_array_equal(net.scores(other), expected)
+
+
 # Two ways of adding float32 turn a value that lies on a threshold into another code now and then,
 # and one code changes those after it. So only most of the scores can be compared with torch's.
 @pytest.mark.parametrize(("arch", "method", "w_bits", "a_bits"), NETWORKS)

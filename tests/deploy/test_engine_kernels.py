@@ -47,10 +47,14 @@ def uniform(rng: np.random.Generator, bits: int, rows: int) -> np.ndarray:
     return scale * (2 * np.arange(2**bits) - 2**bits + 1)
 
 
-def a_layer(rng, w_levels, a_bits, signed, sizes, window) -> Graph:
+def a_layer(rng, w_levels, a_bits, signed, sizes, window, a_basis=False) -> Graph:
+    """One layer. The levels of its input are equally spaced, or those of a basis (a_basis)."""
     channels, outputs, side = sizes
     lowest = -(2 ** (a_bits - 1)) if signed else 0
     a_levels = rng.uniform(0.1, 1) * (lowest + np.arange(2**a_bits))
+    if a_basis:
+        a_levels = np.sort(basis(rng, a_bits, 1)[0])
+        a_levels -= 0 if signed else a_levels[0]
     return one_layer(rng, w_levels, a_levels, channels, outputs, max(side, window[0]), *window)
 
 
@@ -74,25 +78,27 @@ def check(
         np.testing.assert_array_equal(y, results[0])
 
 
-# Of the weights, whose levels are not equally spaced.
+# Where levels are not equally spaced: those of the weights, or of the input, too.
 FOR_A_BASIS = ("popcount", "tables", "matrices", "wide")
+FOR_ANY_LEVELS = ("popcount", "tables", "matrices")
 WINDOWS = [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (2, 1, 0), (3, 1, 0)]
 
 
 @given(
     w_bits=st.integers(1, 4),
     a_bits=st.integers(1, 4),
-    flags=st.tuples(st.booleans(), st.booleans()),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     sizes=st.tuples(st.integers(1, 70), st.integers(1, 40), st.integers(1, 12)),
     window=st.sampled_from(WINDOWS),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_any_convolution(w_bits, a_bits, flags, sizes, window, seed):
     rng = np.random.default_rng(seed)
-    signed, is_basis = flags
+    signed, is_basis, a_basis = flags
     levels = (basis if is_basis else uniform)(rng, w_bits, sizes[1])
     serving = FOR_A_BASIS if is_basis and w_bits > 1 else KERNELS
-    check(a_layer(rng, levels, a_bits, signed, sizes, window), rng, serving)
+    serving = FOR_ANY_LEVELS if a_basis and a_bits > 1 else serving
+    check(a_layer(rng, levels, a_bits, signed, sizes, window, a_basis), rng, serving)
 
 
 # Several tiles in a row of the output, of several rows each.
@@ -151,7 +157,19 @@ def test_levels_that_are_not_equally_spaced_are_left_to_the_kernels_for_any_leve
     rng = np.random.default_rng(0)
     levels = np.array([0.0, 0.1, 0.5, 2.0])
     graph = one_layer(rng, uniform(rng, 2, 5), levels, 12, 5, 6, 3, 1, 1)
-    check(graph, rng, ("popcount", "matrices"))
+    check(graph, rng, FOR_ANY_LEVELS)
+
+
+# Multiples of one number up to 31: one group of five planes, the largest that there is.
+@pytest.mark.parametrize("a_bits", [1, 4])
+def test_weights_of_five_planes_in_one_group(a_bits):
+    rng = np.random.default_rng(0)
+    numbers = np.sort(rng.choice(np.arange(1, 31), 14, replace=False))
+    levels = np.array([[0, *numbers, 31]]) / 32 - 31 / 64
+    graph = a_layer(rng, levels, a_bits, False, (520, 17, 5), (3, 1, 1))
+    graph.operations[1].weight.codes[:2] = 15
+    graph.operations[0].thresholds[:] = -100
+    check(graph, rng, KERNELS)
 
 
 @pytest.mark.parametrize("target", ["native", *targets()])
@@ -182,9 +200,7 @@ def test_every_kernel_with_any_number_of_threads_gives_the_same_bits(arch, metho
             np.testing.assert_array_equal(other.scores(images).view(np.int32), expected)
             used |= {name.removeprefix("8-bit ").split(" ")[0] for _, name in other.kernels()}
     # A basis of the weights is not equally spaced, and neither is one of the inputs.
-    assert used & set(KERNELS) == here(KERNELS) - (
-        set() if method != "direct" else {"products", "tables", "wide"}
-    )
+    assert used & set(KERNELS) == here(FOR_ANY_LEVELS if method == "direct" else KERNELS)
 
 
 def test_an_unknown_kernel_is_refused():

@@ -59,3 +59,17 @@ inline void keep(Bytes& v) {
     asm("" : "+w"(v));
 #endif
 }
+
+// Of each pair of bytes a, b: multiplier[0] a + multiplier[1] b, at most 32767.
+inline Words weighted(Bytes pairs, const int* multiplier) {
+    const Words both = Words{} + uint16_t(multiplier[0] | multiplier[1] << 8);
+#if defined(__AVX512BW__)
+    return (Words)_mm512_maddubs_epi16((__m512i)pairs, (__m512i)both);
+#elif defined(__AVX2__)
+    return (Words)_mm256_maddubs_epi16((__m256i)pairs, (__m256i)both);
+#elif defined(__SSSE3__)
+    return (Words)_mm_maddubs_epi16((__m128i)pairs, (__m128i)both);
+#else
+    return ((Words)pairs & 255) * (both & 255) + ((Words)pairs >> 8) * (both >> 8);
+#endif
+}

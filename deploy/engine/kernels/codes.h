@@ -14,10 +14,10 @@ constexpr int MOST_STEPS = 255;  // thresholds of a quantizer
 
 inline int pixel_groups(const Step& s) { return (s.channels + GROUP - 1) / GROUP; }
 
-// The largest code.
-inline int top_code(const Step& s) {
+// The largest code of a group of planes.
+inline int top_code(const Step& s, int group = 0) {
     int sum = 0;
-    for (int j = 0; j < s.a_planes; j++) sum += s.a_multiplier[j];
+    for (int j = 0; j < s.a_planes; j++) sum += s.a_group[j] == group ? s.a_multiplier[j] : 0;
     return sum;
 }
 

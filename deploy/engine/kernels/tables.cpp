@@ -1,9 +1,13 @@
-// The kernel for equally spaced activation levels and any weight levels: sums are looked up.
+// The kernel that looks sums up, for any levels.
 //
-// For every group of four channels of every pixel there is a table of the sums of all sixteen subsets
-// of its codes. Four bits of a plane of the weights are an index into it: one look-up adds the codes
-// of four channels whose weight bit is one, for each of the sixteen output channels of a block. The
-// tables of neighbouring groups lie side by side, and the parts of a vector read one each.
+// For every four channels of every pixel there is a table of the sums of all sixteen subsets of their
+// codes, one for each group of planes of the input. Four bits of a plane of the weights are an index
+// into it: one look-up adds the codes of four channels whose weight bit is one, for each of the sixteen
+// output channels of a block. The tables of neighbouring channels lie side by side, and the parts of a
+// vector read one each. Two planes of the weights lie byte by byte in two vectors, eight outputs in each,
+// so that one instruction makes words of both.
+#include <numeric>
+
 #include "bytes.h"
 #include "codes.h"
 
@@ -12,11 +16,14 @@ namespace {
 constexpr int TABLE = 16;  // bytes
 constexpr int MOST_PIXELS = 8;
 constexpr int MOST_SUM = 255, MOST_PARTS = 65535;  // of a byte, of a 16-bit word
+constexpr int MOST_WEIGHT = 64;  // the multipliers of all planes of the weights together
+static_assert(MOST_SUM * MOST_WEIGHT * TABLES <= MOST_PARTS, "two planes that are summed as one");
 
 int run(const Step& s) { return s.kernel_wide * pixel_groups(s); }  // tables of a row of taps
 int steps(const Step& s) { return (run(s) + TABLES - 1) / TABLES; }
 
-// A row: its tables, empty ones for the last step of the last pixel, and the sums of the pixels.
+// A row, of one group of planes: its tables, empty ones for the last step of the last pixel, and the sums
+// of the pixels. The rows of all groups follow one another.
 size_t table_bytes(const Layer& layer) {
     return rounded((size_t(layer.padded_wide()) * pixel_groups(layer.step) + TABLES) * TABLE);
 }
@@ -24,11 +31,19 @@ size_t row_bytes(const Layer& layer) {
     return table_bytes(layer) + rounded(sizeof(int32_t) * layer.padded_wide());
 }
 
-bool serves(const Step& s) { return s.a_groups == 1 && GROUP * top_code(s) <= MOST_SUM; }
+bool serves(const Step& s) {
+    if (std::accumulate(s.w_multiplier, s.w_multiplier + s.w_planes, 0) > MOST_WEIGHT) return false;
+    for (int h = 0; h < s.a_groups; h++)
+        if (GROUP * top_code(s, h) > MOST_SUM) return false;
+    return true;
+}
 
-size_t input_bytes(const Layer& layer) { return row_bytes(layer) * layer.padded_high() + 64; }
+size_t input_bytes(const Layer& layer) {
+    return row_bytes(layer) * layer.step.a_groups * layer.padded_high() + 64;
+}
 
-// Weights [block][kernel row][step][plane][part][lane]: four bits each.
+// Weights [block][kernel row][step][plane][part][lane]: four bits each. Of two planes, [half of the
+// outputs][part][lane][plane].
 size_t block_bytes(const Step& s) {
     return size_t(s.kernel_high) * steps(s) * s.w_planes * TABLES * BLOCK;
 }
@@ -45,9 +60,13 @@ void pack_weights(Layer& layer) {
                     const int group = kx * pixel_groups(s) + c / GROUP;
                     const size_t step = size_t(ky) * steps(s) + group / TABLES;
                     uint8_t* to = packed + block_bytes(s) * (o / BLOCK) +
-                                  (step * s.w_planes * TABLES + group % TABLES) * BLOCK + o % BLOCK;
-                    for (int p = 0; p < s.w_planes; p++, to += TABLES * BLOCK)
-                        *to |= s.w_bits[p * s.w_levels + *code] << c % GROUP;
+                                  (step * s.w_planes * TABLES + group % TABLES) * BLOCK;
+                    for (int p = 0; p < s.w_planes; p++) {
+                        const bool alone = p % 2 == 0 && p == s.w_planes - 1;
+                        const int half = o % BLOCK / (BLOCK / 2), lane = o % (BLOCK / 2) * 2 + p % 2;
+                        const int place = alone ? o % BLOCK : half * TABLES * BLOCK + lane;
+                        to[p / 2 * 2 * TABLES * BLOCK + place] |= s.w_bits[p * s.w_levels + *code] << c % GROUP;
+                    }
                 }
 }
 
@@ -87,27 +106,33 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     const Step& s = layer.step;
     const GroupCodes integers(s);
     const int each = pixel_groups(s) * GROUP;
-    std::vector<uint8_t> codes(size_t(s.wide) * each);
+    const size_t n = size_t(s.wide) * each;
+    std::vector<uint8_t> all(n * s.a_groups);
     each_padded_row(s, first, end, [&](int padded, int y) {
-        uint8_t* row = aligned(packed) + row_bytes(layer) * padded;
+        uint8_t* row = aligned(packed) + row_bytes(layer) * s.a_groups * padded;
         if (y < 0) {
-            std::memset(row, 0, row_bytes(layer));
+            std::memset(row, 0, row_bytes(layer) * s.a_groups);
             return;
         }
         const size_t start = size_t(s.pad_wide) * each / GROUP * TABLE;
-        const size_t stop = start + codes.size() / GROUP * TABLE;
-        integers.row(s, x, y, codes.data(), 0);
-        std::memset(row, 0, start);
-        build_tables(codes.data(), int(codes.size()), row + start);
-        std::memset(row + stop, 0, row_bytes(layer) - stop);
-        int32_t* sums = (int32_t*)(row + table_bytes(layer)) + s.pad_wide;
-        for (int pixel = 0; pixel < s.wide; pixel++) sums[pixel] = sum_of_codes(codes.data() + pixel * each, each);
+        const size_t stop = start + n / GROUP * TABLE;
+        integers.row(s, x, y, all.data(), n);
+        for (int h = 0; h < s.a_groups; h++, row += row_bytes(layer)) {
+            const uint8_t* codes = all.data() + n * h;
+            std::memset(row, 0, start);
+            build_tables(codes, int(n), row + start);
+            std::memset(row + stop, 0, row_bytes(layer) - stop);
+            int32_t* sums = (int32_t*)(row + table_bytes(layer)) + s.pad_wide;
+            for (int pixel = 0; pixel < s.wide; pixel++) sums[pixel] = sum_of_codes(codes + pixel * each, each);
+        }
     });
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
-    const uint8_t* from = aligned(packed) + row_bytes(layer) * row + table_bytes(layer);
-    std::memcpy(sums, from, sizeof(int32_t) * layer.padded_wide());
+    const int groups = layer.step.a_groups, wide = layer.padded_wide();
+    const uint8_t* from = aligned(packed) + row_bytes(layer) * groups * row + table_bytes(layer);
+    for (int h = 0; h < groups; h++, from += row_bytes(layer), sums += wide)
+        std::memcpy(sums, from, sizeof(int32_t) * wide);
 }
 
 struct Operands {
@@ -117,15 +142,21 @@ struct Operands {
     int kernel_high, steps;
     size_t step;             // bytes between the weights of two steps
     int most;                // look-ups that a byte holds
+    int multiplier[2];       // of both planes, where these are summed as one
+    int flushes;             // that a 16-bit word holds
 };
 
 typedef int32_t Eight __attribute__((vector_size(32)));
 typedef uint16_t EightWords __attribute__((vector_size(16)));
 
-// Sums of bytes in 16-bit words: `all` takes pairs of bytes as they are, `odd` the upper ones alone,
-// so that the lower ones are all - 256 odd.
-struct Parts {
-    Words all, odd;
+// What a plane is, or two planes that are summed as one.
+enum Form { ALONE, APART, FUSED };
+
+// Where sums go: counts[lane] += factor x sum, or start + factor x sum if it is the first.
+struct Target {
+    int32_t* counts;
+    int32_t factor, start;
+    bool first;
 };
 
 inline EightWords folded(Words words) {
@@ -135,43 +166,58 @@ inline EightWords folded(Words words) {
     return part[0];
 }
 
-// What a plane's sums mean: counts[lane] += factor x sum, or start + factor x sum if it is the first.
-struct Target {
-    int32_t* counts;
-    int32_t factor, start;
-    bool first;
-};
-
-inline void finish(const Parts& parts, Target& t) {
-    const EightWords odd = folded(parts.odd), even = folded(parts.all - (parts.odd << 8));
-    const EightWords half[2] = {__builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11),
-                                __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15)};
-    for (int i = 0; i < 2; i++) {
-        const Eight old = t.first ? Eight{} + t.start : read<Eight>(t.counts + 8 * i);
-        const Eight sum = old + __builtin_convertvector(half[i], Eight) * t.factor;
-        std::memcpy(t.counts + 8 * i, &sum, sizeof sum);
-    }
-    t.first = false;
+inline void add_to(const Target& t, int lane, EightWords words) {
+    const Eight old = t.first ? Eight{} + t.start : read<Eight>(t.counts + lane);
+    const Eight sum = old + __builtin_convertvector(words, Eight) * t.factor;
+    std::memcpy(t.counts + lane, &sum, sizeof sum);
 }
 
-// The sums of X pixels and P planes.
-template <int P, int X>
+// Sums of a vector of bytes, in 16-bit words. `all` takes pairs of bytes as they are, `odd` the upper ones
+// alone, so that the lower ones are all - 256 odd; FUSED needs no `odd`.
+struct Parts {
+    Words all, odd;
+};
+
+// The sums of a pixel, of one vector or two, to those of its planes.
+template <Form F>
+inline void finish(const Parts* parts, Target* to) {
+    for (int v = 0; v < (F == ALONE ? 1 : 2); v++) {
+        if (F == FUSED) {
+            add_to(to[0], 8 * v, folded(parts[v].all));
+            continue;
+        }
+        const EightWords odd = folded(parts[v].odd), even = folded(parts[v].all - (parts[v].odd << 8));
+        if (F == APART) {
+            add_to(to[0], 8 * v, even);
+            add_to(to[1], 8 * v, odd);
+        } else {
+            add_to(to[0], 0, __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11));
+            add_to(to[0], 8, __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15));
+        }
+    }
+    for (int i = 0; i < (F == APART ? 2 : 1); i++) to[i].first = false;
+}
+
+// The sums of X pixels.
+template <Form F, int X>
 void add_codes(const Operands& at, Target* targets) {
-    constexpr int MOST_FLUSHES = MOST_PARTS / (MOST_SUM * TABLES);
-    Bytes bytes[X][P];
-    Parts parts[X][P];
+    constexpr int V = F == ALONE ? 1 : 2, EACH = F == APART ? 2 : 1;  // vectors and targets of a pixel
+    Bytes bytes[X][V];
+    Parts parts[X][V];
     int left = 0, flushes = 0;
-    auto flush = [&] {
-        for (int x = 0; x < X; x++)
-            for (int p = 0; p < P; p++) {
-                const Words all = (Words)bytes[x][p];
-                Parts& to = parts[x][p];
-                if (flushes == 0) to = {all, all >> 8};
-                else to = {to.all + all, to.odd + (all >> 8)};
-            }
-        if (++flushes < MOST_FLUSHES) return;
-        for (int i = 0; i < X * P; i++) finish(parts[i / P][i % P], targets[i]);
+    const auto finish_all = [&] {
+        for (int x = 0; x < X; x++) finish<F>(parts[x], targets + x * EACH);
         flushes = 0;
+    };
+    const auto flush = [&] {
+        for (int x = 0; x < X; x++)
+            for (int v = 0; v < V; v++) {
+                const Words all = F == FUSED ? weighted(bytes[x][v], at.multiplier) : (Words)bytes[x][v];
+                Parts& to = parts[x][v];
+                to.all = flushes == 0 ? all : to.all + all;
+                if (F != FUSED) to.odd = flushes == 0 ? all >> 8 : to.odd + (all >> 8);
+            }
+        if (++flushes == at.flushes) finish_all();
     };
     const uint8_t* weights = at.weights;
     for (int ky = 0; ky < at.kernel_high; ky++) {
@@ -186,78 +232,88 @@ void add_codes(const Operands& at, Target* targets) {
             todo -= n;
             left -= n;
             for (int i = 0; i < n; i++, weights += at.step, tables += sizeof(Bytes)) {
-                Bytes w[P];
-#pragma GCC unroll 4
-                for (int p = 0; p < P; p++) w[p] = read<Bytes>(weights + p * sizeof(Bytes));
+                // Each is read once: no more than two loads of a whole vector go with two look-ups.
+                Bytes w = read<Bytes>(weights), second = read<Bytes>(weights + (V - 1) * sizeof(Bytes));
+                if (V > 1) keep(w), keep(second);
 #pragma GCC unroll 8
                 for (int x = 0; x < X; x++) {
                     Bytes table = read<Bytes>(tables + x * at.pixel);
-                    if (P > 1) keep(table);
-#pragma GCC unroll 4
-                    for (int p = 0; p < P; p++) bytes[x][p] += look_up(table, w[p]);
+                    if (V > 1) keep(table);
+#pragma GCC unroll 2
+                    for (int v = 0; v < V; v++) bytes[x][v] += look_up(table, v == 0 ? w : second);
                 }
             }
             if (left == 0) flush();
         }
     }
     if (left != 0) flush();
-    if (flushes != 0)
-        for (int i = 0; i < X * P; i++) finish(parts[i / P][i % P], targets[i]);
+    if (flushes != 0) finish_all();
 }
 
 using Add = void (*)(const Operands&, Target*);
-constexpr int MOST_P = 2;
-constexpr Add ADD[MOST_P][MOST_PIXELS] = {
-    {add_codes<1, 1>, add_codes<1, 2>, add_codes<1, 3>, add_codes<1, 4>, add_codes<1, 5>, add_codes<1, 6>,
-     add_codes<1, 7>, add_codes<1, 8>},
-    {add_codes<2, 1>, add_codes<2, 2>, add_codes<2, 3>, add_codes<2, 4>},
+constexpr Add ADD[][MOST_PIXELS] = {
+    {add_codes<ALONE, 1>, add_codes<ALONE, 2>, add_codes<ALONE, 3>, add_codes<ALONE, 4>, add_codes<ALONE, 5>,
+     add_codes<ALONE, 6>, add_codes<ALONE, 7>, add_codes<ALONE, 8>},
+    {add_codes<APART, 1>, add_codes<APART, 2>, add_codes<APART, 3>, add_codes<APART, 4>},
+    {add_codes<FUSED, 1>, add_codes<FUSED, 2>, add_codes<FUSED, 3>, add_codes<FUSED, 4>},
 };
 
-// The weights of one plane, or of two: its place, and where its sums go.
+// A plane of the weights, or two: where its sums go.
 struct Planes {
-    int first, count;
-    int32_t* counts[MOST_P];
-    int32_t factor[MOST_P], each[MOST_P];  // each: of the group; 0 for all but its first plane
+    Form form;
+    int targets;                           // of a pixel
+    int group[2], factor[2], each[2];      // of a target; each: of its group, 0 for all but its first plane
 };
 
-Planes planes_of(const Layer& layer, int first, int32_t* counts) {
-    const Step& s = layer.step;
-    Planes planes{first, std::min(MOST_P, s.w_planes - first), {}, {}, {}};
-    for (int i = 0; i < planes.count; i++) {
-        const int p = first + i, group = s.w_group[p];
-        planes.counts[i] = counts + size_t(group) * layer.a_terms() * BLOCK;
-        planes.factor[i] = 2 * s.w_multiplier[p];
-        if (p != 0 && s.w_group[p - 1] == group) continue;
-        for (int q = p; q < s.w_planes && s.w_group[q] == group; q++) planes.each[i] += s.w_multiplier[q];
+Planes planes_of(const Step& s, int first) {
+    const int *group = s.w_group, *multiplier = s.w_multiplier, count = std::min(2, s.w_planes - first);
+    const bool fused = count == 2 && group[first] == group[first + 1];
+    Planes planes{count == 1 ? ALONE : fused ? FUSED : APART, fused ? 1 : count, {}, {}, {}};
+    for (int i = 0; i < planes.targets; i++) {
+        const int p = first + i;
+        planes.group[i] = group[p];
+        planes.factor[i] = fused ? 2 : 2 * multiplier[p];
+        if (p != 0 && group[p - 1] == group[p]) continue;
+        for (int q = p; q < s.w_planes && group[q] == group[p]; q++) planes.each[i] += multiplier[q];
     }
     return planes;
 }
 
+// The sums of the planes from `first` on and of group h of the input.
+void add_planes(const Layer& layer, const Tile& t, int first, int h, Operands at, const int32_t* sums,
+                int32_t* counts) {
+    const Step& s = layer.step;
+    const Planes planes = planes_of(s, first);
+    const int terms = layer.a_terms();
+    const int largest = planes.form == FUSED ? s.w_multiplier[first] + s.w_multiplier[first + 1] : 1;
+    for (int i = 0; i < 2 && planes.form == FUSED; i++) at.multiplier[i] = s.w_multiplier[first + i];
+    at.most = MOST_SUM / (GROUP * std::max(1, top_code(s, h)));
+    at.flushes = MOST_PARTS / (MOST_SUM * TABLES * largest);
+    Target targets[MOST_PIXELS * 2];
+    Target* next = targets;
+    for (int x = 0; x < t.n; x++)
+        for (int i = 0; i < planes.targets; i++)
+            *next++ = {counts + ((size_t(x) * s.w_groups + planes.group[i]) * terms + h) * BLOCK, planes.factor[i],
+                       -planes.each[i] * sums[h * s.out_wide + x], planes.each[i] != 0};
+    // Registers hold the sums of eight pixels and vectors.
+    const int X = planes.form != ALONE && t.n > MOST_PIXELS / 2 ? (t.n + 1) / 2 : t.n;
+    ADD[planes.form][X - 1](at, targets);
+    if (X == t.n) return;
+    at.input += X * at.pixel;
+    ADD[planes.form][t.n - X - 1](at, targets + X * planes.targets);
+}
+
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
     const Step& s = layer.step;
-    const int terms = layer.a_terms();
-    const size_t pixel = size_t(pixel_groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer);
-    const size_t count = size_t(s.w_groups) * terms * BLOCK;  // integers of a pixel
+    const size_t pixel = size_t(pixel_groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer) * s.a_groups;
     const uint8_t* weights = (const uint8_t*)aligned(layer.packed.data()) + block_bytes(s) * t.block;
     const uint8_t* input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
-    Operands at{weights, input, row, pixel, s.kernel_high, steps(s), s.w_planes * sizeof(Bytes),
-                MOST_SUM / (GROUP * top_code(s))};
-    for (int p = 0; p < s.w_planes; p += MOST_P, at.weights += MOST_P * sizeof(Bytes)) {
-        const Planes planes = planes_of(layer, p, counts);
-        Target targets[MOST_PIXELS * MOST_P];
-        Target* next = targets;
-        for (int x = 0; x < t.n; x++)
-            for (int i = 0; i < planes.count; i++)
-                *next++ = {planes.counts[i] + x * count, planes.factor[i], -planes.each[i] * sums[x],
-                           planes.each[i] != 0};
-        // Registers hold the sums of eight pixels and planes.
-        const int X = planes.count > 1 && t.n > MOST_PIXELS / 2 ? (t.n + 1) / 2 : t.n;
-        at.input = input;
-        ADD[planes.count - 1][X - 1](at, targets);
-        if (X == t.n) continue;
-        at.input += X * pixel;
-        ADD[planes.count - 1][t.n - X - 1](at, targets + X * planes.count);
-    }
+    Operands at{weights, input, row, pixel, s.kernel_high, steps(s), s.w_planes * sizeof(Bytes), 0, {}, 0};
+    for (int h = 0; h < s.a_groups; h++, at.input += row_bytes(layer))
+        for (int p = 0; p < s.w_planes; p += 2) {
+            at.weights = weights + p * sizeof(Bytes);
+            add_planes(layer, t, p, h, at, sums, counts);
+        }
 }
 
 }  // namespace
