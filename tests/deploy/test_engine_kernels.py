@@ -78,9 +78,8 @@ def check(
         np.testing.assert_array_equal(y, results[0])
 
 
-# Where levels are not equally spaced: those of the weights, or of the input, too.
-FOR_A_BASIS = ("popcount", "tables", "matrices", "wide")
-FOR_ANY_LEVELS = ("popcount", "tables", "matrices")
+# Where the levels of the weights or of the input are not equally spaced.
+FOR_ANY_LEVELS = ("popcount", "tables", "matrices", "wide")
 WINDOWS = [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (2, 1, 0), (3, 1, 0)]
 
 
@@ -96,8 +95,8 @@ def test_any_convolution(w_bits, a_bits, flags, sizes, window, seed):
     rng = np.random.default_rng(seed)
     signed, is_basis, a_basis = flags
     levels = (basis if is_basis else uniform)(rng, w_bits, sizes[1])
-    serving = FOR_A_BASIS if is_basis and w_bits > 1 else KERNELS
-    serving = FOR_ANY_LEVELS if a_basis and a_bits > 1 else serving
+    unequal = (is_basis and w_bits > 1) or (a_basis and a_bits > 1)
+    serving = FOR_ANY_LEVELS if unequal else KERNELS
     check(a_layer(rng, levels, a_bits, signed, sizes, window, a_basis), rng, serving)
 
 
@@ -121,7 +120,7 @@ def test_wide_images(bits, flags, sizes, sides, stride, padding, threads, seed):
     quantizer, convolution = graph.operations
     convolution = replace(convolution, stride=stride, padding=padding)
     graph = replace(graph, input_shape=(channels, *sides), operations=(quantizer, convolution))
-    check(graph, rng, FOR_A_BASIS if is_basis and w_bits > 1 else KERNELS, threads)
+    check(graph, rng, FOR_ANY_LEVELS if is_basis and w_bits > 1 else KERNELS, threads)
 
 
 # The largest sums that a byte and a 16-bit word must hold, and that must be carried on.
@@ -145,7 +144,7 @@ def test_long_sums_of_the_largest_codes(a_bits, channels, side, kernel):
 def test_weights_that_stay_codes(levels, w_bits, a_bits):
     rng = np.random.default_rng(0)
     graph = a_layer(rng, levels(rng, w_bits, 70), a_bits, False, (448, 70, 5), (3, 1, 1))
-    serving = FOR_A_BASIS if levels is basis else KERNELS
+    serving = FOR_ANY_LEVELS if levels is basis else KERNELS
     check(graph, rng, serving)
     channels, side, _ = graph.input_shape
     x = rng.normal(0, 1, (side, side, channels)).astype(np.float32)

@@ -1,7 +1,7 @@
 // The kernel of tables for 64 outputs at a time: one look-up among the sums of six channels' codes.
 //
 // As tables.cpp, with a table of the sums of all 64 subsets of six codes for every group of six
-// channels of every pixel. The 64 lanes of a look-up are output channels, that is four blocks, which
+// channels of every pixel and group of planes of the input. The 64 lanes of a look-up are output channels, that is four blocks, which
 // share the table; six bits of a plane of the weights are the index.
 #include <array>
 #include <utility>
@@ -16,20 +16,27 @@ constexpr int SIX = 6, TABLE = 64;  // codes of a table, and its bytes
 constexpr int WIDE = 64 / BLOCK;    // blocks of outputs
 constexpr int TILE = 32, ROWS = 2;   // pixels of a tile in a row, and its rows
 constexpr int MOST_SUM = 255, MOST_FLUSHES = 65535 / MOST_SUM;  // of a byte; into a 16-bit word
+constexpr int KEPT = 4096;          // counts of a tile, for which the first cache has room
 constexpr int ROOM = 9;             // pixels x planes whose sums are in registers
 
 int groups(const Step& s) { return (s.channels + SIX - 1) / SIX; }  // of a pixel
 int run(const Step& s) { return s.kernel_wide * groups(s); }        // tables of a row of taps
 
-// A row: its tables, and the sums of its pixels.
+// A row, of one group of planes: its tables, and the sums of its pixels.
 size_t table_bytes(const Layer& layer) { return size_t(layer.padded_wide()) * groups(layer.step) * TABLE; }
 size_t row_bytes(const Layer& layer) {
     return table_bytes(layer) + rounded(sizeof(int32_t) * layer.padded_wide());
 }
 
-bool serves(const Step& s) { return s.a_groups == 1 && SIX * top_code(s) <= MOST_SUM; }
+bool serves(const Step& s) {
+    for (int h = 0; h < s.a_groups; h++)
+        if (SIX * top_code(s, h) > MOST_SUM) return false;
+    return true;
+}
 
-size_t input_bytes(const Layer& layer) { return row_bytes(layer) * layer.padded_high() + 64; }
+size_t input_bytes(const Layer& layer) {
+    return row_bytes(layer) * layer.step.a_groups * layer.padded_high() + 64;
+}
 
 // Weights [64 outputs][kernel row][group][plane][lane]: six bits each. Outputs o and 32 + o have
 // neighbouring lanes, since 16-bit words take the sums of every second byte.
@@ -40,7 +47,9 @@ int lane(int output) { return output % 32 * 2 + output / 32; }
 void pack_weights(Layer& layer) {
     const Step& s = layer.step;
     layer.tile_blocks = WIDE;
-    layer.tile_high = std::min(ROWS, s.out_high);
+    const int most = std::max(1, KEPT / (s.w_groups * layer.a_terms() * TABLE));  // pixels of a tile
+    layer.tile_wide = std::min(layer.tile_wide, most);
+    layer.tile_high = std::max(1, std::min({ROWS, s.out_high, most / layer.tile_wide}));
     const int wide = (layer.blocks() + WIDE - 1) / WIDE;
     layer.packed.assign(wide_bytes(s) * wide / 4 + 16, 0);
     uint8_t* packed = (uint8_t*)aligned(layer.packed.data());
@@ -78,33 +87,38 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     const GroupCodes integers(s);
     const int each = pixel_groups(s) * GROUP, most = groups(s);
     const uint64_t six = 0xffffffffffff, last = six >> 8 * (most * SIX - s.channels);
-    std::vector<uint8_t> codes(size_t(s.wide) * each + 8);
+    const size_t n = size_t(s.wide) * each;
+    std::vector<uint8_t> codes(n * s.a_groups + 8);
     each_padded_row(s, first, end, [&](int padded, int y) {
-        uint8_t* row = aligned(packed) + row_bytes(layer) * padded;
+        uint8_t* row = aligned(packed) + row_bytes(layer) * s.a_groups * padded;
         if (y < 0) {
-            std::memset(row, 0, row_bytes(layer));
+            std::memset(row, 0, row_bytes(layer) * s.a_groups);
             return;
         }
         const size_t side = size_t(s.pad_wide) * most * TABLE;
-        integers.row(s, x, y, codes.data(), 0);
-        std::memset(row, 0, side);
-        uint8_t* to = row + side;
-        int32_t* sums = (int32_t*)(row + table_bytes(layer)) + s.pad_wide;
-        const uint8_t* from = codes.data();
-        for (int pixel = 0; pixel < s.wide; pixel++, from += each) {
-            for (int g = 0; g < most; g++, to += TABLE)
-                build_table(read<uint64_t>(from + g * SIX) & (g == most - 1 ? last : six), to);
-            sums[pixel] = sum_of_codes(from, each);
+        integers.row(s, x, y, codes.data(), n);
+        for (int h = 0; h < s.a_groups; h++, row += row_bytes(layer)) {
+            std::memset(row, 0, side);
+            uint8_t* to = row + side;
+            int32_t* sums = (int32_t*)(row + table_bytes(layer)) + s.pad_wide;
+            const uint8_t* from = codes.data() + n * h;
+            for (int pixel = 0; pixel < s.wide; pixel++, from += each) {
+                for (int g = 0; g < most; g++, to += TABLE)
+                    build_table(read<uint64_t>(from + g * SIX) & (g == most - 1 ? last : six), to);
+                sums[pixel] = sum_of_codes(from, each);
+            }
+            std::memset(to, 0, side);
+            std::memset(row + table_bytes(layer), 0, sizeof(int32_t) * s.pad_wide);
+            std::memset(sums + s.wide, 0, sizeof(int32_t) * s.pad_wide);
         }
-        std::memset(to, 0, side);
-        std::memset(row + table_bytes(layer), 0, sizeof(int32_t) * s.pad_wide);
-        std::memset(sums + s.wide, 0, sizeof(int32_t) * s.pad_wide);
     });
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
-    const uint8_t* from = aligned(packed) + row_bytes(layer) * row + table_bytes(layer);
-    std::memcpy(sums, from, sizeof(int32_t) * layer.padded_wide());
+    const int groups = layer.step.a_groups, wide = layer.padded_wide();
+    const uint8_t* from = aligned(packed) + row_bytes(layer) * groups * row + table_bytes(layer);
+    for (int h = 0; h < groups; h++, from += row_bytes(layer), sums += wide)
+        std::memcpy(sums, from, sizeof(int32_t) * wide);
 }
 
 // Of a plane: counts[place] += factor x sum, or factor x sum - each x the pixel's sum of codes where it
@@ -243,29 +257,40 @@ void each_part(const Step& s, int most, F part) {
     for (int ky = 0; ky < s.kernel_high; ky += rows) part(ky, std::min(rows, s.kernel_high - ky), 0, all);
 }
 
+// The planes of the weights [first, first + count), for group h of the input.
+std::array<Plane, MOST_P> planes_of(const Layer& layer, int first, int count, int h) {
+    const Step& s = layer.step;
+    std::array<Plane, MOST_P> planes{};
+    for (int i = 0; i < count; i++) {
+        const int p = first + i, group = s.w_group[p];
+        planes[i] = {(group * layer.a_terms() + h) * BLOCK, 2 * s.w_multiplier[p], 0,
+                     p == 0 || s.w_group[p - 1] != group};
+        for (int q = 0; q < s.w_planes; q++) planes[i].each += s.w_group[q] == group ? s.w_multiplier[q] : 0;
+    }
+    return planes;
+}
+
 // counts: (blocks, pixels, groups of weights, terms, BLOCK).
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
     const Step& s = layer.step;
-    const int terms = layer.a_terms(), most = MOST_SUM / (SIX * std::max(1, top_code(s)));
-    const size_t pixel = size_t(groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer);
+    const int terms = layer.a_terms();
+    const size_t pixel = size_t(groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer) * s.a_groups;
     const size_t count = size_t(s.w_groups) * terms * BLOCK, step = size_t(s.w_planes) * TABLE;
     const uint8_t* weights = (const uint8_t*)aligned(layer.packed.data()) + wide_bytes(s) * (t.block / WIDE);
     const uint8_t* input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
     const Rows rows{t.rows, row * s.stride_high, count * t.n, size_t(s.out_wide) * terms};
-    for (int p0 = 0; p0 < s.w_planes; p0 += MOST_P) {
-        const int P = std::min(MOST_P, s.w_planes - p0);
-        Plane planes[MOST_P];
-        for (int i = 0; i < P; i++) {
-            const int p = p0 + i, group = s.w_group[p];
-            planes[i] = {group * terms * BLOCK, 2 * s.w_multiplier[p], 0, p == 0 || s.w_group[p - 1] != group};
-            for (int q = 0; q < s.w_planes; q++) planes[i].each += s.w_group[q] == group ? s.w_multiplier[q] : 0;
+    for (int h = 0; h < s.a_groups; h++, input += row_bytes(layer), sums += s.out_wide) {
+        const int most = MOST_SUM / (SIX * std::max(1, top_code(s, h)));
+        for (int p0 = 0; p0 < s.w_planes; p0 += MOST_P) {
+            const int P = std::min(MOST_P, s.w_planes - p0);
+            const auto planes = planes_of(layer, p0, P, h);
+            each_part(s, most, [&](int ky, int kernel_rows, int g, int n) {
+                const Operands at{weights + step * run(s) * ky + step * g + size_t(p0) * TABLE,
+                                  input + row * ky + size_t(g) * TABLE, row, pixel, step, step * run(s), kernel_rows,
+                                  n, most, ky > 0 || g > 0, planes.data(), counts, sums, count, count * t.pixels()};
+                ADD[P - 1](at, t.n, rows);
+            });
         }
-        each_part(s, most, [&](int ky, int kernel_rows, int g, int n) {
-            const Operands at{weights + step * run(s) * ky + step * g + size_t(p0) * TABLE,
-                              input + row * ky + size_t(g) * TABLE, row, pixel, step, step * run(s), kernel_rows, n,
-                              most, ky > 0 || g > 0, planes, counts, sums, count, count * t.pixels()};
-            ADD[P - 1](at, t.n, rows);
-        });
     }
 }
 
