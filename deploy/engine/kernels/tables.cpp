@@ -14,7 +14,8 @@
 namespace {
 
 constexpr int TABLE = 16;  // bytes
-constexpr int MOST_PIXELS = 8;
+constexpr int TILE = 32;       // pixels
+constexpr int MOST_VECTORS = 8;  // of sums, which registers hold
 constexpr int MOST_SUM = 255, MOST_PARTS = 65535;  // of a byte, of a 16-bit word
 constexpr int MOST_WEIGHT = 64;  // the multipliers of all planes of the weights together
 static_assert(MOST_SUM * MOST_WEIGHT * TABLES <= MOST_PARTS, "two planes that are summed as one");
@@ -251,7 +252,7 @@ void add_codes(const Operands& at, Target* targets) {
 }
 
 using Add = void (*)(const Operands&, Target*);
-constexpr Add ADD[][MOST_PIXELS] = {
+constexpr Add ADD[][MOST_VECTORS] = {
     {add_codes<ALONE, 1>, add_codes<ALONE, 2>, add_codes<ALONE, 3>, add_codes<ALONE, 4>, add_codes<ALONE, 5>,
      add_codes<ALONE, 6>, add_codes<ALONE, 7>, add_codes<ALONE, 8>},
     {add_codes<APART, 1>, add_codes<APART, 2>, add_codes<APART, 3>, add_codes<APART, 4>},
@@ -261,8 +262,8 @@ constexpr Add ADD[][MOST_PIXELS] = {
 // A plane of the weights, or two: where its sums go.
 struct Planes {
     Form form;
-    int targets;                           // of a pixel
-    int group[2], factor[2], each[2];      // of a target; each: of its group, 0 for all but its first plane
+    int targets;                       // of a pixel
+    int group[2], factor[2], each[2];  // of a target; each: of its group, 0 for all but its first plane
 };
 
 Planes planes_of(const Step& s, int first) {
@@ -279,28 +280,28 @@ Planes planes_of(const Step& s, int first) {
     return planes;
 }
 
-// The sums of the planes from `first` on and of group h of the input.
+// The sums of the planes from `first` on and of group h of the input, for the pixels of a tile.
 void add_planes(const Layer& layer, const Tile& t, int first, int h, Operands at, const int32_t* sums,
                 int32_t* counts) {
     const Step& s = layer.step;
     const Planes planes = planes_of(s, first);
-    const int terms = layer.a_terms();
+    const size_t pixel = size_t(s.w_groups) * layer.a_terms() * BLOCK;
     const int largest = planes.form == FUSED ? s.w_multiplier[first] + s.w_multiplier[first + 1] : 1;
     for (int i = 0; i < 2 && planes.form == FUSED; i++) at.multiplier[i] = s.w_multiplier[first + i];
     at.most = MOST_SUM / (GROUP * std::max(1, top_code(s, h)));
     at.flushes = MOST_PARTS / (MOST_SUM * TABLES * largest);
-    Target targets[MOST_PIXELS * 2];
-    Target* next = targets;
-    for (int x = 0; x < t.n; x++)
-        for (int i = 0; i < planes.targets; i++)
-            *next++ = {counts + ((size_t(x) * s.w_groups + planes.group[i]) * terms + h) * BLOCK, planes.factor[i],
-                       -planes.each[i] * sums[h * s.out_wide + x], planes.each[i] != 0};
-    // Registers hold the sums of eight pixels and vectors.
-    const int X = planes.form != ALONE && t.n > MOST_PIXELS / 2 ? (t.n + 1) / 2 : t.n;
-    ADD[planes.form][X - 1](at, targets);
-    if (X == t.n) return;
-    at.input += X * at.pixel;
-    ADD[planes.form][t.n - X - 1](at, targets + X * planes.targets);
+    sums += h * s.out_wide;
+    counts += h * BLOCK;
+    in_equal_parts(t.n, planes.form == ALONE ? MOST_VECTORS : MOST_VECTORS / 2, [&](int X) {
+        Target targets[MOST_VECTORS];
+        Target* next = targets;
+        for (int x = 0; x < X; x++, sums++, counts += pixel)
+            for (int i = 0; i < planes.targets; i++)
+                *next++ = {counts + size_t(planes.group[i]) * layer.a_terms() * BLOCK, planes.factor[i],
+                           -planes.each[i] * *sums, planes.each[i] != 0};
+        ADD[planes.form][X - 1](at, targets);
+        at.input += X * at.pixel;
+    });
 }
 
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
@@ -320,4 +321,4 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
 
 extern const Kernel TABLE_SUMS;
 const Kernel TABLE_SUMS{LOOKUP_NAME, serves,   pack_weights, input_bytes, pack<float>,
-                        row_sums,    MOST_PIXELS, 1, tile, true, nullptr, nullptr, pack<uint8_t>};
+                        row_sums,    TILE, 1, tile, true, nullptr, nullptr, pack<uint8_t>};
