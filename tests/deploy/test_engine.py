@@ -114,8 +114,12 @@ def test_images_in_any_memory_layout_give_the_same_bits(channels):
     net, images = Network(graph, about()), rng.normal(0, 1, (3, channels, 7, 7))
     expected = net.scores(images)
     last = np.ascontiguousarray(images.transpose(0, 2, 3, 1).astype(np.float32))
-    for other in (last.transpose(0, 3, 1, 2), images[:, :, ::-1][:, :, ::-1], images[::-1][::-1]):
+    constant = images.astype(np.float32)
+    constant.flags.writeable = False
+    for other in (last.transpose(0, 3, 1, 2), images[::-1][::-1], images[:, :, ::-1][:, :, ::-1]):
         np.testing.assert_array_equal(net.scores(other), expected)
+    np.testing.assert_array_equal(net.scores(constant), expected)
+    assert net.scores(images[:0]).shape == (0, net.classes)
 
 
 # Two ways of adding float32 turn a value that lies on a threshold into another code now and then,
