@@ -145,7 +145,11 @@ def deploy_avx2_resnet20() -> str:
 
 
 def deploy_avx2_layers() -> str:
-    return deploy.layer_table(_read("deploy_avx2"), ("torch",))
+    return deploy.layer_table(_read("deploy_avx2"))
+
+
+def deploy_avx2_threads() -> str:
+    return deploy.threads_table(_read("deploy_avx2"))
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -155,7 +159,7 @@ TABLES: dict[str, Callable[[], str]] = {
         startup, loaders, machines,
         deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
         deploy_layers, deploy_threads, deploy_aims, deploy_amx_aims, deploy_avx2_resnet18,
-        deploy_avx2_resnet20, deploy_avx2_layers,
+        deploy_avx2_resnet20, deploy_avx2_layers, deploy_avx2_threads,
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
         evidence.claims_training, evidence.cifar100_full_accuracy,
         evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
