@@ -16,6 +16,8 @@ from lowbit_core.runtime.run_folder import check_run_id
 
 SETTING = ("dataset", "arch", "width", "method", "w_bits", "a_bits")
 FROM_TABLE = ("seed", "val_top1", "top1", "epochs", "code_version", "hardware", "run_id")
+MEASURED = {"top1_torch": "top1_torch", "file_top1": "top1", "agreement": "agreement"}
+COLUMNS = ("file", *SETTING, *FROM_TABLE, *MEASURED, "file_bytes")
 INDEX = "models.csv"
 
 
@@ -40,11 +42,10 @@ def best_runs(table: Path, runs: Path) -> list[dict[str, str]]:
         is_wanted = row["role"] in ("run", "ablation") and row["status"] == "done"
         is_quantized = {row["w_bits"], row["a_bits"]} != {str(FLOAT_BITS)}
         if is_wanted and is_quantized and not row["options"] and (runs / row["run_id"]).is_dir():
-            setting = tuple(row[name] for name in SETTING)
-            known = best.get(setting)
+            known = best.get(_setting(row))
             accuracy = _number(row, "val_top1", table)
             if known is None or accuracy > float(known["val_top1"]):
-                best[setting] = row
+                best[_setting(row)] = row
     if not best:
         raise InputError(f"{runs} holds no folder of a finished quantized run of {table}")
     return list(best.values())
@@ -60,26 +61,57 @@ def _number(row: dict[str, str], column: str, table: Path) -> float:
         ) from None
 
 
-def export_best(table: Path, runs: Path, out: Path, data: Path) -> list[dict[str, str | int]]:
+def export_best(table: Path, runs: Path, out: Path, data: Path) -> list[dict[str, str]]:
     """Export the best run of each setting to a file in `out`, with a table of them, models.csv.
 
-    top1 is the test accuracy after training, file_top1 that of the file on all test images, and
-    agreement the share of these to which torch gives the same class, all in percent.
+    What `out` holds already stays, unless a run here has a higher validation accuracy. Returns the
+    rows that are new: top1 is the test accuracy after training, in the training's precision;
+    top1_torch that of the same network in torch in float32, and file_top1 that of the file, both on
+    all test images; agreement the share of these to which torch and the file give the same class,
+    all in percent.
     """
-    index, pattern = [], "{dataset}-{arch}-{method}-w{w_bits}a{a_bits}.lowbit"
-    rows = best_runs(table, runs)
+    kept = {_setting(row): row for row in _index(out)}
+    rows = [
+        row
+        for row in best_runs(table, runs)
+        if (old := kept.get(_setting(row))) is None
+        or _number(row, "val_top1", table) > _number(old, "val_top1", out / INDEX)
+    ]
+    pattern = "{dataset}-{arch}-{method}-w{w_bits}a{a_bits}.lowbit"
     names = [check_run_id(pattern.format(**row)) for row in rows]  # before any work starts
     out.mkdir(parents=True, exist_ok=True)
-    for name, row in zip(names, rows, strict=True):
-        folder = runs / row["run_id"]
-        size = export_run(folder, out / name, data)
-        found = check_run(out / name, folder, data)
-        measured = {"file_top1": f"{found['top1']:.3f}", "agreement": f"{found['agreement']:.3f}"}
-        columns = {key: row[key] for key in (*SETTING, *FROM_TABLE)}
-        index.append({"file": name, **columns, **measured, "file_bytes": size["file"]})
+    new = [
+        _exported(row, runs / row["run_id"], out / name, data)
+        for name, row in zip(names, rows, strict=True)
+    ]
+    kept |= {_setting(row): row for row in new}
     text = io.StringIO()
-    writer = csv.DictWriter(text, index[0], lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(index)
+    writer.writerows(kept[setting] for setting in sorted(kept))
     write_text(out / INDEX, text.getvalue())
-    return index
+    return new
+
+
+def _setting(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in SETTING)
+
+
+def _index(out: Path) -> list[dict[str, str]]:
+    """The rows of models.csv in `out`; none where there is no such file."""
+    path = out / INDEX
+    if not path.exists():
+        return []
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    if missing := {*SETTING, "val_top1"} - {*(rows[0] if rows else (*SETTING, "val_top1"))}:
+        raise InputError(f"{path} has no column {sorted(missing)[0]!r}: give another --out")
+    return rows
+
+
+def _exported(row: dict[str, str], folder: Path, path: Path, data: Path) -> dict[str, str]:
+    """Write the file of a run; its row of models.csv."""
+    size = export_run(folder, path, data)
+    found = check_run(path, folder, data)
+    measured = {name: f"{found[key]:.3f}" for name, key in MEASURED.items()}
+    columns = {key: row[key] for key in (*SETTING, *FROM_TABLE)}
+    return {"file": path.name, **columns, **measured, "file_bytes": str(size["file"])}
