@@ -7,17 +7,19 @@ import csv
 import io
 from pathlib import Path
 
+from deploy import fileformat
 from deploy.export.check import check_run
 from deploy.export.run import export_run
 from lowbit_core.quantizers.bits import FLOAT_BITS
 from lowbit_core.runtime.errors import InputError
-from lowbit_core.runtime.files import write_text
-from lowbit_core.runtime.run_folder import check_run_id
+from lowbit_core.runtime.files import replace_file, write_text
+from lowbit_core.runtime.run_folder import RunFolder, check_run_id
 
 SETTING = ("dataset", "arch", "width", "method", "w_bits", "a_bits")
 FROM_TABLE = ("seed", "val_top1", "top1", "epochs", "code_version", "hardware", "run_id")
 MEASURED = {"top1_torch": "top1_torch", "file_top1": "top1", "agreement": "agreement"}
 COLUMNS = ("file", *SETTING, *FROM_TABLE, *MEASURED, "file_bytes")
+NETWORK = ("dataset", "arch", "arch_options", "policy")  # that two files of one name must share
 INDEX = "models.csv"
 
 
@@ -42,10 +44,11 @@ def best_runs(table: Path, runs: Path) -> list[dict[str, str]]:
         is_wanted = row["role"] in ("run", "ablation") and row["status"] == "done"
         is_quantized = {row["w_bits"], row["a_bits"]} != {str(FLOAT_BITS)}
         if is_wanted and is_quantized and not row["options"] and (runs / row["run_id"]).is_dir():
-            known = best.get(_setting(row))
+            setting = tuple(row[name] for name in SETTING)
+            known = best.get(setting)
             accuracy = _number(row, "val_top1", table)
             if known is None or accuracy > float(known["val_top1"]):
-                best[_setting(row)] = row
+                best[setting] = row
     if not best:
         raise InputError(f"{runs} holds no folder of a finished quantized run of {table}")
     return list(best.values())
@@ -68,50 +71,65 @@ def export_best(table: Path, runs: Path, out: Path, data: Path) -> list[dict[str
     rows that are new: top1 is the test accuracy after training, in the training's precision;
     top1_torch that of the same network in torch in float32, and file_top1 that of the file, both on
     all test images; agreement the share of these to which torch and the file give the same class,
-    all in percent.
+    all in percent. A file and its row are written when both are made, so a stop loses neither.
     """
-    kept = {_setting(row): row for row in _index(out)}
-    rows = [
-        row
-        for row in best_runs(table, runs)
-        if (old := kept.get(_setting(row))) is None
-        or _number(row, "val_top1", table) > _number(old, "val_top1", out / INDEX)
-    ]
-    pattern = "{dataset}-{arch}-{method}-w{w_bits}a{a_bits}.lowbit"
-    names = [check_run_id(pattern.format(**row)) for row in rows]  # before any work starts
+    kept, new, names = _index(out), [], set()
+    for row in best_runs(table, runs):
+        name = check_run_id("{dataset}-{arch}-{method}-w{w_bits}a{a_bits}.lowbit".format(**row))
+        if name in names:
+            raise InputError(f"{table}: two widths of one network would both be {name}")
+        names.add(name)
+        if name not in kept or _is_better(row, runs / row["run_id"], kept[name], out, table):
+            new.append(row | {"file": name})
     out.mkdir(parents=True, exist_ok=True)
-    new = [
-        _exported(row, runs / row["run_id"], out / name, data)
-        for name, row in zip(names, rows, strict=True)
-    ]
-    kept |= {_setting(row): row for row in new}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(kept[setting] for setting in sorted(kept))
-    write_text(out / INDEX, text.getvalue())
+    for place, row in enumerate(new):
+        with replace_file(out / row["file"]) as temporary:
+            new[place] = _exported(row, runs / row["run_id"], temporary, data)
+        kept[row["file"]] = new[place]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept[name] for name in sorted(kept))
+        write_text(out / INDEX, text.getvalue())
     return new
 
 
-def _setting(row: dict[str, str]) -> tuple[str, ...]:
-    return tuple(row[name] for name in SETTING)
-
-
-def _index(out: Path) -> list[dict[str, str]]:
-    """The rows of models.csv in `out`; none where there is no such file."""
+def _index(out: Path) -> dict[str, dict[str, str]]:
+    """The rows of models.csv in `out` by their files, as far as these are there."""
     path = out / INDEX
-    if not path.exists():
-        return []
-    rows = list(csv.DictReader(io.StringIO(path.read_text())))
-    if missing := {*SETTING, "val_top1"} - {*(rows[0] if rows else (*SETTING, "val_top1"))}:
-        raise InputError(f"{path} has no column {sorted(missing)[0]!r}: give another --out")
-    return rows
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text() if path.exists() else "")))
+    except ValueError as error:
+        raise InputError(f"{path} is no text ({error}): give another --out") from None
+    if any(row.keys() != {*COLUMNS} or None in row.values() for row in rows):
+        raise InputError(f"{path}: its columns must be {', '.join(COLUMNS)}: give another --out")
+    return {row["file"]: row for row in rows if (out / row["file"]).is_file()}
+
+
+def _is_better(
+    row: dict[str, str], run: Path, kept: dict[str, str], out: Path, table: Path
+) -> bool:
+    """Whether the run is to replace the file: it is better, or the same and its row has gaps.
+
+    Raises InputError if the file holds another network, as of another width or resolution.
+    """
+    path = out / kept["file"]
+    model, config = fileformat.load(path)[1].model, RunFolder(run).read_json("config.json") or {}
+    for key in NETWORK:
+        if model.get(key) != config.get(key):
+            raise InputError(
+                f"{path}: its {key} is {model.get(key)}, that of the run {row['run_id']} is "
+                f"{config.get(key)}: give another --out"
+            )
+    if kept["run_id"] == row["run_id"]:
+        return "" in kept.values()
+    return _number(row, "val_top1", table) > _number(kept, "val_top1", out / INDEX)
 
 
 def _exported(row: dict[str, str], folder: Path, path: Path, data: Path) -> dict[str, str]:
-    """Write the file of a run; its row of models.csv."""
+    """Write the file of a run to `path`; its row of models.csv."""
     size = export_run(folder, path, data)
     found = check_run(path, folder, data)
     measured = {name: f"{found[key]:.3f}" for name, key in MEASURED.items()}
-    columns = {key: row[key] for key in (*SETTING, *FROM_TABLE)}
-    return {"file": path.name, **columns, **measured, "file_bytes": str(size["file"])}
+    columns = {key: row[key] for key in ("file", *SETTING, *FROM_TABLE)}
+    return {**columns, **measured, "file_bytes": str(size["file"])}

@@ -114,7 +114,10 @@ def one_layer(
     stride: int,
     padding: int,
 ) -> Graph:
-    """A quantizer, a convolution on codes and a mean over its pixels, with random numbers."""
+    """A quantizer and a convolution on codes, with random numbers.
+
+    Scores are the outputs of the first pixel alone: a network ends with one pixel.
+    """
     shape = (outputs, kernel, kernel, channels)
     weight = Weight(
         codes=rng.integers(0, w_levels.shape[1], shape, np.uint8),

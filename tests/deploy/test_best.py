@@ -87,7 +87,7 @@ def test_the_files_run_and_the_table_says_what_they_are(runs, digits_root, tmp_p
 
 def test_files_that_are_there_stay_unless_a_run_here_is_better(runs, digits_root, tmp_path):
     models = tmp_path / "models"
-    first = write_table(tmp_path / "first.csv", seed(1, 60.0), seed(1, 50.0, w_bits="4"))
+    first = write_table(tmp_path / "first.csv", seed(1, 60.0), seed(1, 50.0, method="lsq"))
     assert len(export_best(first, runs, models, digits_root)) == 2
     before = (models / "models.csv").read_text()
     worse = write_table(tmp_path / "worse.csv", seed(0, 60.0))
@@ -96,14 +96,48 @@ def test_files_that_are_there_stay_unless_a_run_here_is_better(runs, digits_root
     better = write_table(tmp_path / "better.csv", seed(0, 61.0))
     assert [row["run_id"] for row in export_best(better, runs, models, digits_root)] == ["pact-s0"]
     rows = list(csv.DictReader((models / "models.csv").open()))
-    assert [(row["w_bits"], row["run_id"]) for row in rows] == [("2", "pact-s0"), ("4", "pact-s1")]
+    assert [(row["method"], row["run_id"]) for row in rows] == [
+        ("lsq", "pact-s1"),
+        ("pact", "pact-s0"),
+    ]
     assert all((models / row["file"]).is_file() for row in rows)
+    (models / rows[0]["file"]).unlink()  # a file that vanished is made again
+    assert [row["method"] for row in export_best(first, runs, models, digits_root)] == ["lsq"]
+    # A row with a gap, as of an earlier version of the table, is filled.
+    index = models / "models.csv"
+    index.write_text(index.read_text().replace(rows[1]["top1_torch"], "", 1))
+    assert len(export_best(better, runs, models, digits_root)) == 1
+    assert index.read_text().count(rows[1]["top1_torch"])
+    assert not [*models.glob(".*")]
 
 
-def test_a_table_of_files_of_another_kind_is_one_sentence(runs, tmp_path):
-    (tmp_path / "models.csv").write_text("a,b\n1,2\n")
+def test_a_failed_check_leaves_the_file_that_is_there(runs, digits_root, tmp_path):
+    export_best(write_table(tmp_path / "a.csv", seed(0, 60.0)), runs, tmp_path, digits_root)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.lowbit")}
+    better = write_table(tmp_path / "b.csv", seed(1, 61.0))
+    with pytest.raises(InputError):
+        export_best(better, runs, tmp_path, tmp_path)  # which holds no prepared data
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.lowbit")} == before
+
+
+def test_another_network_under_the_same_name_is_refused(runs, digits_root, tmp_path):
+    table = write_table(tmp_path / "a.csv", seed(0, 60.0))
+    export_best(table, runs, tmp_path / "models", digits_root)
+    shutil.copytree(runs / "pact-s0", tmp_path / "runs" / "pact-s0")
+    settings = tmp_path / "runs" / "pact-s0" / "config.json"
+    settings.write_text(settings.read_text().replace("small_stride2", "small"))
+    with pytest.raises(InputError, match="its arch_options is .* give another --out"):
+        export_best(table, tmp_path / "runs", tmp_path / "models", digits_root)
+    widths = write_table(tmp_path / "b.csv", seed(0, 60.0, width="4"), seed(0, 60.0, width="8"))
+    with pytest.raises(InputError, match="two widths of one network would both be digits-resnet20"):
+        export_best(widths, runs, tmp_path / "other", digits_root)
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "file,width\nx\n", "file\nx,y\n"])
+def test_a_table_of_files_of_another_kind_is_one_sentence(runs, tmp_path, text):
+    (tmp_path / "models.csv").write_text(text)
     table = write_table(tmp_path / "results.csv", seed(0, 60.0))
-    with pytest.raises(InputError, match="models.csv has no column 'a_bits': give another --out"):
+    with pytest.raises(InputError, match="models.csv: its columns must be file, .*another --out"):
         export_best(table, runs, tmp_path, tmp_path)
 
 

@@ -103,7 +103,7 @@ def test_any_convolution(w_bits, a_bits, flags, sizes, window, seed):
 # Several tiles in a row of the output, of several rows each.
 @given(
     bits=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    flags=st.tuples(st.booleans(), st.booleans()),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     sizes=st.tuples(st.sampled_from([1, 8, 17]), st.sampled_from([1, 16, 40, 70])),
     sides=st.tuples(st.integers(3, 20), st.integers(20, 75)),
     stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
@@ -113,14 +113,15 @@ def test_any_convolution(w_bits, a_bits, flags, sizes, window, seed):
 )
 def test_wide_images(bits, flags, sizes, sides, stride, padding, threads, seed):
     rng = np.random.default_rng(seed)
-    signed, is_basis = flags
+    signed, is_basis, a_basis = flags
     (w_bits, a_bits), (channels, outputs) = bits, sizes
     levels = (basis if is_basis else uniform)(rng, w_bits, outputs)
-    graph = a_layer(rng, levels, a_bits, signed, (channels, outputs, 3), (3, 1, 1))
+    graph = a_layer(rng, levels, a_bits, signed, (channels, outputs, 3), (3, 1, 1), a_basis)
     quantizer, convolution = graph.operations
     convolution = replace(convolution, stride=stride, padding=padding)
     graph = replace(graph, input_shape=(channels, *sides), operations=(quantizer, convolution))
-    check(graph, rng, FOR_ANY_LEVELS if is_basis and w_bits > 1 else KERNELS, threads)
+    unequal = (is_basis and w_bits > 1) or (a_basis and a_bits > 1)
+    check(graph, rng, FOR_ANY_LEVELS if unequal else KERNELS, threads)
 
 
 # The largest sums that a byte and a 16-bit word must hold, and that must be carried on.
@@ -159,16 +160,26 @@ def test_levels_that_are_not_equally_spaced_are_left_to_the_kernels_for_any_leve
     check(graph, rng, FOR_ANY_LEVELS)
 
 
-# Multiples of one number up to 31: one group of five planes, the largest that there is.
+# One group of five planes, with multipliers up to 16, and one of seven, with multipliers up to 32,
+# since its last level is not the largest: `tables` could not hold the sums of two such planes.
 @pytest.mark.parametrize("a_bits", [1, 4])
-def test_weights_of_five_planes_in_one_group(a_bits):
+@pytest.mark.parametrize(("largest", "serving"), [(31, KERNELS), (94, set(KERNELS) - {"tables"})])
+def test_weights_of_many_planes_in_one_group(largest, serving, a_bits):
     rng = np.random.default_rng(0)
-    numbers = np.sort(rng.choice(np.arange(1, 31), 14, replace=False))
-    levels = np.array([[0, *numbers, 31]]) / 32 - 31 / 64
+    numbers = rng.choice(np.arange(1, largest), 14, replace=False)
+    numbers[0] = largest
+    levels = np.array([[0, *numbers, 31 if largest == 31 else 15]]) / 128
     graph = a_layer(rng, levels, a_bits, False, (520, 17, 5), (3, 1, 1))
-    graph.operations[1].weight.codes[:2] = 15
+    graph.operations[1].weight.codes[:2] = 1
     graph.operations[0].thresholds[:] = -100
-    check(graph, rng, KERNELS)
+    check(graph, rng, serving)
+
+
+# More than fifteen thresholds, each of which may change the code of every group of planes.
+def test_a_basis_of_five_bits():
+    rng = np.random.default_rng(0)
+    graph = a_layer(rng, basis(rng, 2, 17), 5, True, (20, 17, 6), (3, 1, 1), a_basis=True)
+    check(graph, rng, FOR_ANY_LEVELS)
 
 
 @pytest.mark.parametrize("target", ["native", *targets()])

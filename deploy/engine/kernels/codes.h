@@ -1,7 +1,8 @@
-// The codes of a row of the input as bytes, for the kernels that need equally spaced levels.
+// The codes of a row of the input as bytes, for the kernels that do not read single bits.
 //
-// A code here is the integer A of step.h: the level is a_offset + a_value x A. Channels are filled up
-// to a multiple of four with zeros, so that a pixel is a whole number of groups of four codes.
+// A code here is the integer A_h of step.h, of one group of planes: the level is a_offset + sum_h
+// a_value[h] A_h. Channels are filled up to a multiple of four with zeros, so that a pixel is a whole
+// number of groups of four codes.
 #pragma once
 #include <algorithm>
 #include <cstring>

@@ -14,7 +14,8 @@
 namespace {
 
 constexpr int TABLE = 16;  // bytes
-constexpr int TILE = 32;       // pixels
+constexpr int TILE = 32;         // pixels
+constexpr int KEPT = 2048;       // counts of a tile, for which the first cache has room
 constexpr int MOST_VECTORS = 8;  // of sums, which registers hold
 constexpr int MOST_SUM = 255, MOST_PARTS = 65535;  // of a byte, of a 16-bit word
 constexpr int MOST_WEIGHT = 64;  // the multipliers of all planes of the weights together
@@ -51,6 +52,8 @@ size_t block_bytes(const Step& s) {
 
 void pack_weights(Layer& layer) {
     const Step& s = layer.step;
+    const int most = KEPT / (s.w_groups * layer.a_terms() * BLOCK);
+    layer.tile_wide = std::min(layer.tile_wide, std::max(MOST_VECTORS, most));
     layer.packed.assign(block_bytes(s) * layer.blocks() / 4 + 16, 0);
     uint8_t* packed = (uint8_t*)aligned(layer.packed.data());
     const uint8_t* code = s.w_codes;

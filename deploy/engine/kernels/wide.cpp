@@ -1,8 +1,9 @@
 // The kernel of tables for 64 outputs at a time: one look-up among the sums of six channels' codes.
 //
 // As tables.cpp, with a table of the sums of all 64 subsets of six codes for every group of six
-// channels of every pixel and group of planes of the input. The 64 lanes of a look-up are output channels, that is four blocks, which
-// share the table; six bits of a plane of the weights are the index.
+// channels of every pixel, one for each group of planes of the input. The 64 lanes of a look-up are
+// output channels, that is four blocks, which share the table; six bits of a plane of the weights are
+// the index.
 #include <array>
 #include <utility>
 
