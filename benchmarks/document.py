@@ -163,6 +163,7 @@ TABLES: dict[str, Callable[[], str]] = {
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
         evidence.claims_training, evidence.cifar100_full_accuracy,
         evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
+        evidence.cpu_short_accuracy, evidence.cpu_short_answers,
     )
 }  # fmt: skip
 

@@ -60,6 +60,10 @@ def zoo_accuracy() -> str:
     return _accuracy("zoo")
 
 
+def cpu_short_accuracy() -> str:
+    return _accuracy("cpu_short")
+
+
 def _accuracy(suite: str) -> str:
     """Test top-1 of ResNet-20, every method and setting without options: mean, spread, seeds."""
     runs = [run for run in _table(suite, "results.csv") if run["role"] != "checkpoint"]
@@ -114,6 +118,10 @@ def claims_answers() -> str:
 
 def zoo_answers() -> str:
     return _comparisons("zoo")
+
+
+def cpu_short_answers() -> str:
+    return _comparisons("cpu_short")
 
 
 def zoo_options() -> str:
