@@ -29,6 +29,7 @@ from workflow.results.record import (
     SUITE,
     Record,
     csv_text,
+    start_of,
     write_record,
     write_texts,
 )
@@ -52,8 +53,9 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> int:
     has other weights on another machine or by other code. So the runs of a start stay together: of
     a start that was trained again, the record with more runs of it counts, and `new` if they have
     as many. A start that is the same network in both records, since it was kept
-    (workflow/starts.py) or came out the same to the last digit, has the runs of both. Runs whose
-    setting is no longer in the suite are left out. Raises InputError if a record is damaged.
+    (workflow/starts.py) or came out the same to the last digit, has the runs of both, and all name
+    the one in `new` (see start_of). Runs whose setting is no longer in the suite are left out.
+    Raises InputError if a record is damaged.
     """
     records = Record(new), Record(earlier)
     new_runs, old_runs = (record.trained for record in records)
@@ -112,12 +114,21 @@ def _joined_starts(new: list[dict], old: list[dict]) -> tuple[list[dict], list[d
         if _networks(ours) and _networks(ours) == _networks(theirs):
             again = {_setting(run["config"]) for run in ours}
             stays += ours
-            kept += [run for run in theirs if _setting(run["config"]) not in again]
+            same = dict(zip(_start_ids(theirs), _start_ids(ours), strict=True))
+            kept += [
+                run | ({"start": same[start]} if (start := start_of(run)) in same else {})
+                for run in theirs
+                if _setting(run["config"]) not in again
+            ]
         elif len(ours) >= len(theirs):
             stays += ours
         else:
             kept += theirs
     return stays, kept
+
+
+def _start_ids(runs: list[dict]) -> list[str]:
+    return [run["config"]["run_id"] for run in runs if run["config"]["pretrained"] is None]
 
 
 def _networks(runs: list[dict]) -> list[tuple]:

@@ -8,7 +8,9 @@ import fake_runs
 
 from lowbit_core.runtime.run_folder import RunFolder
 from workflow import reference
-from workflow.results.record import FILES, Record, write_record
+from workflow.results.analysis import results
+from workflow.results.compare import pair_runs
+from workflow.results.record import FILES, Record, write_record, write_texts
 from workflow.suite.packing import Job
 from workflow.suite.suite import Suite
 
@@ -105,6 +107,24 @@ def test_runs_from_one_start_come_together_from_two_machines(tmp_path: Path):
     }  # fmt: skip
     rates = {name.split("-")[2]: rows[-1]["lr"] for name, rows in Record(new).epochs.items()}
     assert rates == {"fp": 0.05, "direct": 0.25, "lsq": 0.05, "pact": 0.05}
+
+
+def test_a_start_that_was_trained_again_and_came_out_the_same_counts_once(tmp_path: Path):
+    """By later code it has another id: runs of both are runs of one network all the same."""
+    suite = train(tmp_path / "all", {0: ["direct", "lsq"]}, "new", tmp_path / "unused")
+    old, new = tmp_path / "old", tmp_path / "new"
+    train(tmp_path / "a", {0: ["lsq"]}, "old", old)
+    train(tmp_path / "b", {0: ["direct"]}, "new", new, starts_of="a")
+    lines = (old / "runs.jsonl").read_text()
+    start = next(run["config"]["run_id"] for run in Record(old).runs if run["role"] == "checkpoint")
+    write_texts(old, {"runs.jsonl": lines.replace(start, f"{start}-earlier")})
+    for again in ("c", "d"):  # the second time from the record that was joined
+        assert reference.add_earlier(old, new, suite) == 1
+        rows = {row["method"]: row for row in results(Record(new)) if row["role"] == "run"}
+        assert rows["lsq"]["pretrained"] == rows["direct"]["pretrained"] == start
+        assert len(pair_runs([rows["direct"]], [rows["lsq"]]).keys) == 1
+        old, new = new, tmp_path / f"new-{again}"
+        train(tmp_path / again, {0: ["direct"]}, "new", new, starts_of="a")
 
 
 def test_runs_of_a_machine_without_ffcv_stay_in_the_record(tmp_path: Path):

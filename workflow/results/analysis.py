@@ -11,7 +11,7 @@ from lowbit_core.runtime.errors import InputError
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import grouped
 from workflow.results.compare import difference, judge, pair_runs
-from workflow.results.record import Record, mean_of
+from workflow.results.record import Record, mean_of, start_of
 from workflow.suite.jobs import ROLES
 from workflow.suite.options import option_pairs, option_text, options_of
 
@@ -72,6 +72,7 @@ def result_row(suite: str, run: dict) -> dict:
         **final["versions"],
         **quantizer_facts(config["method"], config["w_bits"], config["a_bits"]),
         **top1,
+        "pretrained": start_of(run),
         "suite": suite,
         "width_of": run.get("width_of"),  # not a column
         "role": run["role"],

@@ -154,6 +154,14 @@ def finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def start_of(run: dict) -> str | None:
+    """The id of the full-precision network in the record that a run of it starts from.
+
+    Trained again by later code, that network has another id than the run's configuration says.
+    """
+    return run.get("start", run["config"]["pretrained"])
+
+
 # -- writing ---------------------------------------------------------------------------------
 
 
