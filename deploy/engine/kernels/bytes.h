@@ -62,7 +62,8 @@ inline void keep(Bytes& v) {
 
 // Of each pair of bytes a, b: multiplier[0] a + multiplier[1] b, at most 32767.
 inline Words weighted(Bytes pairs, const int* multiplier) {
-    const Words both = Words{} + uint16_t(multiplier[0] | multiplier[1] << 8);
+    const uint16_t pair = uint16_t(multiplier[0] | multiplier[1] << 8);
+    const Words both = Words{} + pair;
 #if defined(__AVX512BW__)
     return (Words)_mm512_maddubs_epi16((__m512i)pairs, (__m512i)both);
 #elif defined(__AVX2__)
