@@ -73,19 +73,21 @@ def export_best(table: Path, runs: Path, out: Path, data: Path) -> list[dict[str
     all test images; agreement the share of these to which torch and the file give the same class,
     all in percent. A file and its row are written when both are made, so a stop loses neither.
     """
-    kept, new, names = _index(out), [], set()
+    kept, best, new = _index(out), {}, []
     for row in best_runs(table, runs):
         name = check_run_id("{dataset}-{arch}-{method}-w{w_bits}a{a_bits}.lowbit".format(**row))
-        if name in names:
+        if name in best:
             raise InputError(f"{table}: two widths of one network would both be {name}")
-        names.add(name)
-        if name not in kept or _is_better(row, runs / row["run_id"], kept[name], out, table):
-            new.append(row | {"file": name})
-    out.mkdir(parents=True, exist_ok=True)
-    for place, row in enumerate(new):
+        best[name] = row | {"file": name}
+    wanted = [
+        row
+        for name, row in best.items()
+        if name not in kept or _is_better(row, runs / row["run_id"], kept[name], out, table)
+    ]
+    for row in wanted:
         with replace_file(out / row["file"]) as temporary:
-            new[place] = _exported(row, runs / row["run_id"], temporary, data)
-        kept[row["file"]] = new[place]
+            new.append(_exported(row, runs / row["run_id"], temporary, data))
+        kept[row["file"]] = new[-1]
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -114,11 +114,10 @@ def _joined_starts(new: list[dict], old: list[dict]) -> tuple[list[dict], list[d
         if _networks(ours) and _networks(ours) == _networks(theirs):
             again = {_setting(run["config"]) for run in ours}
             stays += ours
-            same = dict(zip(_start_ids(theirs), _start_ids(ours), strict=True))
+            ids = ([run["config"]["run_id"] for run in _starts(runs)] for runs in (theirs, ours))
+            same = dict(zip(*ids, strict=True))
             kept += [
-                run | ({"start": same[start]} if (start := start_of(run)) in same else {})
-                for run in theirs
-                if _setting(run["config"]) not in again
+                _from_start(run, same) for run in theirs if _setting(run["config"]) not in again
             ]
         elif len(ours) >= len(theirs):
             stays += ours
@@ -127,13 +126,19 @@ def _joined_starts(new: list[dict], old: list[dict]) -> tuple[list[dict], list[d
     return stays, kept
 
 
-def _start_ids(runs: list[dict]) -> list[str]:
-    return [run["config"]["run_id"] for run in runs if run["config"]["pretrained"] is None]
+def _from_start(run: dict, same: dict[str, str]) -> dict:
+    """The run, from the start that `same` names in place of its own; itself if none is named."""
+    start = start_of(run)
+    return run if same.get(start, start) == start else run | {"start": same[start]}
+
+
+def _starts(runs: list[dict]) -> list[dict]:
+    return [run for run in runs if run["config"]["pretrained"] is None]
 
 
 def _networks(runs: list[dict]) -> list[tuple]:
     """What tells the full-precision starts among `runs` apart: equal test losses, equal weights."""
-    finals = [run["final"] for run in runs if run["config"]["pretrained"] is None]
+    finals = [run["final"] for run in _starts(runs)]
     return [(final["top1"], final["top5"], final["test_loss"]) for final in finals]
 
 

@@ -22,6 +22,20 @@ inline int top_code(const Step& s, int group = 0) {
     return sum;
 }
 
+// The largest of all groups.
+inline int largest_code(const Step& s) {
+    int largest = 0;
+    for (int h = 0; h < s.a_groups; h++) largest = std::max(largest, top_code(s, h));
+    return largest;
+}
+
+// The largest W of a group of planes.
+inline int top_weight(const Step& s, int group = 0) {
+    int sum = 0;
+    for (int p = 0; p < s.w_planes; p++) sum += s.w_group[p] == group ? s.w_multiplier[p] : 0;
+    return sum;
+}
+
 // Buffers come from std::vector; loads that cross a cache line would cost twice as much.
 template <class T>
 inline T* aligned(T* p) {
@@ -177,6 +191,14 @@ class GroupCodes {
         for (; i < n; i++) to[i] = table[codes[i]];
     }
 };
+
+// The sums of the pixels of a padded row, for kernels that keep them behind what they pack of a group of
+// planes: `bytes` lie between two groups, and `at` before the sums.
+inline void copy_sums(const Layer& layer, const uint8_t* packed, size_t bytes, size_t at, int row, int32_t* sums) {
+    const int groups = layer.step.a_groups, wide = layer.padded_wide();
+    const uint8_t* from = packed + bytes * groups * row + at;
+    for (int h = 0; h < groups; h++, from += bytes, sums += wide) std::memcpy(sums, from, sizeof(int32_t) * wide);
+}
 
 // The sum of n codes, a multiple of four.
 inline int32_t sum_of_codes(const uint8_t* codes, int n) {

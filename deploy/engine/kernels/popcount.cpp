@@ -46,11 +46,9 @@ void set_pairs(Layer& layer) {
     each_chunk(s, [&](int p0, int P, int j0, int J) {
         for (int p = p0; p < p0 + P; p++)
             for (int j = j0; j < j0 + J; j++) {
-                int each = 0;
-                for (int q = 0; q < s.w_planes; q++) each += s.w_group[q] == s.w_group[p] ? s.w_multiplier[q] : 0;
                 const int place = s.w_group[p] * layer.a_terms() + s.a_group[j];
-                layer.pairs.push_back({place * BLOCK, 2 * s.w_multiplier[p] * s.a_multiplier[j], each, s.a_group[j],
-                                       !met[place]});
+                layer.pairs.push_back({place * BLOCK, 2 * s.w_multiplier[p] * s.a_multiplier[j],
+                                       top_weight(s, s.w_group[p]), s.a_group[j], !met[place]});
                 met[place] = true;
             }
     });

@@ -69,12 +69,6 @@ constexpr int TILE = 32, ROWS = 8;  // pixels of a row, and rows
 constexpr int LANES = sizeof(Vector) / 4, VECTORS = BLOCK / LANES;
 typedef int32_t Sums __attribute__((vector_size(sizeof(Vector))));
 
-int top_weight(const Step& s) {
-    int sum = 0;
-    for (int p = 0; p < s.w_planes; p++) sum += s.w_multiplier[p];
-    return sum;
-}
-
 bool serves(const Step& s) {
     const int code = top_code(s), weight = top_weight(s);
     return s.a_groups == 1 && s.w_groups == 1 && code <= 255 && weight <= 127 && 2 * code * weight <= 32767;

@@ -6,8 +6,6 @@
 // output channels of a block. The tables of neighbouring channels lie side by side, and the parts of a
 // vector read one each. Two planes of the weights lie byte by byte in two vectors, eight outputs in each,
 // so that one instruction makes words of both.
-#include <numeric>
-
 #include "bytes.h"
 #include "codes.h"
 
@@ -18,7 +16,7 @@ constexpr int TILE = 32;         // pixels
 constexpr int KEPT = 2048;       // counts of a tile, for which the first cache has room
 constexpr int MOST_VECTORS = 8;  // of sums, which registers hold
 constexpr int MOST_SUM = 255, MOST_PARTS = 65535;  // of a byte, of a 16-bit word
-constexpr int MOST_WEIGHT = 64;  // the multipliers of all planes of the weights together
+constexpr int MOST_WEIGHT = 64;  // the multipliers of a group of planes together
 static_assert(MOST_SUM * MOST_WEIGHT * TABLES <= MOST_PARTS, "two planes that are summed as one");
 
 int run(const Step& s) { return s.kernel_wide * pixel_groups(s); }  // tables of a row of taps
@@ -34,10 +32,9 @@ size_t row_bytes(const Layer& layer) {
 }
 
 bool serves(const Step& s) {
-    if (std::accumulate(s.w_multiplier, s.w_multiplier + s.w_planes, 0) > MOST_WEIGHT) return false;
-    for (int h = 0; h < s.a_groups; h++)
-        if (GROUP * top_code(s, h) > MOST_SUM) return false;
-    return true;
+    for (int g = 0; g < s.w_groups; g++)
+        if (top_weight(s, g) > MOST_WEIGHT) return false;
+    return GROUP * largest_code(s) <= MOST_SUM;
 }
 
 size_t input_bytes(const Layer& layer) {
@@ -133,10 +130,7 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
-    const int groups = layer.step.a_groups, wide = layer.padded_wide();
-    const uint8_t* from = aligned(packed) + row_bytes(layer) * groups * row + table_bytes(layer);
-    for (int h = 0; h < groups; h++, from += row_bytes(layer), sums += wide)
-        std::memcpy(sums, from, sizeof(int32_t) * wide);
+    copy_sums(layer, aligned(packed), row_bytes(layer), table_bytes(layer), row, sums);
 }
 
 struct Operands {
@@ -277,8 +271,7 @@ Planes planes_of(const Step& s, int first) {
         const int p = first + i;
         planes.group[i] = group[p];
         planes.factor[i] = fused ? 2 : 2 * multiplier[p];
-        if (p != 0 && group[p - 1] == group[p]) continue;
-        for (int q = p; q < s.w_planes && group[q] == group[p]; q++) planes.each[i] += multiplier[q];
+        if (p == 0 || group[p - 1] != group[p]) planes.each[i] = top_weight(s, group[p]);
     }
     return planes;
 }

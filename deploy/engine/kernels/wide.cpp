@@ -29,11 +29,7 @@ size_t row_bytes(const Layer& layer) {
     return table_bytes(layer) + rounded(sizeof(int32_t) * layer.padded_wide());
 }
 
-bool serves(const Step& s) {
-    for (int h = 0; h < s.a_groups; h++)
-        if (SIX * top_code(s, h) > MOST_SUM) return false;
-    return true;
-}
+bool serves(const Step& s) { return SIX * largest_code(s) <= MOST_SUM; }
 
 size_t input_bytes(const Layer& layer) {
     return row_bytes(layer) * layer.step.a_groups * layer.padded_high() + 64;
@@ -116,10 +112,7 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
-    const int groups = layer.step.a_groups, wide = layer.padded_wide();
-    const uint8_t* from = aligned(packed) + row_bytes(layer) * groups * row + table_bytes(layer);
-    for (int h = 0; h < groups; h++, from += row_bytes(layer), sums += wide)
-        std::memcpy(sums, from, sizeof(int32_t) * wide);
+    copy_sums(layer, aligned(packed), row_bytes(layer), table_bytes(layer), row, sums);
 }
 
 // Of a plane: counts[place] += factor x sum, or factor x sum - each x the pixel's sum of codes where it
@@ -264,9 +257,8 @@ std::array<Plane, MOST_P> planes_of(const Layer& layer, int first, int count, in
     std::array<Plane, MOST_P> planes{};
     for (int i = 0; i < count; i++) {
         const int p = first + i, group = s.w_group[p];
-        planes[i] = {(group * layer.a_terms() + h) * BLOCK, 2 * s.w_multiplier[p], 0,
+        planes[i] = {(group * layer.a_terms() + h) * BLOCK, 2 * s.w_multiplier[p], top_weight(s, group),
                      p == 0 || s.w_group[p - 1] != group};
-        for (int q = 0; q < s.w_planes; q++) planes[i].each += s.w_group[q] == group ? s.w_multiplier[q] : 0;
     }
     return planes;
 }
