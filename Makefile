@@ -1,7 +1,7 @@
 # make all    set up, then run the suite of config/config.yaml (or SUITE=...): tables, plots, report
 # make test   set up, then run the tests
 # make lint   set up, then check the format, the code and the types (ruff, mypy)
-# make soak   set up, then run the long fault tests (55 random kills, at most 20 minutes) and 9000 wrong files
+# make soak   set up, then run the long fault tests (55 random kills, at most 20 minutes) and 10,800 wrong files
 # make ui     show the runs in MLflow on http://127.0.0.1:$(PORT), also those that still train
 # make bench  measure speed and memory, to results/benchmarks/ (JPEGS=folder: ImageNet's loader, too)
 # make setup  only set up; PYTHON=python3.12 chooses another interpreter
