@@ -11,6 +11,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -46,28 +47,50 @@ OF_CODE = (
 )
 
 
-def add_earlier(earlier: Path, new: Path, suite: Suite) -> int:
-    """Add to the record in `new` the runs of the record in `earlier` that it lacks; how many.
+@dataclass(frozen=True)
+class Joined:
+    """The ids of runs: those of an earlier record that are kept, and those that have no place."""
+
+    kept: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
+    """Of the earlier record: their start was trained again, with as many runs or more."""
+    refused: list[str] = field(default_factory=list)
+    """New ones: of their start the earlier record has more runs."""
+    outside: list[str] = field(default_factory=list)
+    """Of the earlier record: the suite no longer asks for them, or for their start."""
+
+
+def add_earlier(earlier: Path, new: Path, suite: Suite) -> Joined:
+    """Add to the record in `new` the runs of the record in `earlier` that it lacks.
 
     Runs are compared in pairs that start from the same full-precision network, and that network
     has other weights on another machine or by other code. So the runs of a start stay together: of
     a start that was trained again, the record with more runs of it counts, and `new` if they have
     as many. A start that is the same network in both records, since it was kept
     (workflow/starts.py) or came out the same to the last digit, has the runs of both, and all name
-    the one in `new` (see start_of). Runs whose setting is no longer in the suite are left out.
-    Raises InputError if a record is damaged.
+    the one in `new` (see start_of). Runs whose setting, or whose start's, is no longer in the suite
+    are left out. Raises InputError if a record is damaged.
     """
     records = Record(new), Record(earlier)
-    new_runs, old_runs = (record.trained for record in records)
+    new_runs, all_old = (record.trained for record in records)
     settings = {_setting(run) for run in suite.runs}
-    old_runs = [run for run in old_runs if _setting(run["config"]) in settings]
+    gone = {_id(run) for run in all_old if _setting(run["config"]) not in settings}
+    old_runs = [run for run in all_old if not gone & {_id(run), start_of(run)}]
     stays, kept = _joined_starts(new_runs, old_runs)
+    kept_ids = {_id(run) for run in kept}
+    again = {_setting(run["config"]) for run in stays}
+    lost = {_id(run) for run in old_runs if _setting(run["config"]) not in again}
+    joined = Joined(
+        sorted(kept_ids),
+        sorted(lost - kept_ids),
+        sorted({_id(run) for run in new_runs} - {_id(run) for run in stays} - kept_ids),
+        sorted({_id(run) for run in all_old} - {_id(run) for run in old_runs}),
+    )
     if not kept:
-        return 0
+        return joined
     order = {_setting(run): place for place, run in reversed(list(enumerate(suite.runs)))}
     runs = sorted([*stays, *kept], key=lambda run: order[_setting(run["config"])])
-    ids = [run["config"]["run_id"] for run in runs]
-    kept_ids = {run["config"]["run_id"] for run in kept}
+    ids = list(map(_id, runs))
     parts = [(new, {*ids} - kept_ids), (earlier, kept_ids)]
     shown = next(
         (
@@ -86,7 +109,11 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> int:
         CHANNELS: _joined(CHANNELS, parts, ids),
     }
     write_texts(new, texts)
-    return len(kept)
+    return joined
+
+
+def _id(run: dict) -> str:
+    return run["config"]["run_id"]
 
 
 def _setting(config: dict) -> str:
@@ -172,6 +199,10 @@ def main(argv: list[str] | None = None) -> None:
         "--datasets", default="", help="add only runs on these, separated by commas"
     )
     parser.add_argument("--out", type=Path, help="results/reference/<suite>/record by default")
+    parser.add_argument(
+        "--replace", action="store_true",
+        help="let runs of a start that was trained again replace recorded ones",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     suite = load_suite(args.suite, args.compile)
     out = args.out or REFERENCE / args.suite / "record"
@@ -182,7 +213,13 @@ def main(argv: list[str] | None = None) -> None:
     with TemporaryDirectory(dir=out.parent) as folder:
         new = Path(folder)
         write_record(suite.config, roles, args.runs, new, suite.has_variants)
-        kept = add_earlier(out, new, suite) if (out / RUNS).exists() else 0
+        joined = add_earlier(out, new, suite) if (out / RUNS).exists() else Joined()
+        if joined.replaced and not args.replace:
+            raise InputError(
+                f"{out} has {len(joined.replaced)} runs, such as {joined.replaced[0]}, whose start "
+                "was trained again and has as many new runs or more: --replace lets these take "
+                "their place, --out FOLDER/record writes another record"
+            )
         for name in FILES:
             if (size := (new / name).stat().st_size) > MOST_BYTES:
                 raise InputError(
@@ -193,8 +230,15 @@ def main(argv: list[str] | None = None) -> None:
             write_sealed(out / name, read_sealed(new / name))
     say(
         f"{out} holds {len(Record(out).trained)} runs of {len(suite.runs)} of suite {args.suite}, "
-        f"{kept} of them kept"
+        f"{len(joined.kept)} of them kept"
     )
+    for left_out, why in (
+        (joined.refused, "new, but the record has more runs of their start, another network"),
+        (joined.replaced, "replaced, since their start was trained again"),
+        (joined.outside, "no longer in the suite"),
+    ):
+        if left_out:
+            say(f"left out, {why}: {', '.join(left_out)}")
 
 
 if __name__ == "__main__":

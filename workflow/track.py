@@ -206,7 +206,9 @@ def _values(tracked, config: dict, epochs: list[dict], final: dict | None) -> tu
     """The metrics and parameters that the tracked run lacks, and its new tags."""
     from mlflow.entities import Metric, Param, RunTag
 
-    logged = int(tracked.data.tags.get("epochs_logged", 0))
+    logged, earlier = (int(tracked.data.tags.get(k, 0)) for k in ("epochs_logged", "restarts"))
+    if len(epochs) < logged or (final and len(final["diverged_before"] or ()) > earlier):
+        logged = 0  # it diverged and began again: these are other epochs
     # Times follow from the run's start, so that an epoch logged again after a kill is the same row.
     clock, epoch, metrics = tracked.info.start_time, 0, []
     for row in epochs:

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 import pandas as pd
 
 from lowbit_core.quantizers.bits import bits_label
-from workflow.results.claims import difference_text
+from workflow.results.claims import difference_text, p_text
 from workflow.results.columns import grouped, read_table
 from workflow.results.compare import Difference, difference, judge, pair_runs
 from workflow.results.labels import method_label, method_order
@@ -160,11 +160,11 @@ def _answers(rows: list[dict], settings: list[str]) -> Iterator[dict[str, str]]:
             cells[bits] = f"{difference_text(row)}, n = {row['n']}" if row else ""
         if len(settings) > 1:
             cells["over all"] = f"{difference_text(primary)}, n = {primary['n']}"
-        yield cells | {"verdict": primary["verdict"]}
+        yield cells | {"p, adjusted": p_text(primary), "verdict": primary["verdict"]}
 
 
 def precision() -> str:
-    """Test top-1 of training in bfloat16 minus float32, paired by start, by the project's rule."""
+    """Validation top-1 of training in bfloat16 minus float32, paired by start, by the one rule."""
     runs = [
         {**run["config"], **run["final"], "precision": run["config"]["recipe"]["precision"]}
         for run in _record("precision").runs
@@ -173,9 +173,9 @@ def precision() -> str:
     rows, of_start = [], {}
     for method, mine in grouped(runs, "method").items():
         both = grouped(mine, "precision")
-        pairs = pair_runs(both.get("bf16", []), both.get("fp32", []))
+        pairs = pair_runs(both.get("bf16", []), both.get("fp32", []), "val_top1")
         found = difference([pairs.differences], pairs.diverged, pairs.other_diverged)
-        bf16, fp32 = (mean_of(pair[i]["top1"] for pair in pairs.runs) for i in (0, 1))
+        bf16, fp32 = (mean_of(pair[i]["val_top1"] for pair in pairs.runs) for i in (0, 1))
         rows.append({"method": method, "found": found, "fp32": fp32, "bf16": bf16})
         for key, value in zip(pairs.keys, pairs.differences, strict=True):
             if method != "fp":  # it tells nothing of quantizers, and would hide what they lose

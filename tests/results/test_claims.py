@@ -50,7 +50,7 @@ def test_golden():
         "dataset": "cifar100", "arch": "resnet20", "bits": "W2A2", "claim": "direct update",
         "method": "direct", "other": "indirect", "primary": "yes", "n": 3, "pairs": 3,
         "diverged": 0, "top1_mean": 63.0, "other_top1_mean": 60.0, "top1_difference_mean": 3.0,
-        "p_adjusted": None, "verdict": "undecided", "note": "",
+        "p_adjusted": row["p"], "verdict": "undecided", "note": "",
     } == row  # fmt: skip
     assert row["top1_difference_std"] == pytest.approx(7**0.5)
     assert claims.difference_text(row) == "+3.00 [−3.57, +9.57]"
@@ -88,14 +88,56 @@ def test_seeds_from_other_checkpoints_are_no_pair():
 def test_over_all_averages_a_checkpoint_first_and_leaves_out_what_has_too_few():
     table = many({
         ("resnet20", 1): [(61, 60), (62, 60), (63, 60)],
-        ("resnet20", 2): [(63, 60), (62, 60), (61, 60)],
+        ("resnet20", 2): [(63.1, 60), (62, 60), (60.9, 60)],
         ("alexnet", 2): [(10, 60)],
     })  # fmt: skip
     last = claim_rows(table)[-1]
     assert (last["arch"], last["bits"], last["n"], last["pairs"]) == ("all", "all", 3, 6)
-    assert last["top1_difference_low"] == last["top1_difference_high"] == 2.0
-    assert (last["primary"], last["verdict"], last["p_adjusted"]) == ("yes", "leads", None)
+    # The means of a checkpoint are 2.05, 2, 1.95: error 0.05 / sqrt(3), t(2) = 4.303.
+    assert last["top1_difference_mean"] == pytest.approx(2.0)
+    assert last["top1_difference_low"] == pytest.approx(2 - 4.303 * 0.05 / 3**0.5, abs=1e-4)
+    assert (last["primary"], last["verdict"], last["p_adjusted"]) == ("yes", "leads", last["p"])
     assert last["note"] == "left out, n below 3: AlexNet (BN)"
+
+
+def test_over_all_every_checkpoint_has_the_same_settings():
+    """A setting that only some checkpoints have would count as noise between checkpoints."""
+    common = [(61, 60), (61.2, 60), (61.1, 60), (60.9, 60)]
+    table = many({("resnet20", 2): common, ("resnet20", 1): [(70, 60), (80, 60), (90, 60)]})
+    one, two, last = claim_rows(table)
+    assert (one["bits"], one["n"], two["bits"], two["n"]) == ("W1A2", 3, "W2A2", 4)
+    same = "n", "pairs", "top1_mean", "other_top1_mean", "top1_difference_mean", "p"
+    assert {key: last[key] for key in same} == {key: two[key] for key in same}
+    assert last["note"] == "left out, fewer starts: ResNet-20 W1A2"
+    assert last["top1_mean"] - last["other_top1_mean"] == pytest.approx(1.05)
+
+
+def test_a_method_that_diverged_in_a_network_that_is_left_out_leads_nothing():
+    good = [(61, 60), (61.2, 60), (61.1, 60)]
+    bad = [(None, 60), (None, 60), (None, 60)]
+    last = claim_rows(many({("resnet20", 2): good, ("mobilenetv2", 2): bad}))[-1]
+    assert (last["n"], last["diverged"], last["verdict"]) == (3, 3, "undecided")
+    assert last["note"] == "left out, n below 3: MobileNetV2"
+
+
+def test_answers_to_one_question_are_adjusted_for_their_number():
+    """Four baselines are four chances to lead by luck."""
+    close = [(61, 60), (62, 60), (61.5, 60)]
+    [alone] = claim_rows(made(*map(list, zip(*close, strict=True)), other="lsq"))
+    assert alone["verdict"] == "leads" and alone["p_adjusted"] == alone["p"] < 0.05
+    table = {}
+    for other in ("lsq", "pact", "dorefa", "lq_nets"):
+        for row in made(*map(list, zip(*close, strict=True)), other=other):
+            table[row["method"], row["seed"]] = row
+    rows = [row for row in claim_rows(list(table.values())) if row["claim"] == alone["claim"]]
+    assert [row["verdict"] for row in rows] == ["undecided"] * 4
+    assert all(row["p_adjusted"] == pytest.approx(4 * row["p"]) for row in rows)
+
+
+def test_differences_that_are_all_the_same_give_no_interval():
+    [row] = claim_rows(made([60.01] * 3, [60] * 3))
+    assert (row["p"], row["verdict"]) == (None, "undecided")
+    assert row["note"] == "all differences are the same: no interval"
 
 
 def test_rows_of_single_settings_are_adjusted_for_their_number():
@@ -137,7 +179,8 @@ def test_swapping_the_pair_swaps_the_verdicts(settings):
 def test_the_interval_holds_the_mean_and_the_verdict_follows_from_it(settings):
     for row in claim_rows(many(settings)):
         if row["p"] is None:
-            assert row["verdict"] == "undecided" and row["n"] < 3 * len(settings)
+            few = row["n"] < 3 * len(settings)
+            assert row["verdict"] == "undecided" and (few or "all differences" in row["note"])
             continue
         low, high = row["top1_difference_low"], row["top1_difference_high"]
         assert low - 1e-9 <= row["top1_difference_mean"] <= high + 1e-9

@@ -9,12 +9,21 @@ from workflow.results.variants import change, markdown, variant_rows
 BASE = {"name": "base", "lr": 0.1, "quantizer_groups": {"levels": {"lr_scale": 0.1}}}
 FASTER = BASE | {"name": "faster", "quantizer_groups": {"levels": {"lr_scale": 1}}}
 
+SUITE = {
+    "suite": "tuning",
+    "experiments": [
+        {"methods": ["direct", "lq_nets", "fp"], "recipe": "base"},
+        {"methods": ["direct", "lq_nets"], "recipe": "faster"},
+    ],
+}
+
 
 def runs(method: str, recipe: dict, values: list) -> list:
     return [
         {
             "role": "run",
-            "config": {"dataset": "cifar100", "arch": "resnet20", "w_bits": 2, "a_bits": 2,
+            "config": {"dataset": "cifar100", "arch": "resnet20", **dict.fromkeys(
+             ("w_bits", "a_bits"), 32 if method == "fp" else 2),
              "seed": seed, "method": method, "recipe": recipe, "pretrained": f"checkpoint-{seed}"},
             "final": {"status": "done" if value else "diverged", "val_top1": value, "top1": 99.0},
         }
@@ -23,7 +32,7 @@ def runs(method: str, recipe: dict, values: list) -> list:
 
 
 def test_golden_table():
-    found = variant_rows("tuning", [
+    found = variant_rows(SUITE, [
         *runs("direct", BASE, [50.0, 52.0, 54.0]),
         *runs("lq_nets", BASE, [49.0, 50.0, 53.0]),
         *runs("direct", FASTER, [51.0, 54.0, 57.0]),
@@ -52,6 +61,24 @@ def test_golden_table():
     text = re.sub(" +", " ", markdown(found, "tuning"))
     assert "99" not in text.replace("95", "")  # no test accuracy
     assert "| faster | levels.lr_scale=1 | 3 | 0 | 54.00 ± 3.00 | +2.00 [−0.48, +4.48] |" in text
+
+
+def test_the_suite_names_the_base_whatever_comes_first_in_the_record():
+    found = variant_rows(SUITE, [
+        *runs("lq_nets", BASE, [49.0, 50.0, 53.0]),
+        *runs("direct", FASTER, [51.0, 54.0, 57.0]),
+        *runs("direct", BASE, [50.0, 52.0, 54.0]),
+    ])  # fmt: skip
+    assert [row["method"] for row in found if "top1_difference_mean" not in row] == ["direct"]
+    assert found[1]["change"] == "levels.lr_scale=1"
+
+
+def test_variants_of_a_start_that_was_trained_again_and_came_out_the_same_are_pairs():
+    earlier, later = runs("direct", BASE, [50.0, 52.0, 54.0]), runs("direct", FASTER, [51.0] * 3)
+    for run in later:
+        run["start"] = run["config"]["pretrained"]
+        run["config"]["pretrained"] += "-again"
+    assert variant_rows(SUITE, earlier + later)[1]["top1_difference_mean"] == pytest.approx(-1.0)
 
 
 def test_change_names_what_differs():

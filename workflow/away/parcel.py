@@ -19,7 +19,14 @@ import numpy as np
 from lowbit_core.datasets.catalog import SPLITS, dataset
 from lowbit_core.datasets.manifest import check, describe, manifest_path
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import checksum, replace_file, sha256_file, write_bytes, write_json
+from lowbit_core.runtime.files import (
+    checksum,
+    replace_file,
+    sha256_file,
+    try_lock,
+    write_bytes,
+    write_json,
+)
 from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder, check_run_id
 from lowbit_core.runtime.run_status import loaded_runs
 
@@ -141,18 +148,21 @@ def merge(sources: Iterable[Path], runs: Path) -> list[str]:
     chosen: dict[str, Path] = {}
     runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=runs.parent, prefix=".merge.") as scratch:
+        origin = {}  # of an unpacked folder: the parcels that it came in
         for number, source in enumerate(sources):
             unpacked = Path(scratch) / f"{number}.new"
             open_parcels(source, RUNS).extractall(unpacked)  # no member's path can lead out of it
             for folder in [path.parent for path in unpacked.glob("*/config.json")]:
                 check_run_id(folder.name)
                 here = chosen.get(folder.name, runs / folder.name)
+                origin[folder] = source
                 both = [here, folder] if (here / "config.json").exists() else [folder]
-                _check_agreement(both)
+                _check_agreement(both, [origin.get(path, path) for path in both])
                 if max(both, key=_completeness) is folder:
                     chosen[folder.name] = folder
         for run_id, folder in chosen.items():  # renamed, so that there is never a part of one
             if (runs / run_id).exists():
+                _check_idle(runs / run_id)
                 (runs / run_id).rename(Path(scratch) / f"{run_id}.old")
             folder.rename(runs / run_id)
     return sorted(chosen)
@@ -165,18 +175,32 @@ def _completeness(folder: Path) -> tuple[bool, bool, int]:
     return (folder / "final.json").exists(), saved, epochs
 
 
-def _check_agreement(folders: list[Path]) -> None:
-    """Raise InputError unless all folders have one run key, and finished ones the same results."""
+def _check_idle(folder: Path) -> None:
+    """Raise InputError if the run trains in this folder now."""
+    lock = try_lock(folder / "lock")
+    if lock is None:
+        raise InputError(f"{folder} is being trained: stop that, or wait for it, and merge again")
+    lock.close()
+
+
+def _check_agreement(folders: list[Path], origins: list[Path]) -> None:
+    """Raise InputError unless all folders have one run key, and finished ones the same results.
+
+    origins: the parcels, or the folder, that each came from.
+    """
     run_id = folders[0].name
-    keys = {RunFolder(folder).read_json("config.json")["run_key"] for folder in folders}
-    if len(keys) > 1:
-        raise InputError(f"run {run_id} has two different run keys: remove the wrong one")
+    keys = [RunFolder(folder).read_json("config.json")["run_key"] for folder in folders]
+    if len({*keys}) > 1:
+        pairs = zip(keys, origins, strict=True)
+        both = " and ".join(f"{key} from {origin}" for key, origin in pairs)
+        raise InputError(f"run {run_id} has two different run keys, {both}: remove the wrong one")
     found = (RunFolder(folder).finished((folder / WEIGHTS).exists()) for folder in folders)
     finals = [final for final in found if final]
     if any(final[name] != finals[0][name] for final in finals[1:] for name in COMPARED):
         both = " and ".join(f"{f['top1']} on {f['hardware']} ({f['created']})" for f in finals)
         text = f"run {run_id} was trained twice with different results, top-1 {both}"
-        raise InputError(f"{text}: remove the one that is not wanted")
+        places = " or in ".join(map(str, origins))
+        raise InputError(f"{text}: remove the one that is not wanted, in {places}")
 
 
 def track(sources: Iterable[Path], runs: Path) -> None:

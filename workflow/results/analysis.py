@@ -254,7 +254,9 @@ def option_rows(record: Record, results: list[dict]) -> list[dict]:
     """
     row_of = {row["run_id"]: row for row in results}
     pairs = []
-    for off, on in option_pairs(run["config"] for run in record.runs):
+    for off, on in option_pairs(
+        run["config"] | {"pretrained": start_of(run)} for run in record.runs
+    ):
         before, after = options_of(off["recipe"]), options_of(on["recipe"])
         added = {name: after[name] for name in after if name not in before}
         row = row_of[on["run_id"]]

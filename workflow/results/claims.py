@@ -4,6 +4,7 @@ For every setting (dataset, arch, bits) and over all settings of a data set: the
 its interval and a verdict (workflow/results/compare.py). How to read them: docs/results.md.
 """
 
+from collections.abc import Iterable
 from statistics import mean
 
 from lowbit_core.quantizers.bits import bits_label
@@ -16,6 +17,7 @@ from workflow.results.record import mean_of
 
 ALL = "all"
 """The network and the bits of the row over all settings of a data set."""
+NO_SPREAD = "all differences are the same: no interval"
 Setting = tuple[str, str, Pairs]
 """A network, its bits, and the pairs of two methods there."""
 
@@ -32,7 +34,8 @@ def claim_rows(results: list[dict]) -> list[dict]:
                 names = {"claim": claim.name, "method": method, "other": other}
                 names |= {"suite": mine[0]["suite"], "dataset": dataset}
                 found += [names | row for row in _rows(settings_of(mine, method, other))]
-            compare.judge([row for row in found if not row["primary"]])
+            for primary in ("", "yes"):
+                compare.judge([row for row in found if row["primary"] == primary])
             rows += found
     return rows
 
@@ -53,56 +56,72 @@ def _rows(settings: list[Setting]) -> list[dict]:
     rows = []
     for arch, bits, pairs in settings:
         found = difference([pairs.differences], pairs.diverged, pairs.other_diverged)
-        rows.append(_row(arch, bits, [pairs], found))
+        rows.append(_row(arch, bits, [[pairs]], found))
     if len(settings) > 1:
         rows.append(_over_all(settings))
     for row in rows[-1:]:
-        row["primary"], row["verdict"] = "yes", compare.verdict(row["found"])
+        row["primary"] = "yes"
     return rows
 
 
 def _over_all(settings: list[Setting]) -> dict:
     """All settings of a data set: the differences of one checkpoint are averaged over them first.
 
-    Networks with too few checkpoints for an interval are left out, unless all are.
+    Every checkpoint of a network has the same settings, or the differences between settings would
+    count as differences between checkpoints. Networks with too few checkpoints for an interval are
+    left out, unless all are. Runs that diverged count wherever they are.
     """
-    networks: dict[str, dict[tuple, list[float]]] = {}
-    for arch, _, pairs in settings:
-        checkpoints = networks.setdefault(arch, {})
-        for key, value in zip(pairs.keys, pairs.differences, strict=True):
-            checkpoints.setdefault(key, []).append(value)
-    enough = {arch for arch, checkpoints in networks.items() if len(checkpoints) >= FEWEST}
-    left_out = sorted(networks.keys() - enough) if enough else []
-    used = [pairs for arch, _, pairs in settings if arch not in left_out]
+    networks = {arch: _common([s for s in settings if s[0] == arch]) for arch, _, _ in settings}
+    enough = {arch: used for arch, used in networks.items() if len(used[0][2].keys) >= FEWEST}
+    few = sorted(networks.keys() - enough.keys()) if enough else []
+    networks = enough or networks
+    used = [setting for mine in networks.values() for setting in mine]
     found = difference(
-        [
-            [round(mean(values), compare.DIGITS) for _, values in sorted(checkpoints.items())]
-            for arch, checkpoints in sorted(networks.items())
-            if arch not in left_out
-        ],
-        sum(pairs.diverged for pairs in used),
-        sum(pairs.other_diverged for pairs in used),
+        [_checkpoint_means([pairs for _, _, pairs in mine]) for mine in networks.values()],
+        sum(pairs.diverged for _, _, pairs in settings),
+        sum(pairs.other_diverged for _, _, pairs in settings),
     )
-    names = ", ".join(map(labels.arch_name, left_out))
-    note = f"left out, n below {FEWEST}: {names}" if left_out else ""
-    return _row(ALL, ALL, used, found, note)
+    fewer = [
+        f"{labels.arch_name(arch)} {bits}"
+        for arch, bits, pairs in settings
+        if arch in networks and (arch, bits, pairs) not in used
+    ]
+    notes = [f"left out, n below {FEWEST}: {', '.join(map(labels.arch_name, few))}"] if few else []
+    notes += [f"left out, fewer starts: {', '.join(fewer)}"] if fewer else []
+    return _row(ALL, ALL, [[s[2] for s in mine] for mine in networks.values()], found, notes)
 
 
-def _row(arch: str, bits: str, used: list[Pairs], found: Difference, note: str = "") -> dict:
-    pairs = [pair for one in used for pair in one.runs]
+def _common(settings: list[Setting]) -> list[Setting]:
+    """Of one network: the settings that have all checkpoints of the one with the most."""
+    most = max((pairs.keys for _, _, pairs in settings), key=len)
+    return [setting for setting in settings if setting[2].keys == most]
+
+
+def _checkpoint_means(used: list[Pairs]) -> list[float]:
+    """The mean difference of each checkpoint over settings that have the same ones."""
+    rows = zip(*(pairs.differences for pairs in used), strict=True)
+    return [round(mean(row), compare.DIGITS) for row in rows]
+
+
+def _row(
+    arch: str, bits: str, networks: list[list[Pairs]], found: Difference, notes: Iterable[str] = ()
+) -> dict:
+    """networks: of each one, the pairs of its settings."""
+    runs = [[pair for pairs in mine for pair in pairs.runs] for mine in networks]
+    if found.p is None:
+        notes = [*notes, NO_SPREAD if found.n >= FEWEST else f"n below {FEWEST}: no interval"]
     return {
         "arch": arch,
         "bits": bits,
         "primary": "",
         "n": found.n,
-        "pairs": len(pairs),
+        "pairs": sum(map(len, runs)),
         "diverged": found.diverged,
         "other_diverged": found.other_diverged,
-        "top1_mean": mean_of(one["top1"] for one, _ in pairs),
-        "other_top1_mean": mean_of(two["top1"] for _, two in pairs),
+        "top1_mean": mean_of(mean_of(one["top1"] for one, _ in mine) for mine in runs),
+        "other_top1_mean": mean_of(mean_of(two["top1"] for _, two in mine) for mine in runs),
         **found.columns,
-        "p_adjusted": None,
-        "note": note or ("" if found.p is not None else f"n below {FEWEST}: no interval"),
+        "note": "; ".join(notes),
         "found": found,
     }
 
@@ -118,6 +137,12 @@ def difference_text(row: dict) -> str:
     if row.get("top1_difference_low") is not None:
         text += f" [{row['top1_difference_low']:+.2f}, {row['top1_difference_high']:+.2f}]"
     return text.replace("-", "−")
+
+
+def p_text(row: dict) -> str:
+    """The p value of no difference, adjusted for the number of comparisons: `0.043`."""
+    p = row["p_adjusted"]
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def place_text(row: dict) -> str:
@@ -140,20 +165,22 @@ def caption(suite: str) -> str:
         "interval of the mean over n checkpoints (Student's t). Verdicts: leads and trails where "
         f"the interval excludes 0, equal where it lies within ±{MARGIN:g} points, else undecided; "
         f"fewer than {FEWEST} checkpoints: no interval, undecided. The row over all settings "
-        "(bold), or the only setting, answers the question; the rows of single settings are "
-        "adjusted for their number (Holm) before they get a verdict, so one whose interval leaves "
-        "out 0 can still be undecided. Diverged: runs of the method / of the other that enter no "
-        "difference; a method with one leads nothing."
+        "(bold), or the only setting, answers the question. The bold rows of a question are "
+        "adjusted for their number (Holm) before they get a verdict, and so are the others: one "
+        "whose interval leaves out 0 can still be undecided. Diverged: runs of the method / of the "
+        "other that enter no difference; a method with one leads nothing."
     )
 
 
 def markdown(rows: list[dict], suite: str) -> str:
     parts = [f"# Claims (suite: {suite})", caption(suite)]
     header = ["suite", "setting", "method", "against", "n", "top-1", "other", "difference",
-              "diverged", "verdict"]  # fmt: skip
+              "p, adjusted", "diverged", "verdict"]  # fmt: skip
     for claim in load_comparisons().claims:
         lines = [_line(row) for row in rows if row["claim"] == claim.name]
-        text = markdown_table(header, lines, "llllrrrrrl") if lines else "Not tested by this suite."
+        text = (
+            markdown_table(header, lines, "llllrrrrrrl") if lines else "Not tested by this suite."
+        )
         parts += [f"## {claim.question}", text]
     return "\n\n".join(parts) + "\n"
 
@@ -169,6 +196,7 @@ def _line(row: dict) -> list[str]:
         str(row["n"]),
         *("–" if value is None else f"{value:.2f}" for value in tops),
         difference_text(row),
+        p_text(row),
         diverged_text(row),
         row["verdict"] + (f" ({row['note']})" if row["note"] else ""),
     ]

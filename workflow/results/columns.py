@@ -25,6 +25,7 @@ STATUSES = ("done", "diverged")
 VERDICTS = ("leads", "trails", "equal", "undecided")
 FORMATS = {"percent": ".3f", "p": ".3g"}
 AGAIN = "delete it and run `snakemake` again"
+COMMITTED = "restore it with `git checkout`"  # of records whose runs may be nowhere else
 
 
 NETWORK = "suite dataset arch"
@@ -199,8 +200,12 @@ def read_cells(
         ) from None
     expected = [column.name for column in table]
     if header != expected:
-        wrong = [name for name in expected if name not in header] or header
-        raise InputError(f"{path} lacks the columns {', '.join(wrong)[:200]!r}: {remedy}")
+        missing = [name for name in expected if name not in header]
+        unknown = [name for name in header if name not in expected]
+        wrong = f"lacks the columns {', '.join(missing)[:200]!r}" if missing else ""
+        wrong = wrong or (f"has unknown columns {', '.join(unknown)[:200]!r}" if unknown else "")
+        wrong = wrong or "has its columns in another order"
+        raise InputError(f"{path} {wrong}; legal are {', '.join(expected)}: {remedy}")
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise InputError(
@@ -225,15 +230,16 @@ def write_sealed(path: str | Path, data: bytes) -> None:
 def read_sealed(path: str | Path) -> bytes:
     """What `write_sealed` wrote; InputError if it is missing or not what was written."""
     path = Path(path)
+    again = COMMITTED if "reference" in path.parts else AGAIN
     if not path.exists():
-        raise InputError(f"{path} is missing: run `snakemake` again")
+        raise InputError(f"{path} is missing: {again.removeprefix('delete it and ')}")
     data, seal = path.read_bytes(), _seal(path)
     if seal.exists() and seal.read_bytes().strip() != hashlib.sha256(data).hexdigest().encode():
-        raise InputError(f"{path} is not what was written, its checksum differs: {AGAIN}")
+        raise InputError(f"{path} is not what was written, its checksum differs: {again}")
     try:
         return gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({error}): {AGAIN}") from error
+        raise InputError(f"{path} cannot be read ({error}): {again}") from error
 
 
 def _seal(path: Path) -> Path:

@@ -5,7 +5,8 @@ are the sample. Its mean has a 95 % interval by Student's t, and the verdict fol
 
 - leads, trails: the interval excludes 0;
 - equal: the interval lies within MARGIN points on either side of 0 (two one-sided tests);
-- undecided: none of these, or fewer than FEWEST pairs.
+- undecided: none of these, fewer than FEWEST pairs, or differences that are all the same, which do
+  not tell how far they spread.
 
 Where several comparisons answer one question, their p values are adjusted for their number first
 (Holm 1979), so that one of many does not lead by chance.
@@ -55,7 +56,7 @@ def pair_runs(runs: Iterable[dict], others: Iterable[dict], column: str = "top1"
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference with its interval; from `low` to `p_equal`: None below FEWEST pairs."""
+    """A mean difference with its interval; from `low` to `p_equal`: None where there is none."""
 
     n: int
     mean: float | None
@@ -96,7 +97,7 @@ def difference(
     errors = [variance(differences) / len(differences) for differences in networks]
     error = math.sqrt(sum(errors)) / len(networks)
     if error == 0:  # all differences are the same
-        return known(middle, middle, float(middle == 0), float(abs(middle) >= MARGIN))
+        return known()
     freedom = sum(errors) ** 2 / sum(
         e**2 / (len(differences) - 1) for e, differences in zip(errors, networks, strict=True)
     )

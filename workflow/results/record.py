@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
-from lowbit_core.quantizers.bits import bits_label
+from lowbit_core.quantizers.bits import bits_label, parse_bits
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import json_lines, json_text
 from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunFolder
@@ -32,6 +32,7 @@ RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
     "runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json",
 )  # fmt: skip
 DEPLOYED, GALLERY = "deploy.jsonl", "gallery.json"  # of suites that measure exported networks
+OF_TEST = ("top1", "top5", "test_loss")  # keys of final.json
 WEIGHTS = ("mismatch", "flip_rate", "level_span", "used_levels", "used_levels_lowest")
 OSCILLATING = "oscillating"  # the last column of epochs, only where a run tracked it
 EPOCH_COLUMNS = ("run_id", *METRICS, *TIMINGS[1:], *WEIGHTS)
@@ -138,8 +139,16 @@ class Record:
 
 
 def _lower_widths(run: dict) -> Iterator[dict]:
-    """The lower widths of a run as runs of their own; their run_id ends with their bits."""
-    for row in run.get("widths", ()):
+    """The lower widths of a run as runs of their own; their run_id ends with their bits.
+
+    Of a run that diverged nothing was measured, and each of its widths has diverged.
+    """
+    rows = run.get("widths", [])
+    if run["final"]["status"] == "diverged" and "widths" in run["config"]["recipe"]:
+        for label in run["config"]["recipe"]["widths"]["lower"]:
+            bits = zip(("w_bits", "a_bits"), parse_bits(label, "widths.lower"), strict=True)
+            rows = [*rows, {**dict(bits), "size_bytes": None, "bitops": None}]
+    for row in rows:
         bits = {"w_bits": row["w_bits"], "a_bits": row["a_bits"]}
         run_id = f"{run['config']['run_id']}.{bits_label(*bits.values()).lower()}"
         config = {**run["config"], **bits, "run_id": run_id}
@@ -170,8 +179,8 @@ def write_record(
 ) -> None:
     """Write the record of the runs in `roles` ({run_id: role}, all of them finished) to `out`.
 
-    `settings`: the suite's file; `has_variants`: it compares recipes on validation data. Raises
-    InputError if a run is damaged.
+    `settings`: the suite's file; `has_variants`: it compares recipes on validation data, so only of
+    its starts is the accuracy on test images recorded. Raises InputError if a run is damaged.
     """
     records = [_run(runs / run_id, role) for run_id, role in roles.items()]
     tops = {record["config"]["run_id"]: record["final"]["top1"] for record in records}
@@ -181,6 +190,8 @@ def write_record(
             check_run(runs / start)
             tops[start] = RunFolder(runs / start).read_json("final.json")["top1"]
         record["checkpoint_top1"] = tops.get(start)
+        if has_variants and start:
+            record["final"] = {k: v for k, v in record["final"].items() if k not in OF_TEST}
     has_options = bool(option_pairs(record["config"] for record in records))
     epochs = [row for run_id in roles for row in _epochs(runs / run_id)]
     channels = [

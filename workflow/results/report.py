@@ -55,9 +55,10 @@ from workflow.results.report_columns import (
 
 
 def tiles(results: list[dict], table: list[dict], timings: list[dict]) -> list[tuple[str, str]]:
-    """(value, label) of the figures below the title."""
-    failed = sum(row["status"] == "diverged" for row in results)
-    found = [(str(len(results)), f"runs, {failed or 'none'} of them diverged")]
+    """(value, label) of the figures below the title. Only a run that was trained has timings."""
+    trained = {row["run_id"] for row in timings}
+    failed = sum(row["status"] == "diverged" and row["run_id"] in trained for row in results)
+    found = [(str(len(trained)), f"runs, {failed or 'none'} of them diverged")]
     done = [row for row in table if row["n"]]
     full_precision = [row for row in done if row["method"] == "fp"]
     if full_precision:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from lowbit_core.quantizers.bits import bits_label
 from workflow.results import claims, labels
 from workflow.results.analysis import SETTING
-from workflow.results.columns import grouped
+from workflow.results.columns import KINDS, grouped
 from workflow.results.main_table import mean_text
 from workflow.results.plots.style import GRID, INK, MUTED, si
 
@@ -65,11 +65,19 @@ def cell(row: dict, column: str, shown: Shown) -> str | Number:
 
 
 def summarize(rows: list[dict], statistic: Callable, *names: str) -> list[dict]:
-    """One row for each group: the statistic of the numbers that are known, and `runs`."""
+    """One row for each group: the statistic of the numbers that are known, and `runs`.
+
+    Columns of whole numbers, such as the seed, are those of the group's first row.
+    """
+    whole = KINDS["whole"].split()
     summary = []
     for group in grouped(rows, *names).values():
         known = {name: [r[name] for r in group if r[name] is not None] for name in group[0]}
-        numbers = {name: statistic(v) for name, v in known.items() if v and type(v[0]) is float}
+        numbers = {
+            name: statistic(values)
+            for name, values in known.items()
+            if values and name not in whole and not isinstance(values[0], str)
+        }
         summary.append({**group[0], **numbers, "runs": len(group)})
     return sorted(summary, key=setting_order)
 

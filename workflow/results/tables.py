@@ -22,7 +22,7 @@ from workflow.results.record import Record
 def write_tables(folder: Path, record: Record) -> None:
     """results.csv and its kin, the main table and the claims; or the table of variants."""
     if record.settings["variants"]:
-        rows = variants.variant_rows(record.suite, record.runs)
+        rows = variants.variant_rows(record.settings["suite"], record.runs)
         write_table(folder / "variants.csv", rows)
         write_text(folder / "variants.md", variants.markdown(rows, record.suite))
         return

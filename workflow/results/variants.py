@@ -13,6 +13,7 @@ from workflow.results.columns import grouped
 from workflow.results.compare import difference, judge, pair_runs
 from workflow.results.labels import method_label, method_order, network_name
 from workflow.results.main_table import markdown_table, mean_text
+from workflow.results.record import start_of
 
 
 def change(recipe: dict, base: dict) -> str:
@@ -25,27 +26,48 @@ def change(recipe: dict, base: dict) -> str:
     )
 
 
-def variant_rows(suite: str, records: list[dict]) -> list[dict]:
+def variant_rows(suite: dict, records: list[dict]) -> list[dict]:
     """One row per setting and variant, from the runs of a record (config, final and role).
 
-    Each is compared, in pairs, to the setting's first method: by the first recipe if it is that
-    method itself, by its own recipe if it is a rival. Rows of one setting are adjusted together.
+    suite: its file. Each variant is compared, in pairs, to the first method that the suite names at
+    its setting: by that one's first recipe if it is that method itself, by its own recipe if it is
+    a rival. Rows of one setting are adjusted together. A setting with one variant compares nothing
+    and has no row.
     """
+    order = _named(suite)
     runs = [
-        {**record["config"], **record["final"], "variant": record["config"]["recipe"]["name"]}
+        {
+            **record["config"],
+            **record["final"],
+            "pretrained": start_of(record),
+            "variant": record["config"]["recipe"]["name"],
+        }
         for record in records
-        if record["role"] != "checkpoint" and record["config"]["method"] != "fp"
+        if record["role"] != "checkpoint"
     ]
     rows = []
     for setting, mine in sorted(grouped(runs, *SETTING).items()):
-        names = {"suite": suite, **dict(zip(SETTING, setting, strict=True))}
+        names = {"suite": suite["suite"], **dict(zip(SETTING, setting, strict=True))}
         names["bits"] = bits_label(*setting[2:])
-        rows += [names | row for row in _setting_rows(grouped(mine, "method", "variant"))]
+        variants = grouped(mine, "method", "variant")
+        if len(variants) > 1:
+            base = min(variants, key=lambda one: order.get(one, (len(order), one)))
+            rows += [names | row for row in _setting_rows(variants, base)]
     return rows
 
 
-def _setting_rows(variants: dict[tuple[str, str], list[dict]]) -> list[dict]:
-    base = next(iter(variants))
+def _named(suite: dict) -> dict[tuple[str, str], tuple]:
+    """The place of each (method, recipe) that the suite names, in its order."""
+    named = [
+        (method, experiment["recipe"])
+        for experiment in suite["experiments"]
+        if experiment["methods"] != "all"
+        for method in experiment["methods"]
+    ]
+    return {one: (place, one) for place, one in reversed(list(enumerate(named)))}
+
+
+def _setting_rows(variants: dict[tuple[str, str], list[dict]], base: tuple[str, str]) -> list[dict]:
     rows = []
     for name in sorted(variants, key=lambda v: (method_order(v[0]), v[1] != base[1], v[1])):
         same = (base[0], name[1])
