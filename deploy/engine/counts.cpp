@@ -294,16 +294,14 @@ struct Call {
         }
     }
 
-    // The outputs of the blocks from `block` and the rows from `row` that are made together, `high` at most.
-    void rows_of(int block, int row, int high, int32_t* made) const {
+    // The outputs of a tile: `high` rows at most, and the blocks that are computed together.
+    void make_tile(int block, int row, int column, int high, int32_t* made) const {
         const int rows = std::min(high, s.out_high - row);
         const int blocks = std::min(layer.tile_blocks, layer.blocks() - block);
-        for (int column = 0; column < s.out_wide; column += layer.tile_wide) {
-            Tile t{row, column, std::min(layer.tile_wide, s.out_wide - column), block, rows};
-            kernel.tile(layer, packed, t, patches + size_t(row) * s.out_wide * terms + column, made);
-            for (int32_t* own = made; t.block < block + blocks; t.block++, own += each * t.pixels())
-                finish_tile(t, own);
-        }
+        Tile t{row, column, std::min(layer.tile_wide, s.out_wide - column), block, rows};
+        kernel.tile(layer, packed, t, patches + size_t(row) * s.out_wide * terms + column, made);
+        for (int32_t* own = made; t.block < block + blocks; t.block++, own += each * t.pixels())
+            finish_tile(t, own);
     }
 
     // The rows of a tile: fewer than there may be, where threads would have nothing to do.
@@ -317,7 +315,7 @@ struct Call {
     // The part of one thread. columns: memory for patch_sums; made: for the counts of a tile.
     void run(int32_t* columns, int32_t* made) const {
         const int blocks = (layer.blocks() + layer.tile_blocks - 1) / layer.tile_blocks, high = tile_rows(blocks);
-        const Order order{blocks, (s.out_high + high - 1) / high, high,
+        const Order order{blocks, (s.out_high + high - 1) / high, (s.out_wide + layer.tile_wide - 1) / layer.tile_wide,
                           !layer.by_block && layer.packed.size() * sizeof(uint32_t) <
                                                  size_t(s.out_high) * s.out_wide * s.outputs * sizeof(float)};
 #pragma omp for
@@ -333,7 +331,9 @@ struct Call {
         if (kernel.begin) kernel.begin(layer);
 #pragma omp for nowait  // the end of the parallel part waits
         for (int i = 0; i < order.count(); i++)
-            rows_of(order.block(i) * layer.tile_blocks, order.row(i), high, made);
+            for (int k = 0; k < order.inner(); k++)
+                make_tile(order.block(i, k) * layer.tile_blocks, order.row(i) * high,
+                          order.column(i, k) * layer.tile_wide, high, made);
         if (kernel.end) kernel.end();
     }
 };

@@ -173,11 +173,13 @@ void run_dense(const Layer& layer, const float* x, const float* other, float* y,
     const Step& s = layer.step;
     x = padded(layer, x, scratch, threads);
     const size_t row = size_t(s.out_wide) * s.outputs;
-    const Order order{(layer.blocks() + BLOCKS - 1) / BLOCKS, s.out_high, 1, layer.weight.size() < row * s.out_high};
+    const Order order{(layer.blocks() + BLOCKS - 1) / BLOCKS, s.out_high, 1,
+                      layer.weight.size() < row * s.out_high};
     share(threads, order.count(), [&](int64_t i) {
         const int line = order.row(int(i));
         const size_t at = row * line;
-        run_blocks(layer, x, order.block(int(i)) * BLOCKS, line, other ? other + at : nullptr, y + at);
+        for (int k = 0; k < order.inner(); k++)
+            run_blocks(layer, x, order.block(int(i), k) * BLOCKS, line, other ? other + at : nullptr, y + at);
     });
 }
 

@@ -140,14 +140,17 @@ extern const Kernel POPCOUNT;
 
 const Kernel* choose_kernel(const Step&);
 
-// In which order the blocks and rows of an output are made. All blocks of a row together write whole
-// lines of memory, but read all weights for each row.
+// In which order the tiles of an output are made, numbered along its blocks, rows and columns. A thread makes
+// a row of blocks of one place, whose inputs stay in the first cache, or, where the weights are large, a row of
+// places of one block.
 struct Order {
-    int blocks, groups, rows;  // groups of rows, and the rows of each
-    bool row_by_row;
-    int count() const { return blocks * groups; }
-    int block(int i) const { return row_by_row ? i % blocks : i / groups; }
-    int row(int i) const { return (row_by_row ? i / blocks : i % groups) * rows; }
+    int blocks, rows, columns;
+    bool by_place;
+    int count() const { return rows * (by_place ? columns : blocks); }
+    int inner() const { return by_place ? blocks : columns; }
+    int block(int i, int k) const { return by_place ? k : i / rows; }
+    int row(int i) const { return by_place ? i / columns : i % rows; }
+    int column(int i, int k) const { return by_place ? i % columns : k; }
 };
 
 struct Scratch {

@@ -16,7 +16,7 @@ struct Network {
     std::vector<float> arena;
     Scratch scratch;
     int64_t image, scores;  // floats of one input and one output
-    int channels;           // of the input
+    int channels, output;   // of the input; the tensor of the scores
 };
 
 void prepare(Layer& layer, Scratch& scratch) {
@@ -126,7 +126,7 @@ void* network_new(const Step* steps, int32_t count, const int64_t* offsets, int3
     }
     join_steps(*network, output);
     network->offsets.assign(offsets, offsets + tensors);
-    network->offsets.push_back(offsets[output]);
+    network->output = output;
     network->arena.resize(arena);
     network->image = image;
     network->channels = channels;
@@ -150,19 +150,17 @@ void network_run(void* pointer, const float* images, int32_t last, int64_t n, fl
     float* arena = network.arena.data();
     const auto& offsets = network.offsets;
     for (int64_t i = 0; i < n; i++, images += network.image) {
-        float* first = arena + offsets[0];
-        if (last) std::memcpy(first, images, sizeof(float) * network.image);
-        else channels_last(images, network.image / network.channels, network.channels, first);
+        if (!last) channels_last(images, network.image / network.channels, network.channels, arena + offsets[0]);
+        const auto tensor = [&](int k) { return k == 0 && last ? images : arena + offsets[k]; };
         for (size_t k = 0; k < network.layers.size(); k++) {
             const Step& s = network.layers[k].step;
             const Joined& joined = network.joined[k];
             if (joined.done) continue;
-            run_step(network.layers[k], arena + offsets[s.input],
-                     s.other < 0 ? nullptr : arena + offsets[s.other],
+            run_step(network.layers[k], tensor(s.input), s.other < 0 ? nullptr : tensor(s.other),
                      arena + offsets[joined.pool ? joined.pool->output : s.output], network.scratch, threads,
                      nullptr, joined);
         }
-        std::memcpy(scores + i * network.scores, arena + offsets.back(), sizeof(float) * network.scores);
+        std::memcpy(scores + i * network.scores, tensor(network.output), sizeof(float) * network.scores);
     }
 }
 

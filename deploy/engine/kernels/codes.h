@@ -36,6 +36,14 @@ inline int top_weight(const Step& s, int group = 0) {
     return sum;
 }
 
+// What becomes of the sums of the codes of group h of the input whose bits of plane p of the weights are one.
+inline Pair pair_of(const Layer& layer, int p, int h) {
+    const Step& s = layer.step;
+    const int group = s.w_group[p];
+    return {(group * layer.a_terms() + h) * BLOCK, 2 * s.w_multiplier[p], top_weight(s, group), h,
+            p == 0 || s.w_group[p - 1] != group};
+}
+
 // Buffers come from std::vector; loads that cross a cache line would cost twice as much.
 template <class T>
 inline T* aligned(T* p) {

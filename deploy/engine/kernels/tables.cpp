@@ -51,6 +51,7 @@ void pack_weights(Layer& layer) {
     const Step& s = layer.step;
     const int most = KEPT / (s.w_groups * layer.a_terms() * BLOCK);
     layer.tile_wide = std::min(layer.tile_wide, std::max(MOST_VECTORS, most));
+    layer.set_offsets(int(row_bytes(layer) * s.a_groups), steps(s), sizeof(Bytes));
     layer.packed.assign(block_bytes(s) * layer.blocks() / 4 + 16, 0);
     uint8_t* packed = (uint8_t*)aligned(layer.packed.data());
     const uint8_t* code = s.w_codes;
@@ -136,12 +137,15 @@ void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums)
 struct Operands {
     const uint8_t* weights;  // of the first plane
     const uint8_t* input;    // the tables of the first pixel's first tap
-    size_t row, pixel;       // bytes between kernel rows and between output pixels
-    int kernel_high, steps;
-    size_t step;             // bytes between the weights of two steps
-    int most;                // look-ups that a byte holds
+    const int32_t* offsets;  // of the tables of each step from there
+    int steps, most;         // look-ups; of them a byte holds so many
+    size_t pixel, step;      // bytes between output pixels, and between the weights of two steps
     int multiplier[2];       // of both planes, where these are summed as one
     int flushes;             // that a 16-bit word holds
+    Pair pairs[2];           // of each plane; of the first for both, where these are summed as one
+    int32_t* counts;         // of the first pixel
+    const int32_t* sums;
+    size_t count;            // integers between the counts of two pixels
 };
 
 typedef int32_t Eight __attribute__((vector_size(32)));
@@ -150,13 +154,6 @@ typedef uint16_t EightWords __attribute__((vector_size(16)));
 // What a plane is, or two planes that are summed as one.
 enum Form { ALONE, APART, FUSED };
 
-// Where sums go: counts[lane] += factor x sum, or start + factor x sum if it is the first.
-struct Target {
-    int32_t* counts;
-    int32_t factor, start;
-    bool first;
-};
-
 inline EightWords folded(Words words) {
     EightWords part[TABLES];
     std::memcpy(part, &words, sizeof words);
@@ -164,10 +161,12 @@ inline EightWords folded(Words words) {
     return part[0];
 }
 
-inline void add_to(const Target& t, int lane, EightWords words) {
-    const Eight old = t.first ? Eight{} + t.start : read<Eight>(t.counts + lane);
-    const Eight sum = old + __builtin_convertvector(words, Eight) * t.factor;
-    std::memcpy(t.counts + lane, &sum, sizeof sum);
+// To the counts of eight outputs of pixel x. again: they are not the first sums of this pair.
+inline void add_to(const Operands& at, const Pair& pair, int x, int lane, bool again, EightWords words) {
+    int32_t* to = at.counts + at.count * x + pair.place + lane;
+    const Eight old = pair.first && !again ? Eight{} - pair.each * at.sums[x] : read<Eight>(to);
+    const Eight sum = old + __builtin_convertvector(words, Eight) * pair.factor;
+    std::memcpy(to, &sum, sizeof sum);
 }
 
 // Sums of a vector of bytes, in 16-bit words. `all` takes pairs of bytes as they are, `odd` the upper ones
@@ -176,36 +175,38 @@ struct Parts {
     Words all, odd;
 };
 
-// The sums of a pixel, of one vector or two, to those of its planes.
+// The sums of pixel x, of one vector or two, to its counts.
 template <Form F>
-inline void finish(const Parts* parts, Target* to) {
+inline void finish(const Operands& at, const Parts* parts, int x, bool again) {
     for (int v = 0; v < (F == ALONE ? 1 : 2); v++) {
         if (F == FUSED) {
-            add_to(to[0], 8 * v, folded(parts[v].all));
+            add_to(at, at.pairs[0], x, 8 * v, again, folded(parts[v].all));
             continue;
         }
         const EightWords odd = folded(parts[v].odd), even = folded(parts[v].all - (parts[v].odd << 8));
         if (F == APART) {
-            add_to(to[0], 8 * v, even);
-            add_to(to[1], 8 * v, odd);
+            add_to(at, at.pairs[0], x, 8 * v, again, even);
+            add_to(at, at.pairs[1], x, 8 * v, again, odd);
         } else {
-            add_to(to[0], 0, __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11));
-            add_to(to[0], 8, __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15));
+            const auto add = [&](int lane, EightWords words) { add_to(at, at.pairs[0], x, lane, again, words); };
+            add(0, __builtin_shufflevector(even, odd, 0, 8, 1, 9, 2, 10, 3, 11));
+            add(8, __builtin_shufflevector(even, odd, 4, 12, 5, 13, 6, 14, 7, 15));
         }
     }
-    for (int i = 0; i < (F == APART ? 2 : 1); i++) to[i].first = false;
 }
 
 // The sums of X pixels.
 template <Form F, int X>
-void add_codes(const Operands& at, Target* targets) {
-    constexpr int V = F == ALONE ? 1 : 2, EACH = F == APART ? 2 : 1;  // vectors and targets of a pixel
+void add_codes(const Operands& at) {
+    constexpr int V = F == ALONE ? 1 : 2;  // vectors of a pixel
     Bytes bytes[X][V];
     Parts parts[X][V];
-    int left = 0, flushes = 0;
+    int flushes = 0;
+    bool again = false;
     const auto finish_all = [&] {
-        for (int x = 0; x < X; x++) finish<F>(parts[x], targets + x * EACH);
+        for (int x = 0; x < X; x++) finish<F>(at, parts[x], x, again);
         flushes = 0;
+        again = true;
     };
     const auto flush = [&] {
         for (int x = 0; x < X; x++)
@@ -218,37 +219,30 @@ void add_codes(const Operands& at, Target* targets) {
         if (++flushes == at.flushes) finish_all();
     };
     const uint8_t* weights = at.weights;
-    for (int ky = 0; ky < at.kernel_high; ky++) {
-        const uint8_t* tables = at.input + at.row * ky;
-        for (int todo = at.steps; todo > 0;) {
-            if (left == 0) {
-                left = at.most;
-                for (auto& row : bytes)
-                    for (auto& cell : row) cell = Bytes{};
-            }
-            const int n = std::min(todo, left);
-            todo -= n;
-            left -= n;
-            for (int i = 0; i < n; i++, weights += at.step, tables += sizeof(Bytes)) {
-                // Each is read once: no more than two loads of a whole vector go with two look-ups.
-                Bytes w = read<Bytes>(weights), second = read<Bytes>(weights + (V - 1) * sizeof(Bytes));
-                if (V > 1) keep(w), keep(second);
+    const int32_t* offset = at.offsets;
+    // Parts of one length, whose end the processor foresees.
+    in_equal_parts(at.steps, at.most, [&](int n) {
+        for (auto& pixel : bytes)
+            for (auto& cell : pixel) cell = Bytes{};
+        for (int i = 0; i < n; i++, weights += at.step, offset++) {
+            const uint8_t* tables = at.input + *offset;
+            // Each is read once: no more than two loads of a whole vector go with two look-ups.
+            Bytes w = read<Bytes>(weights), second = read<Bytes>(weights + (V - 1) * sizeof(Bytes));
+            if (V > 1) keep(w), keep(second);
 #pragma GCC unroll 8
-                for (int x = 0; x < X; x++) {
-                    Bytes table = read<Bytes>(tables + x * at.pixel);
-                    if (V > 1) keep(table);
+            for (int x = 0; x < X; x++) {
+                Bytes table = read<Bytes>(tables + x * at.pixel);
+                if (V > 1) keep(table);
 #pragma GCC unroll 2
-                    for (int v = 0; v < V; v++) bytes[x][v] += look_up(table, v == 0 ? w : second);
-                }
+                for (int v = 0; v < V; v++) bytes[x][v] += look_up(table, v == 0 ? w : second);
             }
-            if (left == 0) flush();
         }
-    }
-    if (left != 0) flush();
+        flush();
+    });
     if (flushes != 0) finish_all();
 }
 
-using Add = void (*)(const Operands&, Target*);
+using Add = void (*)(const Operands&);
 constexpr Add ADD[][MOST_VECTORS] = {
     {add_codes<ALONE, 1>, add_codes<ALONE, 2>, add_codes<ALONE, 3>, add_codes<ALONE, 4>, add_codes<ALONE, 5>,
      add_codes<ALONE, 6>, add_codes<ALONE, 7>, add_codes<ALONE, 8>},
@@ -256,47 +250,26 @@ constexpr Add ADD[][MOST_VECTORS] = {
     {add_codes<FUSED, 1>, add_codes<FUSED, 2>, add_codes<FUSED, 3>, add_codes<FUSED, 4>},
 };
 
-// A plane of the weights, or two: where its sums go.
-struct Planes {
-    Form form;
-    int targets;                       // of a pixel
-    int group[2], factor[2], each[2];  // of a target; each: of its group, 0 for all but its first plane
-};
-
-Planes planes_of(const Step& s, int first) {
-    const int *group = s.w_group, *multiplier = s.w_multiplier, count = std::min(2, s.w_planes - first);
-    const bool fused = count == 2 && group[first] == group[first + 1];
-    Planes planes{count == 1 ? ALONE : fused ? FUSED : APART, fused ? 1 : count, {}, {}, {}};
-    for (int i = 0; i < planes.targets; i++) {
-        const int p = first + i;
-        planes.group[i] = group[p];
-        planes.factor[i] = fused ? 2 : 2 * multiplier[p];
-        if (p == 0 || group[p - 1] != group[p]) planes.each[i] = top_weight(s, group[p]);
-    }
-    return planes;
-}
-
-// The sums of the planes from `first` on and of group h of the input, for the pixels of a tile.
-void add_planes(const Layer& layer, const Tile& t, int first, int h, Operands at, const int32_t* sums,
-                int32_t* counts) {
+// The sums of the planes from `first` on and of group h of the input, for n pixels.
+void add_planes(const Layer& layer, int n, int first, int h, Operands at) {
     const Step& s = layer.step;
-    const Planes planes = planes_of(s, first);
-    const size_t pixel = size_t(s.w_groups) * layer.a_terms() * BLOCK;
-    const int largest = planes.form == FUSED ? s.w_multiplier[first] + s.w_multiplier[first + 1] : 1;
-    for (int i = 0; i < 2 && planes.form == FUSED; i++) at.multiplier[i] = s.w_multiplier[first + i];
+    const int *group = s.w_group, *multiplier = s.w_multiplier;
+    const Form form = first + 1 == s.w_planes ? ALONE : group[first] == group[first + 1] ? FUSED : APART;
+    int largest = 1;
+    at.pairs[0] = pair_of(layer, first, h);
+    if (form == APART) at.pairs[1] = pair_of(layer, first + 1, h);
+    if (form == FUSED) {
+        std::copy(multiplier + first, multiplier + first + 2, at.multiplier);
+        at.pairs[0].factor = 2;
+        largest = at.multiplier[0] + at.multiplier[1];
+    }
     at.most = MOST_SUM / (GROUP * std::max(1, top_code(s, h)));
     at.flushes = MOST_PARTS / (MOST_SUM * TABLES * largest);
-    sums += h * s.out_wide;
-    counts += h * BLOCK;
-    in_equal_parts(t.n, planes.form == ALONE ? MOST_VECTORS : MOST_VECTORS / 2, [&](int X) {
-        Target targets[MOST_VECTORS];
-        Target* next = targets;
-        for (int x = 0; x < X; x++, sums++, counts += pixel)
-            for (int i = 0; i < planes.targets; i++)
-                *next++ = {counts + size_t(planes.group[i]) * layer.a_terms() * BLOCK, planes.factor[i],
-                           -planes.each[i] * *sums, planes.each[i] != 0};
-        ADD[planes.form][X - 1](at, targets);
+    in_equal_parts(n, form == ALONE ? MOST_VECTORS : MOST_VECTORS / 2, [&](int X) {
+        ADD[form][X - 1](at);
         at.input += X * at.pixel;
+        at.counts += X * at.count;
+        at.sums += X;
     });
 }
 
@@ -304,12 +277,19 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
     const Step& s = layer.step;
     const size_t pixel = size_t(pixel_groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer) * s.a_groups;
     const uint8_t* weights = (const uint8_t*)aligned(layer.packed.data()) + block_bytes(s) * t.block;
-    const uint8_t* input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
-    Operands at{weights, input, row, pixel, s.kernel_high, steps(s), s.w_planes * sizeof(Bytes), 0, {}, 0};
-    for (int h = 0; h < s.a_groups; h++, at.input += row_bytes(layer))
+    Operands at{};
+    at.input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
+    at.offsets = layer.offsets.data();
+    at.steps = int(layer.offsets.size());
+    at.pixel = pixel;
+    at.step = s.w_planes * sizeof(Bytes);
+    at.counts = counts;
+    at.sums = sums;
+    at.count = size_t(s.w_groups) * layer.a_terms() * BLOCK;
+    for (int h = 0; h < s.a_groups; h++, at.input += row_bytes(layer), at.sums += s.out_wide)
         for (int p = 0; p < s.w_planes; p += 2) {
             at.weights = weights + p * sizeof(Bytes);
-            add_planes(layer, t, p, h, at, sums, counts);
+            add_planes(layer, t.n, p, h, at);
         }
 }
 

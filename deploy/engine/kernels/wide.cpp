@@ -115,13 +115,6 @@ void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums)
     copy_sums(layer, aligned(packed), row_bytes(layer), table_bytes(layer), row, sums);
 }
 
-// Of a plane: counts[place] += factor x sum, or factor x sum - each x the pixel's sum of codes where it
-// is the first of its group.
-struct Plane {
-    int place, factor, each;
-    bool first;
-};
-
 // A part of the taps: some kernel rows, or a part of one, of no more groups than the words hold.
 struct Operands {
     const uint8_t* weights;  // of the first plane
@@ -131,7 +124,7 @@ struct Operands {
     int kernel_high, run;
     int most;                // look-ups that a byte holds
     bool again;              // not the first part
-    const Plane* planes;
+    const Pair* pairs;       // of each plane
     int32_t* counts;         // of the first pixel
     const int32_t* sums;
     size_t count, block;     // integers between the counts of two pixels, and of two blocks
@@ -139,16 +132,16 @@ struct Operands {
 
 // counts of one pixel and plane from the sums of its bytes: `all` is pairs of bytes as 16-bit words,
 // `odd` the upper ones alone, so that the lower ones are all - 256 odd.
-inline void finish(const Operands& at, const Plane& plane, int x, __m512i all, __m512i odd) {
+inline void finish(const Operands& at, const Pair& pair, int x, __m512i all, __m512i odd) {
     const __m512i even = _mm512_sub_epi16(all, _mm512_slli_epi16(odd, 8));
-    const __m512i factor = _mm512_set1_epi32(plane.factor);
-    const __m512i start = _mm512_set1_epi32(-plane.each * at.sums[x]);
-    int32_t* to = at.counts + plane.place + at.count * x;
+    const __m512i factor = _mm512_set1_epi32(pair.factor);
+    const __m512i start = _mm512_set1_epi32(-pair.each * at.sums[x]);
+    int32_t* to = at.counts + pair.place + at.count * x;
 #pragma GCC unroll 4
     for (int b = 0; b < WIDE; b++, to += at.block) {
         const __m512i half = b < 2 ? even : odd;
         const __m256i words = b % 2 ? _mm512_extracti64x4_epi64(half, 1) : _mm512_castsi512_si256(half);
-        const __m512i old = plane.first && !at.again ? start : _mm512_loadu_si512(to);
+        const __m512i old = pair.first && !at.again ? start : _mm512_loadu_si512(to);
         _mm512_storeu_si512(to, _mm512_add_epi32(old, _mm512_mullo_epi32(_mm512_cvtepu16_epi32(words), factor)));
     }
 }
@@ -202,7 +195,7 @@ void add_codes(const Operands& at) {
 #pragma GCC unroll 9
     for (int x = 0; x < X; x++)
 #pragma GCC unroll 4
-        for (int p = 0; p < P; p++) finish(at, at.planes[p], x, all[x][p], odd[x][p]);
+        for (int p = 0; p < P; p++) finish(at, at.pairs[p], x, all[x][p], odd[x][p]);
 }
 
 // The rows of a tile, and what lies between the operands of two.
@@ -251,18 +244,6 @@ void each_part(const Step& s, int most, F part) {
     for (int ky = 0; ky < s.kernel_high; ky += rows) part(ky, std::min(rows, s.kernel_high - ky), 0, all);
 }
 
-// The planes of the weights [first, first + count), for group h of the input.
-std::array<Plane, MOST_P> planes_of(const Layer& layer, int first, int count, int h) {
-    const Step& s = layer.step;
-    std::array<Plane, MOST_P> planes{};
-    for (int i = 0; i < count; i++) {
-        const int p = first + i, group = s.w_group[p];
-        planes[i] = {(group * layer.a_terms() + h) * BLOCK, 2 * s.w_multiplier[p], top_weight(s, group),
-                     p == 0 || s.w_group[p - 1] != group};
-    }
-    return planes;
-}
-
 // counts: (blocks, pixels, groups of weights, terms, BLOCK).
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
     const Step& s = layer.step;
@@ -276,11 +257,12 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
         const int most = MOST_SUM / (SIX * std::max(1, top_code(s, h)));
         for (int p0 = 0; p0 < s.w_planes; p0 += MOST_P) {
             const int P = std::min(MOST_P, s.w_planes - p0);
-            const auto planes = planes_of(layer, p0, P, h);
+            Pair pairs[MOST_P];
+            for (int p = 0; p < P; p++) pairs[p] = pair_of(layer, p0 + p, h);
             each_part(s, most, [&](int ky, int kernel_rows, int g, int n) {
                 const Operands at{weights + step * run(s) * ky + step * g + size_t(p0) * TABLE,
                                   input + row * ky + size_t(g) * TABLE, row, pixel, step, step * run(s), kernel_rows,
-                                  n, most, ky > 0 || g > 0, planes.data(), counts, sums, count, count * t.pixels()};
+                                  n, most, ky > 0 || g > 0, pairs, counts, sums, count, count * t.pixels()};
                 ADD[P - 1](at, t.n, rows);
             });
         }
