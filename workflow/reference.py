@@ -3,7 +3,8 @@
 usage: python -m workflow.reference --suite S [--runs results/runs] [--out FOLDER/record]
 
 It records the runs of the suite that are finished, wherever they were trained, and keeps those of
-the record that is there already.
+the record that is there already. With --also it takes runs from the records of other suites, too,
+which train some of the same runs.
 """
 
 import csv
@@ -31,6 +32,7 @@ from workflow.results.record import (
     Record,
     csv_text,
     start_of,
+    without_test,
     write_record,
     write_texts,
 )
@@ -73,13 +75,13 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> Joined:
     """
     records = Record(new), Record(earlier)
     new_runs, all_old = (record.trained for record in records)
-    settings = {_setting(run) for run in suite.runs}
-    gone = {_id(run) for run in all_old if _setting(run["config"]) not in settings}
+    settings = {_training_of(run) for run in suite.runs}
+    gone = {_id(run) for run in all_old if _training_of(run["config"]) not in settings}
     old_runs = [run for run in all_old if not gone & {_id(run), start_of(run)}]
     stays, kept = _joined_starts(new_runs, old_runs)
     kept_ids = {_id(run) for run in kept}
-    again = {_setting(run["config"]) for run in stays}
-    lost = {_id(run) for run in old_runs if _setting(run["config"]) not in again}
+    again = {_training_of(run["config"]) for run in stays}
+    lost = {_id(run) for run in old_runs if _training_of(run["config"]) not in again}
     joined = Joined(
         sorted(kept_ids),
         sorted(lost - kept_ids),
@@ -88,8 +90,8 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> Joined:
     )
     if not kept:
         return joined
-    order = {_setting(run): place for place, run in reversed(list(enumerate(suite.runs)))}
-    runs = sorted([*stays, *kept], key=lambda run: order[_setting(run["config"])])
+    order = {_training_of(run): place for place, run in reversed(list(enumerate(suite.runs)))}
+    runs = sorted([*stays, *kept], key=lambda run: order[_training_of(run["config"])])
     ids = list(map(_id, runs))
     parts = [(new, {*ids} - kept_ids), (earlier, kept_ids)]
     shown = next(
@@ -102,7 +104,7 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> Joined:
     )
     flags = {name: any(r.settings.get(name) for r in records) for name in ("variants", "options")}
     texts = {
-        RUNS: json_lines(runs),
+        RUNS: json_lines(without_test(run) if suite.has_variants else run for run in runs),
         SUITE: json_text(records[0].settings | flags),
         HISTOGRAMS: json_text(shown),
         EPOCHS: _joined(EPOCHS, parts, ids),
@@ -116,7 +118,7 @@ def _id(run: dict) -> str:
     return run["config"]["run_id"]
 
 
-def _setting(config: dict) -> str:
+def _training_of(config: dict) -> str:
     """What was trained, whatever the version of the code."""
     setting = {key: value for key, value in config.items() if key not in OF_CODE}
     return json.dumps(setting | {"is_start": config["pretrained"] is None}, sort_keys=True)
@@ -139,12 +141,12 @@ def _joined_starts(new: list[dict], old: list[dict]) -> tuple[list[dict], list[d
     for start in {**by_start[0], **by_start[1]}:
         ours, theirs = (runs.get(start, []) for runs in by_start)
         if _networks(ours) and _networks(ours) == _networks(theirs):
-            again = {_setting(run["config"]) for run in ours}
+            again = {_training_of(run["config"]) for run in ours}
             stays += ours
             ids = ([run["config"]["run_id"] for run in _starts(runs)] for runs in (theirs, ours))
             same = dict(zip(*ids, strict=True))
             kept += [
-                _from_start(run, same) for run in theirs if _setting(run["config"]) not in again
+                _from_start(run, same) for run in theirs if _training_of(run["config"]) not in again
             ]
         elif len(ours) >= len(theirs):
             stays += ours
@@ -200,6 +202,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, help="results/reference/<suite>/record by default")
     parser.add_argument(
+        "--also", type=Path, nargs="+", default=[], metavar="RECORD", help="of other suites"
+    )
+    parser.add_argument(
         "--replace", action="store_true",
         help="let runs of a start that was trained again replace recorded ones",
     )  # fmt: skip
@@ -214,6 +219,7 @@ def main(argv: list[str] | None = None) -> None:
         new = Path(folder)
         write_record(suite.config, roles, args.runs, new, suite.has_variants)
         joined = add_earlier(out, new, suite) if (out / RUNS).exists() else Joined()
+        also = [add_earlier(record, new, suite).kept for record in args.also]
         if joined.replaced and not args.replace:
             raise InputError(
                 f"{out} has {len(joined.replaced)} runs, such as {joined.replaced[0]}, whose start "
@@ -230,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
             write_sealed(out / name, read_sealed(new / name))
     say(
         f"{out} holds {len(Record(out).trained)} runs of {len(suite.runs)} of suite {args.suite}, "
-        f"{len(joined.kept)} of them kept"
+        f"{len(joined.kept)} of them kept, {sum(map(len, also))} from other suites"
     )
     for left_out, why in (
         (joined.refused, "new, but the record has more runs of their start, another network"),

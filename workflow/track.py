@@ -21,8 +21,8 @@ from lowbit_core.quantizers.bits import bits_label
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import locked, write_text
 from lowbit_core.runtime.run_folder import LOWER_WEIGHTS, SEALED, WEIGHTS, RunFolder
+from workflow.mlflow_ui import check_port, serve
 from workflow.suite.jobs import ROLES, check_jobs, read_jobs
-from workflow.ui import check_port, serve
 
 WATCH_EVERY = 5.0  # seconds between two looks at the run folders
 WATCHED = ("config.json", "metrics.csv", "timings.csv", "final.json")

@@ -18,7 +18,7 @@ from workflow.results.record import mean_of
 ALL = "all"
 """The network and the bits of the row over all settings of a data set."""
 NO_SPREAD = "all differences are the same: no interval"
-Setting = tuple[str, str, Pairs]
+PairedSetting = tuple[str, str, Pairs]
 """A network, its bits, and the pairs of two methods there."""
 
 
@@ -40,7 +40,7 @@ def claim_rows(results: list[dict]) -> list[dict]:
     return rows
 
 
-def settings_of(runs: list[dict], method: str, other: str) -> list[Setting]:
+def settings_of(runs: list[dict], method: str, other: str) -> list[PairedSetting]:
     """The settings at which the two methods have a pair of runs, by network and bits."""
     found = []
     for (arch, *bits), mine in sorted(grouped(runs, "arch", "w_bits", "a_bits").items()):
@@ -51,7 +51,7 @@ def settings_of(runs: list[dict], method: str, other: str) -> list[Setting]:
     return found
 
 
-def _rows(settings: list[Setting]) -> list[dict]:
+def _rows(settings: list[PairedSetting]) -> list[dict]:
     """A row for each setting, and the row over all of them that is the primary answer."""
     rows = []
     for arch, bits, pairs in settings:
@@ -64,7 +64,7 @@ def _rows(settings: list[Setting]) -> list[dict]:
     return rows
 
 
-def _over_all(settings: list[Setting]) -> dict:
+def _over_all(settings: list[PairedSetting]) -> dict:
     """All settings of a data set: the differences of one checkpoint are averaged over them first.
 
     Every checkpoint of a network has the same settings, or the differences between settings would
@@ -91,7 +91,7 @@ def _over_all(settings: list[Setting]) -> dict:
     return _row(ALL, ALL, [[s[2] for s in mine] for mine in networks.values()], found, notes)
 
 
-def _common(settings: list[Setting]) -> list[Setting]:
+def _common(settings: list[PairedSetting]) -> list[PairedSetting]:
     """Of one network: the settings that have all checkpoints of the one with the most."""
     most = max((pairs.keys for _, _, pairs in settings), key=len)
     return [setting for setting in settings if setting[2].keys == most]

@@ -2,8 +2,9 @@
 
 usage: python -m workflow.results.record --suite S --jobs FILES [--runs results/runs] --out F/record
 
-This is the only module that reads finished run folders for results. `workflow.reference`
-records the finished runs of a suite without job files, wherever they were trained.
+Only this module and `deployed/gallery.py`, for its figures, read finished run folders for results.
+`workflow.reference` records the finished runs of a suite without job files, wherever they were
+trained.
 """
 
 import csv
@@ -190,8 +191,6 @@ def write_record(
             check_run(runs / start)
             tops[start] = RunFolder(runs / start).read_json("final.json")["top1"]
         record["checkpoint_top1"] = tops.get(start)
-        if has_variants and start:
-            record["final"] = {k: v for k, v in record["final"].items() if k not in OF_TEST}
     has_options = bool(option_pairs(record["config"] for record in records))
     epochs = [row for run_id in roles for row in _epochs(runs / run_id)]
     channels = [
@@ -203,13 +202,20 @@ def write_record(
     tracked = any(row.get(OSCILLATING) is not None for row in epochs)
     epoch_columns = (*EPOCH_COLUMNS, OSCILLATING) if tracked else EPOCH_COLUMNS
     texts = {
-        RUNS: json_lines(records),
+        RUNS: json_lines(without_test(run) if has_variants else run for run in records),
         SUITE: json_text({"suite": settings, "variants": has_variants, "options": has_options}),
         EPOCHS: csv_text(epoch_columns, epochs),
         CHANNELS: csv_text(CHANNEL_COLUMNS, channels),
         HISTOGRAMS: json_text(_histograms(records, runs)),
     }
     write_texts(out, texts)
+
+
+def without_test(run: dict) -> dict:
+    """The run without its accuracy on test images, unless it is a start: no choice may know it."""
+    if run["config"]["pretrained"] is None:
+        return run
+    return run | {"final": {k: v for k, v in run["final"].items() if k not in OF_TEST}}
 
 
 def write_texts(folder: Path, texts: dict[str, str]) -> None:

@@ -29,7 +29,7 @@ class DoesNotApply(InputError):
 
 
 @dataclass(frozen=True)
-class Setting:
+class Training:
     """What one seed of an experiment trains: a method at its bits by a recipe with options."""
 
     method: Method
@@ -47,8 +47,8 @@ class Setting:
         name = "+".join([self.base["name"], *sorted(self.added)])
         return {**self.base, **self.added, "name": name}
 
-    def without(self, *names: str) -> "Setting":
-        """The same setting without these options, for a run that another one loads."""
+    def without(self, *names: str) -> "Training":
+        """The same training without these options, for a run that another one loads."""
         base, added = (
             {key: value for key, value in recipe.items() if key not in names}
             for recipe in (self.base, self.added)
@@ -72,14 +72,14 @@ def refuse_for_checkpoint(recipe: dict, place: str) -> None:
             )
 
 
-def check_training(setting: Setting, w_bits: list[int], place: str) -> None:
+def check_training(training: Training, w_bits: list[int], place: str) -> None:
     """Refuse options of the training itself that make no sense; w_bits: of the layers' weights."""
-    recipe, method = setting.recipe, setting.method
+    recipe, method = training.recipe, training.method
     try:
         if "oscillation" in recipe:
             check_oscillation(recipe["oscillation"], method, w_bits)
         if "widths" in recipe:
-            check_widths(recipe, method, setting.bits)
+            check_widths(recipe, method, training.bits)
     except InputError as error:
         raise DoesNotApply(f"{place}: {error}") from error
 
@@ -126,33 +126,33 @@ def option_pairs(runs: Iterable[dict]) -> list[tuple[dict, dict]]:
 # -- start_from -------------------------------------------------------------------------------
 
 
-def predecessor(setting: Setting, offered: Iterable[Bits], place: str) -> Setting | None:
-    """The setting whose trained run this one starts from; None without `start_from`.
+def predecessor(training: Training, offered: Iterable[Bits], place: str) -> Training | None:
+    """The training whose trained run this one starts from; None without `start_from`.
 
     offered: the bits at which the experiment trains the method. `next_width` names the next higher
     of them, and that run starts from the one after it in turn. Raises InputError if there is none.
     """
-    named = setting.recipe.get("start_from")
+    named = training.recipe.get("start_from")
     if named is None:
         return None
-    where, label = f"{place}: start_from {named!r}", bits_label(*setting.bits)
-    if setting.method.weight is None:
+    where, label = f"{place}: start_from {named!r}", bits_label(*training.bits)
+    if training.method.weight is None:
         raise DoesNotApply(
-            f"{where}: method {setting.method.name!r} has no other width to start from"
+            f"{where}: method {training.method.name!r} has no other width to start from"
         )
     if named != NEXT_WIDTH:
         bits = parse_bits(named, f"{place}.start_from")
-        if not _is_higher(bits, setting.bits):
+        if not _is_higher(bits, training.bits):
             raise DoesNotApply(f"{where}: it must be a higher width than {label} of the run itself")
-        return replace(setting.without("start_from"), bits=bits)
-    higher = {bits: _next_higher(bits, offered) for bits in (setting.bits, *offered)}
-    following = higher[setting.bits]
+        return replace(training.without("start_from"), bits=bits)
+    higher = {bits: _next_higher(bits, offered) for bits in (training.bits, *offered)}
+    following = higher[training.bits]
     if following is None:
         raise DoesNotApply(
             f"{where}: {label} is the highest width at which this experiment trains method "
-            f"{setting.method.name!r}: leave {label} out, or name a width such as W8A8"
+            f"{training.method.name!r}: leave {label} out, or name a width such as W8A8"
         )
-    found = setting if higher[following] is not None else setting.without("start_from")
+    found = training if higher[following] is not None else training.without("start_from")
     return replace(found, bits=following)
 
 
@@ -174,15 +174,17 @@ def teachers(recipe: dict) -> list[str | dict]:
     return named if isinstance(named, list) else [named]
 
 
-def teacher_setting(setting: Setting, label: str, place: str) -> Setting:
-    """The setting whose trained run, of the same method with other bits, is a teacher."""
+def teacher_training(training: Training, label: str, place: str) -> Training:
+    """The training whose trained run, of the same method with other bits, is a teacher."""
     where = f"{place}.distill.teacher"
     bits = parse_bits(label, f"{where}: {PRETRAINED!r}, or bits of the same method,")
-    if setting.method.weight is None:
-        raise DoesNotApply(f"{where} is {label!r}: method {setting.method.name!r} has no such bits")
-    if not _is_higher(bits, setting.bits):
+    if training.method.weight is None:
         raise DoesNotApply(
-            f"{where} is {label!r}: it must be a higher width than {bits_label(*setting.bits)} of "
+            f"{where} is {label!r}: method {training.method.name!r} has no such bits"
+        )
+    if not _is_higher(bits, training.bits):
+        raise DoesNotApply(
+            f"{where} is {label!r}: it must be a higher width than {bits_label(*training.bits)} of "
             "the run itself"
         )
-    return replace(setting.without("distill", "start_from"), bits=bits)
+    return replace(training.without("distill", "start_from"), bits=bits)

@@ -23,12 +23,12 @@ from workflow.suite.identity import DECAY, resolve
 from workflow.suite.options import (
     PRETRAINED,
     DoesNotApply,
-    Setting,
+    Training,
     check_training,
     option_pairs,
     predecessor,
     refuse_for_checkpoint,
-    teacher_setting,
+    teacher_training,
     teachers,
 )
 from workflow.suite.packing import Job, pack
@@ -252,30 +252,30 @@ def _runs(config: dict) -> Iterator[dict]:
         options = json.dumps(experiment["arch_options"], sort_keys=True)
         with _errors_at(f"{place}.arch: "):
             model = _skeleton(experiment["arch"], dataset(experiment["dataset"]), options)
-        settings = list(_settings(experiment, config["recipes"], model, place))
+        trainings = list(_trainings(experiment, config["recipes"], model, place))
         offered: dict[str, set[tuple[int, int]]] = {}
         applied: set[str] = set()
-        for setting in settings:
-            offered.setdefault(setting.method.name, set()).add(setting.bits)
+        for training in trainings:
+            offered.setdefault(training.method.name, set()).add(training.bits)
         for seed in experiment["seeds"]:
             expansion = _Expansion(config, experiment, seed, model, offered, place)
             yield expansion.checkpoint()
-            for setting in settings:
+            for training in trainings:
                 try:
-                    yield from list(expansion.runs(setting))
-                    applied.add(str(setting.added))
+                    yield from list(expansion.runs(training))
+                    applied.add(str(training.added))
                 except DoesNotApply:
-                    if not setting.of_all:
+                    if not training.of_all:
                         raise
-        for setting in settings:
-            if str(setting.added) not in applied:
+        for training in trainings:
+            if str(training.added) not in applied:
                 raise InputError(
-                    f"{place}.ablations: option {setting.added} fits none of the methods and bits "
+                    f"{place}.ablations: option {training.added} fits none of the methods and bits "
                     "for which it is asked"
                 )
 
 
-def _settings(experiment: dict, recipes: dict, model: nn.Module, place: str) -> Iterator[Setting]:
+def _trainings(experiment: dict, recipes: dict, model: nn.Module, place: str) -> Iterator[Training]:
     """What one seed trains: the experiment's own runs, then the parts of its ablations."""
     base = {**recipes[experiment["recipe"]], "name": experiment["recipe"]}
     parts = [(experiment, "run"), *((part, "ablation") for part in experiment["ablations"])]
@@ -293,9 +293,9 @@ def _settings(experiment: dict, recipes: dict, model: nn.Module, place: str) -> 
                     continue
                 with _errors_at(f"{place}: "):
                     layer_bits(model, QuantPolicy(method, *bits, **experiment["policy"]))
-                yield Setting(method, bits, role, base, {}, of_all)
+                yield Training(method, bits, role, base, {}, of_all)
                 for added in part.get("options", ()):
-                    yield Setting(method, bits, "option", base, added, of_all)
+                    yield Training(method, bits, "option", base, added, of_all)
 
 
 @dataclass(frozen=True)
@@ -324,34 +324,34 @@ class _Expansion:
         # What is not quantized is shared by experiments that differ in policy.
         return {**self.experiment, "policy": NO_POLICY}
 
-    def runs(self, setting: Setting) -> Iterator[dict]:
-        """The run of a setting, after the runs that it loads and that are not its checkpoint."""
+    def runs(self, training: Training) -> Iterator[dict]:
+        """The run of a training, after the runs that it loads and that are not its checkpoint."""
         place, loads = f"{self.place}.ablations.options", {}
-        if not setting.added:
-            place = f"recipes.{setting.base['name']}"
+        if not training.added:
+            place = f"recipes.{training.base['name']}"
         layers = layer_bits(
-            self.model, QuantPolicy(setting.method, *setting.bits, **self.experiment["policy"])
+            self.model, QuantPolicy(training.method, *training.bits, **self.experiment["policy"])
         )
-        check_training(setting, [w_bits for w_bits, _, _ in layers.values()], place)
-        earlier = predecessor(setting, self.offered[setting.method.name], place)
+        check_training(training, [w_bits for w_bits, _, _ in layers.values()], place)
+        earlier = predecessor(training, self.offered[training.method.name], place)
         if earlier is not None:
             *before, run = self.runs(self._checked(earlier, f"{place}.start_from"))
             yield from (*before, run)
             loads["predecessor"] = run["run_id"]
-        for teacher in teachers(setting.recipe):
-            *before, run = self._teacher(setting, teacher, place)
+        for teacher in teachers(training.recipe):
+            *before, run = self._teacher(training, teacher, place)
             yield from (*before, run)
             loads.setdefault("teachers", []).append(run["run_id"])
-        whose = self._bare if setting.method.weight is None else self.experiment
-        start, name = self.checkpoint()["run_id"], setting.method.name
+        whose = self._bare if training.method.weight is None else self.experiment
+        start, name = self.checkpoint()["run_id"], training.method.name
         yield {
             **resolve(
-                self.config, whose, name, setting.bits, self.seed, setting.recipe, start, loads
+                self.config, whose, name, training.bits, self.seed, training.recipe, start, loads
             ),
-            "role": setting.role,
+            "role": training.role,
         }
 
-    def _teacher(self, setting: Setting, teacher: str | dict, place: str) -> Iterator[dict]:
+    def _teacher(self, training: Training, teacher: str | dict, place: str) -> Iterator[dict]:
         where = f"{place}.distill.teacher"
         if teacher == PRETRAINED:
             yield self.checkpoint()
@@ -361,14 +361,14 @@ class _Expansion:
                 _skeleton(teacher["arch"], dataset(self.experiment["dataset"]), options)
             yield self.checkpoint(**teacher)
         else:
-            other = teacher_setting(setting, teacher, place)
+            other = teacher_training(training, teacher, place)
             yield from self.runs(self._checked(other, where))
 
-    def _checked(self, setting: Setting, place: str) -> Setting:
-        """The setting, whose method must offer its bits."""
+    def _checked(self, training: Training, place: str) -> Training:
+        """The training, whose method must offer its bits."""
         try:
-            policy = QuantPolicy(setting.method, *setting.bits, **self.experiment["policy"])
+            policy = QuantPolicy(training.method, *training.bits, **self.experiment["policy"])
             layer_bits(self.model, policy)
         except InputError as error:
             raise DoesNotApply(f"{place}: {error}") from error
-        return setting
+        return training

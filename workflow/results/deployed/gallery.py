@@ -44,7 +44,7 @@ def make_gallery(record: Record, measured: dict[str, dict], runs: Path, data: Pa
     quantized = [run for run in shown if (run["w_bits"], run["a_bits"]) != (FLOAT_BITS,) * 2]
     methods = []
     if of := representative(quantized):
-        same = [run for run in quantized if _setting(run) == _setting(of)]
+        same = [run for run in quantized if _alike(run) == _alike(of)]
         methods = [_learned(run, measured[run["run_id"]], runs) for run in same]
     networks = [
         _mistakes(mine, [run for run in shown if run["method"] == "fp"], measured, data)
@@ -53,7 +53,7 @@ def make_gallery(record: Record, measured: dict[str, dict], runs: Path, data: Pa
     return {"methods": methods, "networks": [one for one in networks if one]}
 
 
-def _setting(run: dict) -> tuple:
+def _alike(run: dict) -> tuple:
     """What the runs of all methods that are shown beside each other have in common."""
     return run["dataset"], run["arch"], run["w_bits"], run["a_bits"], run["seed"]
 
