@@ -331,9 +331,8 @@ struct Call {
         if (kernel.begin) kernel.begin(layer);
 #pragma omp for nowait  // the end of the parallel part waits
         for (int i = 0; i < order.count(); i++)
-            for (int k = 0; k < order.inner(); k++)
-                make_tile(order.block(i, k) * layer.tile_blocks, order.row(i) * high,
-                          order.column(i, k) * layer.tile_wide, high, made);
+            make_tile(order.block(i) * layer.tile_blocks, order.row(i) * high, order.column(i) * layer.tile_wide, high,
+                      made);
         if (kernel.end) kernel.end();
     }
 };

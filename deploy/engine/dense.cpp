@@ -178,8 +178,7 @@ void run_dense(const Layer& layer, const float* x, const float* other, float* y,
     share(threads, order.count(), [&](int64_t i) {
         const int line = order.row(int(i));
         const size_t at = row * line;
-        for (int k = 0; k < order.inner(); k++)
-            run_blocks(layer, x, order.block(int(i), k) * BLOCKS, line, other ? other + at : nullptr, y + at);
+        run_blocks(layer, x, order.block(int(i)) * BLOCKS, line, other ? other + at : nullptr, y + at);
     });
 }
 

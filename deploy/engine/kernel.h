@@ -140,17 +140,16 @@ extern const Kernel POPCOUNT;
 
 const Kernel* choose_kernel(const Step&);
 
-// In which order the tiles of an output are made, numbered along its blocks, rows and columns. A thread makes
-// a row of blocks of one place, whose inputs stay in the first cache, or, where the weights are large, a row of
-// places of one block.
+// In which order the tiles of an output are made, numbered along its blocks, rows and columns. The blocks of
+// one place follow one another, since their inputs are then in the first cache; where the weights are large,
+// the places of one block do.
 struct Order {
     int blocks, rows, columns;
     bool by_place;
-    int count() const { return rows * (by_place ? columns : blocks); }
-    int inner() const { return by_place ? blocks : columns; }
-    int block(int i, int k) const { return by_place ? k : i / rows; }
-    int row(int i) const { return by_place ? i / columns : i % rows; }
-    int column(int i, int k) const { return by_place ? i % columns : k; }
+    int count() const { return blocks * rows * columns; }
+    int block(int i) const { return by_place ? i % blocks : i / columns / rows; }
+    int column(int i) const { return by_place ? i / blocks % columns : i % columns; }
+    int row(int i) const { return by_place ? i / blocks / columns : i / columns % rows; }
 };
 
 struct Scratch {
