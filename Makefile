@@ -1,5 +1,5 @@
 # make all    set up, then run the suite of config/config.yaml (or SUITE=...): tables, plots, report
-# make test   set up, then run the tests
+# make test   set up, then run the tests, two at a time
 # make lint   set up, then check the format, the code and the types (ruff, mypy)
 # make soak   set up, then run the long fault tests (55 random kills, at most 20 minutes) and 10,800 wrong files
 # make ui     show the runs in MLflow on http://127.0.0.1:$(PORT), also those that still train
@@ -20,7 +20,7 @@ all: setup
 	.venv/bin/snakemake --cores $(CORES) $(if $(SUITE),--config suite=$(SUITE) --) all
 
 test: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	.venv/bin/ruff format --check .

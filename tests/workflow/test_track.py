@@ -18,7 +18,7 @@ import pytest
 
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_folder import RunFolder
-from workflow import track, ui
+from workflow import mlflow_ui, track
 from workflow.track import Store, TrackedRun, Watcher
 
 ROOT = Path(track.__file__).parent.parent
@@ -323,10 +323,10 @@ def test_a_taken_port_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"port {port} .* cannot be used"):
-            ui.check_port(port)
+            mlflow_ui.check_port(port)
     for port in (0, 70000):
         with pytest.raises(InputError, match="between 1 and 65535"):
-            ui.check_port(port)
+            mlflow_ui.check_port(port)
 
 
 def test_the_ui_answers_and_stops_with_its_server(store, tmp_path):
