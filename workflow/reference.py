@@ -37,6 +37,7 @@ from workflow.results.record import (
     write_texts,
 )
 from workflow.suite.arguments import suite_parser
+from workflow.suite.options import option_pairs
 from workflow.suite.suite import Suite, load_suite
 
 REFERENCE = Path("results/reference")
@@ -51,19 +52,26 @@ OF_CODE = (
 
 @dataclass(frozen=True)
 class Joined:
-    """The ids of runs: those of an earlier record that are kept, and those that have no place."""
+    """The runs of a new record and of an earlier one, as lists of runs."""
 
-    kept: list[str] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
-    """Of the earlier record: their start was trained again, with as many runs or more."""
-    refused: list[str] = field(default_factory=list)
-    """New ones: of their start the earlier record has more runs."""
-    outside: list[str] = field(default_factory=list)
-    """Of the earlier record: the suite no longer asks for them, or for their start."""
+    stays: list[dict] = field(default_factory=list)
+    """New runs that stay."""
+    kept: list[dict] = field(default_factory=list)
+    """Earlier runs that are kept."""
+    replaced: list[dict] = field(default_factory=list)
+    """Earlier runs whose start was trained again, with as many new runs or more."""
+    refused: list[dict] = field(default_factory=list)
+    """New runs of whose start, another network, the earlier record has more."""
+    foreign: list[dict] = field(default_factory=list)
+    """Runs of another suite's record whose start is another network than that of the new runs."""
+    outside: list[dict] = field(default_factory=list)
+    """Earlier runs that the suite no longer asks for, or for whose start it does not."""
 
 
-def add_earlier(earlier: Path, new: Path, suite: Suite) -> Joined:
+def add_earlier(earlier: Path, new: Path, suite: Suite, is_other: bool = False) -> Joined:
     """Add to the record in `new` the runs of the record in `earlier` that it lacks.
+
+    is_other: `earlier` is the record of another suite, whose runs replace none.
 
     Runs are compared in pairs that start from the same full-precision network, and that network
     has other weights on another machine or by other code. So the runs of a start stay together: of
@@ -75,24 +83,19 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> Joined:
     """
     records = Record(new), Record(earlier)
     new_runs, all_old = (record.trained for record in records)
-    settings = {_training_of(run) for run in suite.runs}
-    gone = {_id(run) for run in all_old if _training_of(run["config"]) not in settings}
+    asked = suite.runs
+    order = {_training_of(run): place for place, run in reversed(list(enumerate(asked)))}
+    gone = {_id(run) for run in all_old if _training_of(run["config"]) not in order}
     old_runs = [run for run in all_old if not gone & {_id(run), start_of(run)}]
-    stays, kept = _joined_starts(new_runs, old_runs)
-    kept_ids = {_id(run) for run in kept}
-    again = {_training_of(run["config"]) for run in stays}
-    lost = {_id(run) for run in old_runs if _training_of(run["config"]) not in again}
-    joined = Joined(
-        sorted(kept_ids),
-        sorted(lost - kept_ids),
-        sorted({_id(run) for run in new_runs} - {_id(run) for run in stays} - kept_ids),
-        sorted({_id(run) for run in all_old} - {_id(run) for run in old_runs}),
-    )
-    if not kept:
+    joined = _joined_starts(new_runs, old_runs, is_other)
+    joined.outside.extend(run for run in all_old if run not in old_runs)
+    if not joined.kept:
         return joined
-    order = {_training_of(run): place for place, run in reversed(list(enumerate(suite.runs)))}
-    runs = sorted([*stays, *kept], key=lambda run: order[_training_of(run["config"])])
-    ids = list(map(_id, runs))
+    runs = [*joined.stays, *joined.kept]
+    runs.sort(key=lambda run: order[_training_of(run["config"])])
+    roles = [asked[order[_training_of(run["config"])]]["role"] for run in runs]
+    runs = [run | {"role": role} for run, role in zip(runs, roles, strict=True)]
+    ids, kept_ids = list(map(_id, runs)), {*map(_id, joined.kept)}
     parts = [(new, {*ids} - kept_ids), (earlier, kept_ids)]
     shown = next(
         (
@@ -102,7 +105,8 @@ def add_earlier(earlier: Path, new: Path, suite: Suite) -> Joined:
         ),
         NO_HISTOGRAMS,
     )
-    flags = {name: any(r.settings.get(name) for r in records) for name in ("variants", "options")}
+    pairs = option_pairs(run["config"] | {"pretrained": start_of(run)} for run in runs)
+    flags = {"variants": suite.has_variants, "options": bool(pairs)}
     texts = {
         RUNS: json_lines(without_test(run) if suite.has_variants else run for run in runs),
         SUITE: json_text(records[0].settings | flags),
@@ -134,25 +138,26 @@ def _by_start(runs: Iterable[dict]) -> dict[tuple, list[dict]]:
     return starts
 
 
-def _joined_starts(new: list[dict], old: list[dict]) -> tuple[list[dict], list[dict]]:
-    """What stays of the runs in `new`, and what is kept of those in `old` (see add_earlier)."""
+def _joined_starts(new: list[dict], old: list[dict], is_other: bool) -> Joined:
+    """What becomes of the runs of both records (see add_earlier)."""
     by_start = _by_start(new), _by_start(old)
-    stays, kept = [], []
+    joined = Joined()
     for start in {**by_start[0], **by_start[1]}:
         ours, theirs = (runs.get(start, []) for runs in by_start)
         if _networks(ours) and _networks(ours) == _networks(theirs):
             again = {_training_of(run["config"]) for run in ours}
-            stays += ours
-            ids = ([run["config"]["run_id"] for run in _starts(runs)] for runs in (theirs, ours))
+            joined.stays.extend(ours)
+            ids = ([_id(run) for run in _starts(runs)] for runs in (theirs, ours))
             same = dict(zip(*ids, strict=True))
-            kept += [
-                _from_start(run, same) for run in theirs if _training_of(run["config"]) not in again
-            ]
-        elif len(ours) >= len(theirs):
-            stays += ours
+            rest = [run for run in theirs if _training_of(run["config"]) not in again]
+            joined.kept.extend(_from_start(run, same) for run in rest)
+        elif ours and (is_other or len(ours) >= len(theirs)):
+            joined.stays.extend(ours)
+            (joined.foreign if is_other else joined.replaced).extend(theirs)
         else:
-            kept += theirs
-    return stays, kept
+            joined.kept.extend(theirs)
+            joined.refused.extend(ours)
+    return joined
 
 
 def _from_start(run: dict, same: dict[str, str]) -> dict:
@@ -219,13 +224,13 @@ def main(argv: list[str] | None = None) -> None:
         new = Path(folder)
         write_record(suite.config, roles, args.runs, new, suite.has_variants)
         joined = add_earlier(out, new, suite) if (out / RUNS).exists() else Joined()
-        also = [add_earlier(record, new, suite).kept for record in args.also]
         if joined.replaced and not args.replace:
             raise InputError(
-                f"{out} has {len(joined.replaced)} runs, such as {joined.replaced[0]}, whose start "
-                "was trained again and has as many new runs or more: --replace lets these take "
-                "their place, --out FOLDER/record writes another record"
+                f"{out} has {len(joined.replaced)} runs, such as {_id(joined.replaced[0])}, whose "
+                "start was trained again and has as many new runs or more: --replace lets these "
+                "take their place, --out FOLDER/record writes another record"
             )
+        also = [_add_other(record, new, suite) for record in args.also]
         for name in FILES:
             if (size := (new / name).stat().st_size) > MOST_BYTES:
                 raise InputError(
@@ -236,15 +241,27 @@ def main(argv: list[str] | None = None) -> None:
             write_sealed(out / name, read_sealed(new / name))
     say(
         f"{out} holds {len(Record(out).trained)} runs of {len(suite.runs)} of suite {args.suite}, "
-        f"{len(joined.kept)} of them kept, {sum(map(len, also))} from other suites"
+        f"{len(joined.kept)} of them kept, {sum(len(one.kept) for one in also)} from other suites"
     )
+    foreign = [run for one in also for run in one.foreign]
     for left_out, why in (
         (joined.refused, "new, but the record has more runs of their start, another network"),
         (joined.replaced, "replaced, since their start was trained again"),
         (joined.outside, "no longer in the suite"),
+        (foreign, "of another suite, since their start is another network"),
     ):
         if left_out:
-            say(f"left out, {why}: {', '.join(left_out)}")
+            say(f"left out, {why}: {', '.join(sorted(map(_id, left_out)))}")
+
+
+def _add_other(record: Path, new: Path, suite: Suite) -> Joined:
+    """Add runs of another suite's record, which must have test accuracies if `suite` has some."""
+    if Record(record).settings["variants"] and not suite.has_variants:
+        raise InputError(
+            f"--also {record}: it is of a suite that chooses on validation images, so it has no "
+            f"test accuracy for suite {suite.name!r}: name a record of another kind"
+        )
+    return add_earlier(record, new, suite, is_other=True)
 
 
 if __name__ == "__main__":

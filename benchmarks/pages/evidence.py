@@ -11,7 +11,7 @@ from workflow.results.columns import grouped, read_table
 from workflow.results.compare import Difference, difference, judge, pair_runs
 from workflow.results.labels import method_label, method_order
 from workflow.results.main_table import markdown_table, mean_text
-from workflow.results.record import Record, mean_of
+from workflow.results.record import Record, mean_of, start_of
 from workflow.suite.suite import ROOT
 
 REFERENCE = ROOT / "results" / "reference"
@@ -163,10 +163,32 @@ def _answers(rows: list[dict], settings: list[str]) -> Iterator[dict[str, str]]:
         yield cells | {"p, adjusted": p_text(primary), "verdict": primary["verdict"]}
 
 
+def claims_choices() -> str:
+    """Validation top-1 of every variant of the method's choices, and its difference."""
+    cells = [
+        {
+            "method": method_label(row["method"]),
+            "what it changes": row["change"] or "",
+            "validation top-1": mean_text(row["val_top1_mean"], row["val_top1_std"])
+            + f" ({row['n']})",
+            "difference": difference_text(row) if row["verdict"] and row["p"] is not None else "",
+            "p, adjusted": p_text(row) if row["p"] is not None else "",
+            "verdict": row["verdict"] if row["p"] is not None else "",
+        }
+        for row in _table("claims_choices", "variants.csv")
+    ]
+    return markdown(pd.DataFrame(cells))
+
+
 def precision() -> str:
     """Validation top-1 of training in bfloat16 minus float32, paired by start, by the one rule."""
     runs = [
-        {**run["config"], **run["final"], "precision": run["config"]["recipe"]["precision"]}
+        {
+            **run["config"],
+            **run["final"],
+            "pretrained": start_of(run),
+            "precision": run["config"]["recipe"]["precision"],
+        }
         for run in _record("precision").runs
         if run["role"] != "checkpoint"
     ]

@@ -166,13 +166,14 @@ def test_runs_of_a_start_whose_recipe_changed_leave_the_record(tmp_path: Path):
     assert {version for *_, version in found(tmp_path / "new")} == {"new"}
 
 
+@pytest.mark.parametrize("again", [["direct"], ["lsq"], ["lsq", "pact"]])
 def test_what_has_no_place_is_named_and_nothing_is_replaced_unasked(
-    tmp_path: Path, monkeypatch, capsys
+    again: list[str], tmp_path: Path, monkeypatch, capsys
 ):
     out = tmp_path / "out" / "record"
     suite = train(tmp_path / "all", {0: ["direct", "lsq", "pact"]}, "new", tmp_path / "unused")
     monkeypatch.setattr(reference, "load_suite", lambda *_: suite)
-    train(tmp_path / "a", {0: ["direct"]}, "old", out)
+    train(tmp_path / "a", {0: again}, "old", out)
     before = found(out)
     train(tmp_path / "b", {0: ["lsq", "pact"]}, "new", tmp_path / "unused")
     roles = {path.name: "run" for path in (tmp_path / "b").iterdir()}
@@ -206,10 +207,30 @@ def test_runs_that_another_suite_trained_are_taken_from_its_record(
     assert known == {"fp": True, "lsq": False, "direct": False}
 
 
+def test_another_suite_s_record_replaces_nothing(tmp_path: Path, monkeypatch, capsys):
+    """Its start is another network, and has more runs: what was recorded stays all the same."""
+    out, other = tmp_path / "out" / "record", tmp_path / "other" / "record"
+    suite = train(tmp_path / "all", {0: ["direct", "lsq", "pact"]}, "new", tmp_path / "unused")
+    monkeypatch.setattr(reference, "load_suite", lambda *_: suite)
+    train(tmp_path / "a", {0: ["direct"]}, "old", out)
+    train(tmp_path / "b", {0: ["lsq", "pact"]}, "new", other)
+    before = found(out)
+    roles = {path.name: "run" for path in (tmp_path / "a").iterdir()}
+    monkeypatch.setattr(reference, "finished_runs", lambda *_: roles)
+    call = ["--suite", "made", "--runs", str(tmp_path / "a"), "--out", str(out)]
+    reference.main([*call, "--also", str(other)])
+    assert found(out) == before
+    assert "of another suite, since their start is another network" in capsys.readouterr().err
+    settings = json.loads((other / "suite.json").read_text()) | {"variants": True}
+    write_texts(other, {"suite.json": json.dumps(settings)})
+    with pytest.raises(InputError, match="no test accuracy"):
+        reference.main([*call, "--also", str(other)])
+
+
 def test_the_command_keeps_what_was_recorded(tmp_path: Path, monkeypatch, capsys):
     out = tmp_path / "out" / "record"
     suite = train(tmp_path / "a", {0: ["direct"], 1: ["direct"]}, "old", tmp_path / "unused")
-    train(tmp_path / "b", {1: ["direct"]}, "old", tmp_path / "unused")
+    train(tmp_path / "b", {1: ["direct"]}, "old", tmp_path / "unused", starts_of="a")
     monkeypatch.setattr(reference, "load_suite", lambda *_: suite)
     for runs, line in (
         ("a", "4 runs of 4 of suite made, 0"),
@@ -224,7 +245,7 @@ def test_runs_on_other_data_sets_than_those_named_are_kept(tmp_path: Path, monke
     """--datasets limits what is added, not what the record holds already."""
     out = tmp_path / "out" / "record"
     suite = train(tmp_path / "a", {0: ["direct"], 1: ["direct"]}, "old", out)
-    train(tmp_path / "b", {1: ["direct"]}, "old", tmp_path / "unused")
+    train(tmp_path / "b", {1: ["direct"]}, "old", tmp_path / "unused", starts_of="a")
     monkeypatch.setattr(reference, "load_suite", lambda *_: suite)
     part = Suite("made", suite.config, {"a": Job("a", suite.jobs["a"].runs[2:])})
     monkeypatch.setattr(Suite, "only", lambda *_: part)

@@ -11,7 +11,8 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -160,11 +161,11 @@ def merge(sources: Iterable[Path], runs: Path) -> list[str]:
                 _check_agreement(both, [origin.get(path, path) for path in both])
                 if max(both, key=_completeness) is folder:
                     chosen[folder.name] = folder
-        for run_id, folder in chosen.items():  # renamed, so that there is never a part of one
-            if (runs / run_id).exists():
-                _check_idle(runs / run_id)
-                (runs / run_id).rename(Path(scratch) / f"{run_id}.old")
-            folder.rename(runs / run_id)
+        with _idle([runs / run_id for run_id in chosen]):
+            for run_id, folder in chosen.items():  # renamed, so that there is never a part of one
+                if (runs / run_id).exists():
+                    (runs / run_id).rename(Path(scratch) / f"{run_id}.old")
+                folder.rename(runs / run_id)
     return sorted(chosen)
 
 
@@ -175,12 +176,19 @@ def _completeness(folder: Path) -> tuple[bool, bool, int]:
     return (folder / "final.json").exists(), saved, epochs
 
 
-def _check_idle(folder: Path) -> None:
-    """Raise InputError if the run trains in this folder now."""
-    lock = try_lock(folder / "lock")
-    if lock is None:
-        raise InputError(f"{folder} is being trained: stop that, or wait for it, and merge again")
-    lock.close()
+@contextmanager
+def _idle(folders: list[Path]) -> Iterator[None]:
+    """Hold the locks of those run folders that exist; InputError if some are being trained."""
+    locks = {folder: try_lock(folder / "lock") for folder in folders if folder.exists()}
+    try:
+        if busy := [str(folder) for folder, lock in locks.items() if lock is None]:
+            raise InputError(
+                f"being trained: {', '.join(busy)}: stop that, or wait for it, and merge again"
+            )
+        yield
+    finally:
+        for lock in filter(None, locks.values()):
+            lock.close()
 
 
 def _check_agreement(folders: list[Path], origins: list[Path]) -> None:

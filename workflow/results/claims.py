@@ -75,7 +75,7 @@ def _over_all(settings: list[PairedSetting]) -> dict:
     enough = {arch: used for arch, used in networks.items() if len(used[0][2].keys) >= FEWEST}
     few = sorted(networks.keys() - enough.keys()) if enough else []
     networks = enough or networks
-    used = [setting for mine in networks.values() for setting in mine]
+    used = {(arch, bits) for mine in networks.values() for arch, bits, _ in mine}
     found = difference(
         [_checkpoint_means([pairs for _, _, pairs in mine]) for mine in networks.values()],
         sum(pairs.diverged for _, _, pairs in settings),
@@ -83,18 +83,33 @@ def _over_all(settings: list[PairedSetting]) -> dict:
     )
     fewer = [
         f"{labels.arch_name(arch)} {bits}"
-        for arch, bits, pairs in settings
-        if arch in networks and (arch, bits, pairs) not in used
+        for arch, bits, _ in settings
+        if arch in networks and (arch, bits) not in used
     ]
     notes = [f"left out, n below {FEWEST}: {', '.join(map(labels.arch_name, few))}"] if few else []
-    notes += [f"left out, fewer starts: {', '.join(fewer)}"] if fewer else []
+    notes += [f"left out, too few starts in common: {', '.join(fewer)}"] if fewer else []
     return _row(ALL, ALL, [[s[2] for s in mine] for mine in networks.values()], found, notes)
 
 
 def _common(settings: list[PairedSetting]) -> list[PairedSetting]:
-    """Of one network: the settings that have all checkpoints of the one with the most."""
-    most = max((pairs.keys for _, _, pairs in settings), key=len)
-    return [setting for setting in settings if setting[2].keys == most]
+    """Of one network: settings with the checkpoints that all of them have.
+
+    A setting with fewer than half of the checkpoints of the largest is left out, since the answer
+    would rest on these few. Of the others, the smallest ones are, until enough are common.
+    """
+    most = max(len(pairs.keys) for _, _, pairs in settings)
+    ranked = sorted(
+        (s for s in settings if 2 * len(s[2].keys) >= most), key=lambda s: -len(s[2].keys)
+    )
+    shared = {*ranked[0][2].keys}
+    while len(ranked) > 1:
+        shared = set.intersection(*({*pairs.keys} for _, _, pairs in ranked))
+        if len(shared) >= min(FEWEST, most):
+            break
+        ranked.pop()
+        shared = {*ranked[0][2].keys}
+    chosen = {bits for _, bits, _ in ranked}
+    return [(arch, bits, pairs.only(shared)) for arch, bits, pairs in settings if bits in chosen]
 
 
 def _checkpoint_means(used: list[Pairs]) -> list[float]:
@@ -109,7 +124,8 @@ def _row(
     """networks: of each one, the pairs of its settings."""
     runs = [[pair for pairs in mine for pair in pairs.runs] for mine in networks]
     if found.p is None:
-        notes = [*notes, NO_SPREAD if found.n >= FEWEST else f"n below {FEWEST}: no interval"]
+        is_few = any(len(mine[0].keys) < FEWEST for mine in networks)
+        notes = [*notes, f"n below {FEWEST}: no interval" if is_few else NO_SPREAD]
     return {
         "arch": arch,
         "bits": bits,

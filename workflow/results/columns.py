@@ -227,12 +227,15 @@ def write_sealed(path: str | Path, data: bytes) -> None:
     write_bytes(path, data)
 
 
-def read_sealed(path: str | Path) -> bytes:
-    """What `write_sealed` wrote; InputError if it is missing or not what was written."""
+def read_sealed(path: str | Path, committed: bool = False) -> bytes:
+    """What `write_sealed` wrote; InputError if it is missing or not what was written.
+
+    committed: no command makes the file again, since its runs may be nowhere.
+    """
     path = Path(path)
-    again = COMMITTED if "reference" in path.parts else AGAIN
+    again, missing = (COMMITTED, COMMITTED) if committed else (AGAIN, "run `snakemake` again")
     if not path.exists():
-        raise InputError(f"{path} is missing: {again.removeprefix('delete it and ')}")
+        raise InputError(f"{path} is missing: {missing}")
     data, seal = path.read_bytes(), _seal(path)
     if seal.exists() and seal.read_bytes().strip() != hashlib.sha256(data).hexdigest().encode():
         raise InputError(f"{path} is not what was written, its checksum differs: {again}")

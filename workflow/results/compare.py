@@ -37,6 +37,12 @@ class Pairs:
     diverged: int
     other_diverged: int
 
+    def only(self, keys: set[tuple[int, str]]) -> "Pairs":
+        """The same without the pairs of other checkpoints."""
+        chosen = [index for index, key in enumerate(self.keys) if key in keys]
+        parts = ([part[i] for i in chosen] for part in (self.keys, self.runs, self.differences))
+        return Pairs(*parts, self.diverged, self.other_diverged)
+
 
 def pair_runs(runs: Iterable[dict], others: Iterable[dict], column: str = "top1") -> Pairs:
     """Pair runs (rows with `seed`, `pretrained`, `status`); take the differences of a column."""

@@ -27,7 +27,7 @@ from workflow.results.columns import grouped, read_sealed, write_sealed
 from workflow.suite.arguments import suite_parser
 from workflow.suite.jobs import check_jobs, check_run, read_jobs
 from workflow.suite.options import option_pairs
-from workflow.suite.suite import load_suite
+from workflow.suite.suite import ROOT, load_suite
 
 RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
     "runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json",
@@ -50,6 +50,10 @@ class Record:
     """A record folder. Reading a file that is missing or damaged raises InputError."""
 
     folder: Path
+
+    @property
+    def is_committed(self) -> bool:
+        return self.folder.resolve().parent.parent == (ROOT / "results" / "reference").resolve()
 
     @cached_property
     def settings(self) -> dict:
@@ -132,7 +136,7 @@ class Record:
     def _reading(self, name: str) -> Iterator[str]:
         """The text of a file; what is wrong in it becomes an InputError that names the file."""
         path = self.folder / name
-        data = read_sealed(path)
+        data = read_sealed(path, committed=self.is_committed)
         try:
             yield data.decode()
         except (ValueError, KeyError, TypeError, csv.Error) as error:
@@ -215,7 +219,11 @@ def without_test(run: dict) -> dict:
     """The run without its accuracy on test images, unless it is a start: no choice may know it."""
     if run["config"]["pretrained"] is None:
         return run
-    return run | {"final": {k: v for k, v in run["final"].items() if k not in OF_TEST}}
+    final, *widths = (
+        {key: value for key, value in row.items() if key not in OF_TEST}
+        for row in (run["final"], *run.get("widths", ()))
+    )
+    return run | {"final": final} | ({"widths": widths} if widths else {})
 
 
 def write_texts(folder: Path, texts: dict[str, str]) -> None:

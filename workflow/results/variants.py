@@ -34,7 +34,6 @@ def variant_rows(suite: dict, records: list[dict]) -> list[dict]:
     a rival. Rows of one setting are adjusted together. A setting with one variant compares nothing
     and has no row.
     """
-    order = _named(suite)
     runs = [
         {
             **record["config"],
@@ -51,20 +50,21 @@ def variant_rows(suite: dict, records: list[dict]) -> list[dict]:
         names["bits"] = bits_label(*setting[2:])
         variants = grouped(mine, "method", "variant")
         if len(variants) > 1:
-            base = min(variants, key=lambda one: order.get(one, (len(order), one)))
+            order = _named(suite, {method for method, _ in variants})
+            base = min(variants, key=lambda one: order.get(one, len(order)))
             rows += [names | row for row in _setting_rows(variants, base)]
     return rows
 
 
-def _named(suite: dict) -> dict[tuple[str, str], tuple]:
-    """The place of each (method, recipe) that the suite names, in its order."""
-    named = [
+def _named(suite: dict, methods: set[str]) -> dict[tuple[str, str], int]:
+    """The place of each (method, recipe) that the suite names; `all` stands for `methods`."""
+    by_label = sorted(methods, key=lambda method: (method_order(method), method))
+    named = dict.fromkeys(
         (method, experiment["recipe"])
         for experiment in suite["experiments"]
-        if experiment["methods"] != "all"
-        for method in experiment["methods"]
-    ]
-    return {one: (place, one) for place, one in reversed(list(enumerate(named)))}
+        for method in (by_label if experiment["methods"] == "all" else experiment["methods"])
+    )
+    return {one: place for place, one in enumerate(named)}
 
 
 def _setting_rows(variants: dict[tuple[str, str], list[dict]], base: tuple[str, str]) -> list[dict]:
