@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from deploy.images import read_images
-from deploy.network import Network, load
+from deploy.network import Network, check_threads, load
 from lowbit_core.runtime.errors import InputError, run_cli
 
 ROOT = Path(__file__).parents[1]
@@ -129,8 +129,7 @@ def main() -> None:
     arguments = _arguments()
     if getattr(arguments, "most", None) is not None and arguments.most < 1:
         raise InputError(f"--most {arguments.most}: must be at least 1")
-    if getattr(arguments, "threads", 1) < 1:
-        raise InputError(f"--threads {arguments.threads}: must be at least 1")
+    check_threads(getattr(arguments, "threads", 1), "--threads")
     arguments.call(arguments)
 
 

@@ -121,6 +121,8 @@ def _entry(entry: object, where: str) -> tuple[np.dtype, list[int]]:
     name, shape = entry
     if not isinstance(name, str) or name not in DTYPES:
         raise InputError(f"{where}: the type {name!r} is not one of {', '.join(DTYPES)}")
-    if len(shape) > 4 or any(type(side) is not int or not 0 <= side < 2**31 for side in shape):
-        raise InputError(f"{where}: the shape {shape!r} is not at most four whole numbers")
+    if len(shape) > 4 or any(type(side) is not int or not 1 <= side < 2**31 for side in shape):
+        raise InputError(
+            f"{where}: the shape {shape!r} is not at most four whole numbers from 1 to 2^31 - 1"
+        )
     return DTYPES[name], shape

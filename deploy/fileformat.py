@@ -348,7 +348,8 @@ def _about(header: dict) -> About:
     classes, model = fields.get("classes"), fields.get("model")
     good = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     _need(good, "the classes are no list of names")
-    _need(all(map(str.isprintable, classes)), "the name of a class holds a control character")
+    odd = [name for name in classes if not name.isprintable()]
+    _need(not odd, f"the class {odd[:1]!r} holds a character that cannot be printed")
     _need(isinstance(model, dict), "the model is not an object")
     numbers = []
     for key, low in (("mean", -1e6), ("std", 1e-6)):

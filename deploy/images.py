@@ -8,6 +8,8 @@ import numpy as np
 from deploy.fileformat import About
 from lowbit_core.runtime.errors import InputError
 
+EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+
 
 def read_images(paths: Iterable[Path], about: About, shape: tuple[int, int, int]) -> np.ndarray:
     """Normalised images (N, C, H, W) float32, as the evaluation of the training run reads them.
@@ -39,6 +41,11 @@ def _pixels(path: Path, about: About, shape: tuple[int, int, int]) -> np.ndarray
         raise InputError(f"{path}: the network reads {channels} channels: images have 1 or 3")
     try:
         with Image.open(path) as opened:
+            if opened.mode not in EIGHT_BITS:  # brighter pixels would be cut off
+                raise InputError(
+                    f"{path}: its pixels are of mode {opened.mode!r}: legal are those of 8 bits, "
+                    f"{', '.join(EIGHT_BITS)}"
+                )
             image = opened.convert(modes[channels])
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image ({error})") from None

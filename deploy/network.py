@@ -28,6 +28,15 @@ def load(
     return Network(*fileformat.load(path), threads=threads, target=target, kernel=kernel)
 
 
+MOST_THREADS = 1024
+
+
+def check_threads(threads: int, where: str) -> None:
+    """Raise InputError unless it is a number of threads that an engine may start."""
+    if not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"{where} {threads}: must be from 1 to {MOST_THREADS}")
+
+
 class Network:
     """Computes scores of images. `about` holds the classes, the preprocessing and the origin.
 
@@ -47,8 +56,7 @@ class Network:
         flags: tuple[str, ...] = (),
         kernel: str | None = None,
     ) -> None:
-        if threads < 1:
-            raise InputError(f"threads {threads}: must be at least 1")
+        check_threads(threads, "threads")
         number = plan.kernel_number(kernel)
         self.graph, self.about, self.threads = network, about, threads
         self.steps = plan.plan(network)

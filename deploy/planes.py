@@ -52,8 +52,8 @@ def signed(planes: Planes) -> Planes:
     """
     total = np.bincount(planes.group, planes.multiplier, planes.values.shape[1])
     offset = planes.offset + planes.values @ (total / 2)
-    top = np.abs(planes.offset).max() + np.abs(planes.values).sum(1).max()
-    offset = np.where(np.abs(offset).max() <= TOLERANCE * top, 0.0, offset)
+    top = np.abs(planes.offset) + np.abs(planes.values).sum(1)
+    offset = np.where((np.abs(offset) <= TOLERANCE * top).all(), 0.0, offset)
     return Planes(planes.bits, planes.multiplier, planes.group, planes.values / 2, offset)
 
 

@@ -28,7 +28,7 @@ struct Layer {
     std::vector<uint32_t> packed;     // COUNTS: weights in the kernel's layout
     std::vector<Pair> pairs;          // popcount.cpp: all pairs of planes, a chunk after the other
     std::vector<int32_t> offsets;     // popcount: of the words of the taps in the packed input; products:
-                                      // of their groups of codes;
+                                      // of their groups of codes; tables: of their tables;
                                       // DENSE: of each tap and channel in the padded input, in floats
     std::vector<float> weight, shift; // in blocks of output channels, filled up with zeros
     std::vector<float> w_value, w_offset;

@@ -12,7 +12,7 @@ from lowbit_core.data.loader import channels_last, make_loader
 from lowbit_core.runtime.backend import pick_backend
 from lowbit_core.runtime.errors import InputError
 
-KEYS = ("dataset", "arch", "arch_options", "method", "w_bits", "a_bits", "policy")
+KEYS = ("run_id", "dataset", "arch", "arch_options", "method", "w_bits", "a_bits", "policy")
 
 
 @torch.no_grad()
@@ -28,8 +28,11 @@ def check_run(
     read = onnxfile.load if path.suffix == ".onnx" else load
     network, run = read(path, threads=threads), read_run(folder)
     for key in KEYS:
-        if network.about.model.get(key) != run.config[key]:
-            raise InputError(f"{path} is not of the run in {folder}: {key} differs")
+        has, wanted = network.about.model.get(key), run.config[key]
+        if has != wanted:
+            raise InputError(
+                f"{path} is not of the run in {folder}: its {key} is {has!r}, not {wanted!r}"
+            )
     loader = make_loader(
         data_folder / run.data.name,
         "test",

@@ -42,6 +42,15 @@ _ADD = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELU = (functional.relu, torch.relu, torch.relu_, "relu", "relu_")
 _IN_PLACE = (operator.iadd, torch.relu_, "add_", "relu_")
 _MEAN = (torch.mean, "mean")
+_MEAN_POOL = (
+    "kernel_size",
+    "stride",
+    "padding",
+    "ceil_mode",
+    "count_include_pad",
+    "divisor_override",
+)
+_MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _ADAPTIVE = (functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
 
 
@@ -218,10 +227,10 @@ class _Builder:
         target = node.target
         if target is operator.getitem and isinstance(self.values[node.args[0]], tuple):
             return self.values[node.args[0]][node.args[1]]
-        if not isinstance(_input(node), fx.Node):
+        if not isinstance(_input(node), fx.Node) or node.kwargs.get("out") is not None:
             raise InputError(f"{self.place}: a file cannot hold {_called(node)}")
         x = self._name(_input(node))
-        in_place = target in _IN_PLACE or bool(node.kwargs.get("inplace"))
+        in_place = _is_in_place(node)
         if target in _SAME:
             return x
         if target is functional.dropout and node.kwargs.get("training", True) is False:
@@ -235,12 +244,12 @@ class _Builder:
         if target in _ADAPTIVE:
             return self._adaptive(
                 x,
-                _arguments(node, "output_size")["output_size"],
+                _arguments(node, "output_size", "return_indices")["output_size"],
                 target is functional.adaptive_avg_pool2d,
             )
         if target in (functional.max_pool2d, functional.avg_pool2d):
             mean = target is functional.avg_pool2d
-            return self._pool(x, _arguments(node, "kernel_size", "stride", "padding"), mean)
+            return self._pool(x, _arguments(node, *(_MEAN_POOL if mean else _MAX_POOL)), mean)
         if target in _MEAN and _over_pixels(node):
             return self._adaptive(x, 1, True)
         raise InputError(f"{self.place}: a file cannot hold {_called(node)}")
@@ -285,8 +294,16 @@ def _input(node: fx.Node) -> object:
 
 
 def _arguments(node: fx.Node, *names: str) -> dict:
-    """The arguments of a call after the first, by name."""
+    """The arguments of a call after the first, by name. Raises InputError where one has no name."""
+    if len(node.args) > 1 + len(names):
+        raise InputError(f"a file cannot hold {_called(node)} with {len(node.args)} arguments")
     return dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    if node.target in (functional.relu, functional.relu6):
+        return bool(_arguments(node, "inplace").get("inplace"))
+    return node.target in _IN_PLACE or bool(node.kwargs.get("inplace"))
 
 
 def _called(node: fx.Node) -> str:
@@ -296,7 +313,7 @@ def _called(node: fx.Node) -> str:
 
 def _over_pixels(node: fx.Node) -> bool:
     """Whether a call of mean() is over all pixels of an image (N, C, H, W)."""
-    dim = _arguments(node, "dim").get("dim")
+    dim = _arguments(node, "dim", "keepdim").get("dim")
     four = len(_input(node).meta["shape"]) == 4
     return four and isinstance(dim, tuple | list) and sorted(d % 4 for d in dim) == [2, 3]
 

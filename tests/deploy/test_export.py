@@ -125,6 +125,13 @@ def test_pixels_are_normalised_as_in_training(trained, digits_root, tmp_path):
     np.testing.assert_array_equal(made, expected.numpy())
 
 
+def test_an_image_of_sixteen_bits_is_refused(trained, tmp_path):
+    """Pillow would cut off every pixel above 255."""
+    Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match=r"deep.png: its pixels are of mode 'I;16': legal are"):
+        read_images([tmp_path / "deep.png"], load(trained[1]).about, (1, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

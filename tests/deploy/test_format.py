@@ -96,3 +96,24 @@ def test_a_wrong_header_is_refused(example, tmp_path, kind, change, reason):
     container.write(tmp_path / "wrong.lowbit", header, arrays)
     with pytest.raises(InputError, match=re.escape(reason)):
         load(tmp_path / "wrong.lowbit")
+
+
+def test_an_array_without_values_is_refused(example, tmp_path):
+    header, arrays = parts(example[0])
+    container.write(tmp_path / "empty.lowbit", header, [*arrays, np.zeros((0, 2), np.float32)])
+    with pytest.raises(InputError, match=r"the shape \[0, 2\] is not at most four whole numbers"):
+        load(tmp_path / "empty.lowbit")
+
+
+def test_a_class_that_cannot_be_printed_is_named(example, tmp_path):
+    header, arrays = parts(example[0])
+    header["classes"][0] = "caf\x1b"
+    container.write(tmp_path / "odd.lowbit", header, arrays)
+    with pytest.raises(InputError, match=r"the class \['caf.x1b'\] holds a character"):
+        load(tmp_path / "odd.lowbit")
+
+
+@pytest.mark.parametrize("threads", [0, 1025, 2**32])
+def test_a_number_of_threads_that_no_engine_starts_is_refused(example, threads):
+    with pytest.raises(InputError, match=f"threads {threads}: must be from 1 to 1024"):
+        Network(example[1], about(4), threads=threads)

@@ -54,6 +54,13 @@ def test_planes_give_back_the_levels(count, rows, seed, grid):
     np.testing.assert_allclose(made(other, signs), levels, rtol=0, atol=1e-6 * 4)
 
 
+def test_a_small_row_keeps_its_offset_beside_a_large_one():
+    levels = np.array([[-1, 1], [0, 1e-8]])
+    planes = signed(split(levels))
+    signs = 2 * planes.bits.astype(int) - 1
+    np.testing.assert_allclose(made(planes, signs), levels, rtol=1e-6, atol=0)
+
+
 def test_levels_symmetric_to_zero_have_no_offset():
     for levels in (
         [[-1, 1]],

@@ -24,22 +24,17 @@ int steps(const Step& s) { return (run(s) + TABLES - 1) / TABLES; }
 
 // A row, of one group of planes: its tables, empty ones for the last step of the last pixel, and the sums
 // of the pixels. The rows of all groups follow one another.
-size_t table_bytes(const Layer& layer) {
-    return rounded((size_t(layer.padded_wide()) * pixel_groups(layer.step) + TABLES) * TABLE);
-}
-size_t row_bytes(const Layer& layer) {
-    return table_bytes(layer) + rounded(sizeof(int32_t) * layer.padded_wide());
-}
+size_t table_bytes(const Step& s) { return rounded((size_t(padded_wide(s)) * pixel_groups(s) + TABLES) * TABLE); }
+size_t row_bytes(const Step& s) { return table_bytes(s) + rounded(sizeof(int32_t) * padded_wide(s)); }
+size_t input_bytes(const Step& s) { return row_bytes(s) * s.a_groups * padded_high(s) + 64; }
 
 bool serves(const Step& s) {
     for (int g = 0; g < s.w_groups; g++)
         if (top_weight(s, g) > MOST_WEIGHT) return false;
-    return GROUP * largest_code(s) <= MOST_SUM;
+    return GROUP * largest_code(s) <= MOST_SUM && input_bytes(s) < MOST_TABLES;
 }
 
-size_t input_bytes(const Layer& layer) {
-    return row_bytes(layer) * layer.step.a_groups * layer.padded_high() + 64;
-}
+size_t input_bytes(const Layer& layer) { return input_bytes(layer.step); }
 
 // Weights [block][kernel row][step][plane][part][lane]: four bits each. Of two planes, [half of the
 // outputs][part][lane][plane].
@@ -51,7 +46,7 @@ void pack_weights(Layer& layer) {
     const Step& s = layer.step;
     const int most = KEPT / (s.w_groups * layer.a_terms() * BLOCK);
     layer.tile_wide = std::min(layer.tile_wide, std::max(MOST_VECTORS, most));
-    layer.set_offsets(int(row_bytes(layer) * s.a_groups), steps(s), sizeof(Bytes));
+    layer.set_offsets(int(row_bytes(layer.step) * s.a_groups), steps(s), sizeof(Bytes));
     layer.packed.assign(block_bytes(s) * layer.blocks() / 4 + 16, 0);
     uint8_t* packed = (uint8_t*)aligned(layer.packed.data());
     const uint8_t* code = s.w_codes;
@@ -111,34 +106,35 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     const size_t n = size_t(s.wide) * each;
     std::vector<uint8_t> all(n * s.a_groups);
     each_padded_row(s, first, end, [&](int padded, int y) {
-        uint8_t* row = aligned(packed) + row_bytes(layer) * s.a_groups * padded;
+        uint8_t* row = aligned(packed) + row_bytes(layer.step) * s.a_groups * padded;
         if (y < 0) {
-            std::memset(row, 0, row_bytes(layer) * s.a_groups);
+            std::memset(row, 0, row_bytes(layer.step) * s.a_groups);
             return;
         }
         const size_t start = size_t(s.pad_wide) * each / GROUP * TABLE;
         const size_t stop = start + n / GROUP * TABLE;
         integers.row(s, x, y, all.data(), n);
-        for (int h = 0; h < s.a_groups; h++, row += row_bytes(layer)) {
+        for (int h = 0; h < s.a_groups; h++, row += row_bytes(layer.step)) {
             const uint8_t* codes = all.data() + n * h;
             std::memset(row, 0, start);
             build_tables(codes, int(n), row + start);
-            std::memset(row + stop, 0, row_bytes(layer) - stop);
-            int32_t* sums = (int32_t*)(row + table_bytes(layer)) + s.pad_wide;
+            std::memset(row + stop, 0, row_bytes(layer.step) - stop);
+            int32_t* sums = (int32_t*)(row + table_bytes(layer.step)) + s.pad_wide;
             for (int pixel = 0; pixel < s.wide; pixel++) sums[pixel] = sum_of_codes(codes + pixel * each, each);
         }
     });
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
-    copy_sums(layer, aligned(packed), row_bytes(layer), table_bytes(layer), row, sums);
+    copy_sums(layer, aligned(packed), row_bytes(layer.step), table_bytes(layer.step), row, sums);
 }
 
 struct Operands {
     const uint8_t* weights;  // of the first plane
     const uint8_t* input;    // the tables of the first pixel's first tap
     const int32_t* offsets;  // of the tables of each step from there
-    int steps, most;         // look-ups; of them a byte holds so many
+    int steps;               // look-ups of a pixel
+    int most;                // of them, whose sum a byte holds
     size_t pixel, step;      // bytes between output pixels, and between the weights of two steps
     int multiplier[2];       // of both planes, where these are summed as one
     int flushes;             // that a 16-bit word holds
@@ -275,7 +271,7 @@ void add_planes(const Layer& layer, int n, int first, int h, Operands at) {
 
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
     const Step& s = layer.step;
-    const size_t pixel = size_t(pixel_groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer) * s.a_groups;
+    const size_t pixel = size_t(pixel_groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer.step) * s.a_groups;
     const uint8_t* weights = (const uint8_t*)aligned(layer.packed.data()) + block_bytes(s) * t.block;
     Operands at{};
     at.input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
@@ -286,7 +282,7 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
     at.counts = counts;
     at.sums = sums;
     at.count = size_t(s.w_groups) * layer.a_terms() * BLOCK;
-    for (int h = 0; h < s.a_groups; h++, at.input += row_bytes(layer), at.sums += s.out_wide)
+    for (int h = 0; h < s.a_groups; h++, at.input += row_bytes(layer.step), at.sums += s.out_wide)
         for (int p = 0; p < s.w_planes; p += 2) {
             at.weights = weights + p * sizeof(Bytes);
             add_planes(layer, t.n, p, h, at);

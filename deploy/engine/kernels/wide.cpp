@@ -24,16 +24,12 @@ int groups(const Step& s) { return (s.channels + SIX - 1) / SIX; }  // of a pixe
 int run(const Step& s) { return s.kernel_wide * groups(s); }        // tables of a row of taps
 
 // A row, of one group of planes: its tables, and the sums of its pixels.
-size_t table_bytes(const Layer& layer) { return size_t(layer.padded_wide()) * groups(layer.step) * TABLE; }
-size_t row_bytes(const Layer& layer) {
-    return table_bytes(layer) + rounded(sizeof(int32_t) * layer.padded_wide());
-}
+size_t table_bytes(const Step& s) { return size_t(padded_wide(s)) * groups(s) * TABLE; }
+size_t row_bytes(const Step& s) { return table_bytes(s) + rounded(sizeof(int32_t) * padded_wide(s)); }
+size_t input_bytes(const Step& s) { return row_bytes(s) * s.a_groups * padded_high(s) + 64; }
+size_t input_bytes(const Layer& layer) { return input_bytes(layer.step); }
 
-bool serves(const Step& s) { return SIX * largest_code(s) <= MOST_SUM; }
-
-size_t input_bytes(const Layer& layer) {
-    return row_bytes(layer) * layer.step.a_groups * layer.padded_high() + 64;
-}
+bool serves(const Step& s) { return SIX * largest_code(s) <= MOST_SUM && input_bytes(s) < MOST_TABLES; }
 
 // Weights [64 outputs][kernel row][group][plane][lane]: six bits each. Outputs o and 32 + o have
 // neighbouring lanes, since 16-bit words take the sums of every second byte.
@@ -87,17 +83,17 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     const size_t n = size_t(s.wide) * each;
     std::vector<uint8_t> codes(n * s.a_groups + 8);
     each_padded_row(s, first, end, [&](int padded, int y) {
-        uint8_t* row = aligned(packed) + row_bytes(layer) * s.a_groups * padded;
+        uint8_t* row = aligned(packed) + row_bytes(layer.step) * s.a_groups * padded;
         if (y < 0) {
-            std::memset(row, 0, row_bytes(layer) * s.a_groups);
+            std::memset(row, 0, row_bytes(layer.step) * s.a_groups);
             return;
         }
         const size_t side = size_t(s.pad_wide) * most * TABLE;
         integers.row(s, x, y, codes.data(), n);
-        for (int h = 0; h < s.a_groups; h++, row += row_bytes(layer)) {
+        for (int h = 0; h < s.a_groups; h++, row += row_bytes(layer.step)) {
             std::memset(row, 0, side);
             uint8_t* to = row + side;
-            int32_t* sums = (int32_t*)(row + table_bytes(layer)) + s.pad_wide;
+            int32_t* sums = (int32_t*)(row + table_bytes(layer.step)) + s.pad_wide;
             const uint8_t* from = codes.data() + n * h;
             for (int pixel = 0; pixel < s.wide; pixel++, from += each) {
                 for (int g = 0; g < most; g++, to += TABLE)
@@ -105,14 +101,14 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
                 sums[pixel] = sum_of_codes(from, each);
             }
             std::memset(to, 0, side);
-            std::memset(row + table_bytes(layer), 0, sizeof(int32_t) * s.pad_wide);
+            std::memset(row + table_bytes(layer.step), 0, sizeof(int32_t) * s.pad_wide);
             std::memset(sums + s.wide, 0, sizeof(int32_t) * s.pad_wide);
         }
     });
 }
 
 void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums) {
-    copy_sums(layer, aligned(packed), row_bytes(layer), table_bytes(layer), row, sums);
+    copy_sums(layer, aligned(packed), row_bytes(layer.step), table_bytes(layer.step), row, sums);
 }
 
 // A part of the taps: some kernel rows, or a part of one, of no more groups than the words hold.
@@ -248,12 +244,12 @@ void each_part(const Step& s, int most, F part) {
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
     const Step& s = layer.step;
     const int terms = layer.a_terms();
-    const size_t pixel = size_t(groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer) * s.a_groups;
+    const size_t pixel = size_t(groups(s)) * TABLE * s.stride_wide, row = row_bytes(layer.step) * s.a_groups;
     const size_t count = size_t(s.w_groups) * terms * BLOCK, step = size_t(s.w_planes) * TABLE;
     const uint8_t* weights = (const uint8_t*)aligned(layer.packed.data()) + wide_bytes(s) * (t.block / WIDE);
     const uint8_t* input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
     const Rows rows{t.rows, row * s.stride_high, count * t.n, size_t(s.out_wide) * terms};
-    for (int h = 0; h < s.a_groups; h++, input += row_bytes(layer), sums += s.out_wide) {
+    for (int h = 0; h < s.a_groups; h++, input += row_bytes(layer.step), sums += s.out_wide) {
         const int most = MOST_SUM / (SIX * std::max(1, top_code(s, h)));
         for (int p0 = 0; p0 < s.w_planes; p0 += MOST_P) {
             const int P = std::min(MOST_P, s.w_planes - p0);
