@@ -123,9 +123,10 @@ def _is_better(
                 f"{path}: its {key} is {model.get(key)}, that of the run {row['run_id']} is "
                 f"{config.get(key)}: give another --out"
             )
-    if kept["run_id"] == row["run_id"]:
-        return "" in kept.values()
-    return _number(row, "val_top1", table) > _number(kept, "val_top1", out / INDEX)
+    gained = _number(row, "val_top1", table) - _number(kept, "val_top1", out / INDEX)
+    is_same = kept["run_id"] == row["run_id"]
+    has_gaps = any(cell == "" and row.get(key) != "" for key, cell in kept.items())
+    return gained > 0 or (is_same and (gained != 0 or has_gaps))
 
 
 def _exported(row: dict[str, str], folder: Path, path: Path, data: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ from deploy.graph import (
 )
 from deploy.planes import countable
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.files import replace_file
 
 MOST_OPERATIONS = 10_000
 MOST_VALUES = 2**28  # of all tensors of one image together
@@ -64,6 +65,20 @@ def save(path: str | Path, network: Graph, about: About) -> int:
         "operations": operations,
     }
     return container.write(path, header, arrays)
+
+
+def save_whole(path: str | Path, network: Graph, about: About, what: str) -> None:
+    """Write a file, which takes its place once it was read back; InputError says why it cannot be.
+
+    what: the network in that message.
+    """
+    with replace_file(path) as temporary:
+        save(temporary, network, about)
+        try:
+            load(temporary)
+        except InputError as error:
+            reason = str(error).removeprefix(f"{temporary}: ")
+            raise InputError(f"a file cannot hold {what}: {reason}") from None
 
 
 def _entry(op: Operation, shape: tuple[int, int, int], arrays: list[np.ndarray]) -> dict:

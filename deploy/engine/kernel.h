@@ -14,8 +14,8 @@
 
 struct Kernel;
 
-// Of a plane of weights and one of inputs: counts[place] += factor x ones, for each pixel, or
-// counts[place] = factor x ones - each x the sum of `term` where it is the first of its groups.
+// Of a plane of weights and one of inputs, or a group of them: counts[place] += factor x sum, for each pixel, or
+// counts[place] = factor x sum - each x the codes' sum of `term` where it is the first of its groups.
 struct Pair {
     int place, factor, each, term;
     bool first;

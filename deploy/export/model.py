@@ -15,7 +15,6 @@ from deploy.fileformat import About
 from deploy.graph import Graph
 from lowbit_core.conversion.layers import QuantLayer
 from lowbit_core.runtime.errors import InputError
-from lowbit_core.runtime.files import replace_file
 
 
 def export_model(
@@ -49,13 +48,7 @@ def export_model(
         _origin(own), _names(network, classes), _each(mean, channels, 0.0, "mean"),
         _each(std, channels, 1.0, "std"), None,
     )  # fmt: skip
-    with replace_file(path) as temporary:
-        fileformat.save(temporary, network, about)
-        try:
-            fileformat.load(temporary)
-        except InputError as error:
-            reason = str(error).removeprefix(f"{temporary}: ")
-            raise InputError(f"a file cannot hold this {type(model).__name__}: {reason}") from None
+    fileformat.save_whole(path, network, about, f"this {type(model).__name__}")
     return sizes(Path(path), network)
 
 

@@ -56,7 +56,7 @@ def export_run(folder: Path, out: Path, data_folder: Path) -> dict:
     """
     run = read_run(folder)
     network = trace(run.model, (run.data.channels, run.data.side, run.data.side))
-    fileformat.save(out, network, about(run, data_folder))
+    fileformat.save_whole(out, network, about(run, data_folder), f"the network of {folder}")
     return sizes(out, network)
 
 
