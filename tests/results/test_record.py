@@ -16,8 +16,8 @@ from lowbit_core.runtime.run_folder import RunFolder
 from workflow import reference
 from workflow.comparisons import load_comparisons
 from workflow.results import analysis, record, tables
-from workflow.results.columns import TABLES, Column, read_table, write_table
-from workflow.results.record import Record
+from workflow.results.columns import TABLES, Column, columns, read_cells, read_table, write_table
+from workflow.results.record import Record, _lower_widths
 from workflow.suite.jobs import read_jobs
 
 ROOT = Path(__file__).parents[2]
@@ -342,3 +342,33 @@ def test_a_user_can_add_a_claim(tmp_path: Path):
     found = load_comparisons(tmp_path / "mine.yaml")
     assert found.pairs(found.claims[-1], ["dorefa", "pact"]) == [("pact", "dorefa")]
     assert found.pairs(found.claims[-1], ["pact"]) == []
+
+
+def test_every_width_of_a_run_that_diverged_has_diverged():
+    config = {
+        "run_id": "r",
+        "w_bits": 3,
+        "a_bits": 2,
+        "recipe": {"widths": {"lower": ["W2A2", "W1A2"]}},
+    }
+    final = {"status": "diverged", "top1": None, "size_bytes": 5, "bitops": 6}
+    found = list(_lower_widths({"config": config, "final": final}))
+    assert [run["config"]["run_id"] for run in found] == ["r.w2a2", "r.w1a2"]
+    assert [(run["config"]["w_bits"], run["final"]["status"]) for run in found] == [
+        (2, "diverged"),
+        (1, "diverged"),
+    ]
+    assert {run["final"]["size_bytes"] for run in found} == {None}
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("a", "lacks the columns 'b'; legal are a, b"),
+        ("a,b,c", "has unknown columns 'c'; legal are a, b"),
+        ("b,a", "has its columns in another order; legal are a, b"),
+    ],
+)
+def test_what_is_wrong_with_a_header_is_named(header, words):
+    with pytest.raises(InputError, match=words):
+        read_cells("t.csv", header.encode(), columns("a b"), "remedy")

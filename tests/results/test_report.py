@@ -5,12 +5,14 @@ import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 from lowbit_core.runtime.errors import InputError
 from workflow.results import plots, report
 from workflow.results.columns import read_table, write_table
+from workflow.results.report import summarize, tiles
 
 
 class Page(HTMLParser):
@@ -151,3 +153,20 @@ def test_a_missing_file_is_one_sentence(drawn: Path, tmp_path: Path, name: str):
     with pytest.raises(InputError, match=f"{Path(name).name} is missing"):
         report.main([str(tmp_path / "results"), "--out", str(tmp_path / "page.html")])
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_mean_of_whole_values_is_no_first_value():
+    rows = [
+        {"dataset": "d", "arch": "alexnet", "method": "pact", "w_bits": 2, "a_bits": 2}
+        | {"seed": seed, "share": share}
+        for seed, share in ((3, 1), (4, 1), (5, 0.7))
+    ]
+    (row,) = summarize(rows, mean, "dataset", "arch", "w_bits", "a_bits")
+    assert row["share"] == pytest.approx(0.9)
+    assert (row["w_bits"], row["seed"], row["runs"]) == (2, 3, 3)
+
+
+def test_a_network_for_several_widths_is_one_run():
+    rows = [{"run_id": name, "status": "diverged"} for name in ("a", "a.w1a2", "a.w2a2", "b")]
+    found = tiles(rows, [], [{"run_id": "a", "seconds": 1}, {"run_id": "b", "seconds": 2}])
+    assert found[0] == ("2", "runs, 2 of them diverged")

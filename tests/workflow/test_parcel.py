@@ -20,7 +20,7 @@ from lowbit_core.data.loader import make_loader
 from lowbit_core.datasets.catalog import dataset
 from lowbit_core.datasets.manifest import describe, manifest_path
 from lowbit_core.runtime.errors import InputError
-from lowbit_core.runtime.files import write_json
+from lowbit_core.runtime.files import try_lock, write_json
 from lowbit_core.runtime.run_folder import RunFolder
 from workflow.away import parcel
 
@@ -244,10 +244,26 @@ def test_a_conflict_is_refused_in_one_sentence_and_nothing_is_copied(tmp_path):
         parcel.merge([a, packed(tmp_path / "b")], there)
     assert not list(there.iterdir())
     finished(tmp_path / "there", fp | {"run_key": "f" * 64})
-    with pytest.raises(InputError, match="run fp has two different run keys"):
+    with pytest.raises(InputError, match="run fp has two different run keys") as error:
         parcel.merge([a], tmp_path / "there")
+    assert f"{'f' * 64} from {tmp_path / 'there' / 'fp'}" in str(error.value)
+    assert f"from {a}" in str(error.value)
     with pytest.raises(InputError, match="runs.json is missing"):
         parcel.merge([tmp_path], there)
+
+
+def test_a_run_that_trains_is_not_replaced(tmp_path):
+    """All runs stay as they are, also those that could be merged."""
+    start, fp, _ = RUNS
+    finished(tmp_path / "a" / "runs", start)
+    begun(tmp_path / "a" / "runs", fp, 2)
+    here = begun(tmp_path / "there", fp, 1)
+    lock = try_lock(here / "lock")
+    with pytest.raises(InputError, match=f"being trained: {here}: stop that"):
+        parcel.merge([packed(tmp_path / "a")], tmp_path / "there")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["fp"]
+    lock.close()
+    assert parcel.merge([tmp_path / "a" / "out"], tmp_path / "there") == ["fp", "start"]
 
 
 def test_parcels_write_nothing_outside(tmp_path):

@@ -180,6 +180,22 @@ def test_a_half_written_line_waits_for_its_end(store, tmp_path):
     assert value == float(whole.splitlines()[-1].split(",")[-1])
 
 
+def test_a_run_that_began_again_has_all_epochs_of_its_last_attempt(store, tmp_path):
+    run = write_run(tmp_path / "runs")
+    full, final = tables(run.folder), json.loads((run.folder / "final.json").read_text())
+    set_epochs(run.folder, 2, full)
+    track.sync(store, "smoke", [run], tmp_path)
+    again = {name: text.replace("0.05", "0.025") for name, text in full.items()}
+    assert again != full
+    set_epochs(run.folder, 1, again)
+    track.sync(store, "smoke", [run], tmp_path)
+    set_epochs(run.folder, EPOCHS, again)
+    RunFolder(run.folder).finish(final | {"diverged_before": [{"epoch": 2, "lr": 0.05}]})
+    track.sync(store, "smoke", [run], tmp_path)
+    of_attempt = query(store, "select step from metrics where key='lr' and value=0.025")
+    assert sorted({step for (step,) in of_attempt}) == list(range(1, EPOCHS + 1))
+
+
 def test_a_diverged_run_is_finished_and_says_so(store, tmp_path):
     run = write_run(tmp_path / "runs", diverged=True)
     track.sync(store, "smoke", [run], tmp_path)
