@@ -267,12 +267,16 @@ def _operation(entry: _Fields, arrays: _Arrays, known: _Known) -> Operation:
     else:
         op = _convolution(entry, arrays, known, source, output)
     made = graph.output_shape(op, shape)
-    _need(all(1 <= side <= MOST_SIDE for side in made), f"{entry.where}: its output is {made}")
+    is_legal = all(1 <= side <= MOST_SIDE for side in made)
+    _need(is_legal, f"{entry.where}: its output is {made}: sides of 1 to {MOST_SIDE}")
     written = entry.integers("shape", 3, 1, MOST_SIDE)
     _need(written == made, f"{entry.where}: its output is {made}, not {written} as written")
     known.shapes[output] = made
     known.values += math.prod(made)
-    _need(known.values <= MOST_VALUES, f"{entry.where}: the tensors are too large together")
+    _need(
+        known.values <= MOST_VALUES,
+        f"{entry.where}: the tensors hold {known.values} values so far: at most {MOST_VALUES}",
+    )
     return op
 
 
@@ -292,7 +296,7 @@ def _pool(entry: _Fields, source: str, output: str, shape: tuple[int, int, int])
 
 def _quantize(entry: _Fields, arrays: _Arrays, source: str, output: str) -> Quantize:
     thresholds = arrays.take("f4", (None,), entry.where)
-    _need(1 <= len(thresholds) <= 255, f"{entry.where}: {len(thresholds)} thresholds")
+    _need(1 <= len(thresholds) <= 255, f"{entry.where}: {len(thresholds)} thresholds: 1 to 255")
     rising = bool((thresholds[1:] >= thresholds[:-1]).all()) and bool(thresholds[0] > -np.inf)
     _need(rising and not np.isnan(thresholds).any(), f"{entry.where}: thresholds do not rise")
     levels = arrays.floats((len(thresholds) + 1,), entry.where)
@@ -308,14 +312,20 @@ def _convolution(
     padding = entry.integers("padding", 2, 0, LARGEST_WINDOW)
     depthwise, compute = entry.flag("depthwise"), entry.text("compute", (COUNTS, FLOAT))
     outputs, *kernel, inputs = shape
-    _need(max(kernel) <= LARGEST_WINDOW, f"{where}: a kernel of {kernel}")
+    _need(
+        max(kernel) <= LARGEST_WINDOW,
+        f"{where}: the kernel {kernel}: sides of 1 to {LARGEST_WINDOW}",
+    )
     for side, k, p in zip(sides, kernel, padding, strict=True):
         _need(k <= side + 2 * p, f"{where}: a kernel of {k} does not fit {side} pixels")
         _need(p < k, f"{where}: a padding of {p} is not less than the kernel of {k}")
     fits = (outputs, inputs) == (channels, 1) if depthwise else inputs == channels
     _need(fits, f"{where}: a weight of shape {shape} does not fit {channels} channels")
     padded = channels * math.prod(s + 2 * p for s, p in zip(sides, padding, strict=True))
-    _need(padded <= MOST_VALUES, f"{where}: the padded input is too large")
+    _need(
+        padded <= MOST_VALUES,
+        f"{where}: the padded input has {padded} values: at most {MOST_VALUES}",
+    )
     weight = _weight(entry, arrays, shape)
     scale = arrays.floats((outputs,), where) if entry.flag("scaled") else None
     shift = arrays.floats((outputs,), where)
@@ -324,7 +334,10 @@ def _convolution(
         counted = counted and countable(
             weight.levels, known.codes[source].levels, math.prod(shape[1:])
         )
-        _need(counted, f"{where}: it cannot be computed by counts")
+        _need(
+            counted,
+            f"{where}: compute 'counts': it cannot be computed by counts, so 'float' is legal",
+        )
     layer = entry.text("layer")
     return Convolution(
         layer, source, output, stride, padding, depthwise, compute, weight, scale, shift
@@ -338,10 +351,10 @@ def _weight(entry: _Fields, arrays: _Arrays, shape: tuple[int, ...]) -> Weight:
     size = math.prod(shape)
     planes = arrays.take("u1", (None, -(-size // 8)), where)
     count = len(planes)
-    _need(1 <= count <= 8, f"{where}: {count} planes of codes")
+    _need(1 <= count <= 8, f"{where}: {count} planes of codes: 1 to 8")
     numbers = arrays.floats((None, count if stored == "basis" else None), where)
     rows = len(numbers)
-    _need(rows in (1, shape[0]), f"{where}: {rows} rows of levels for {shape[0]} outputs")
+    _need(rows in (1, shape[0]), f"{where}: {rows} rows of levels: 1 or {shape[0]}, the outputs")
     bits = np.unpackbits(planes, axis=1, count=size, bitorder="little")
     codes = (bits << np.arange(count, dtype=np.uint8)[:, None]).sum(0, dtype=np.uint8)
     codes = codes.reshape(shape)
@@ -350,7 +363,7 @@ def _weight(entry: _Fields, arrays: _Arrays, shape: tuple[int, ...]) -> Weight:
         _need(bool(np.isfinite(levels).all()), f"{where}: a level is not finite")
         return Weight(codes=codes, levels=levels, basis=numbers)
     levels = numbers.shape[1]
-    _need(2 <= levels <= 256, f"{where}: {levels} levels")
+    _need(2 <= levels <= 256, f"{where}: {levels} levels: 2 to 256")
     _need((levels - 1).bit_length() == count, f"{where}: {levels} levels in {count} planes")
     _need(bool(codes.max() < levels), f"{where}: a code is beyond the {levels} levels")
     return Weight(codes=codes, levels=numbers)
