@@ -16,6 +16,8 @@ from deploy.fileformat import About
 from deploy.graph import Convolution, Graph
 from lowbit_core.runtime.errors import InputError
 
+MOST_THREADS = 1024
+
 
 def load(
     path: str | Path, *, threads: int = 1, target: str | None = None, kernel: str | None = None
@@ -26,9 +28,6 @@ def load(
     None: $LOWBIT_TARGET, or that of this processor. kernel: as for Network.
     """
     return Network(*fileformat.load(path), threads=threads, target=target, kernel=kernel)
-
-
-MOST_THREADS = 1024
 
 
 def check_threads(threads: int, where: str) -> None:

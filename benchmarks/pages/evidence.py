@@ -165,18 +165,16 @@ def _answers(rows: list[dict], settings: list[str]) -> Iterator[dict[str, str]]:
 
 def claims_choices() -> str:
     """Validation top-1 of every variant of the method's choices, and its difference."""
-    cells = [
-        {
-            "method": method_label(row["method"]),
-            "what it changes": row["change"] or "",
-            "validation top-1": mean_text(row["val_top1_mean"], row["val_top1_std"])
-            + f" ({row['n']})",
-            "difference": difference_text(row) if row["verdict"] and row["p"] is not None else "",
-            "p, adjusted": p_text(row) if row["p"] is not None else "",
-            "verdict": row["verdict"] if row["p"] is not None else "",
-        }
-        for row in _table("claims_choices", "variants.csv")
-    ]
+    cells = []
+    for row in _table("claims_choices", "variants.csv"):
+        middle = mean_text(row["val_top1_mean"], row["val_top1_std"])
+        cells.append(
+            {"method": method_label(row["method"]), "what it changes": row["change"] or ""}
+        )
+        cells[-1]["validation top-1"] = f"{middle} ({row['n']})"
+        if row["p"] is not None:
+            cells[-1] |= {"difference": difference_text(row), "p, adjusted": p_text(row)}
+            cells[-1]["verdict"] = row["verdict"]
     return markdown(pd.DataFrame(cells))
 
 

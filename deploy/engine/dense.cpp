@@ -173,8 +173,7 @@ void run_dense(const Layer& layer, const float* x, const float* other, float* y,
     const Step& s = layer.step;
     x = padded(layer, x, scratch, threads);
     const size_t row = size_t(s.out_wide) * s.outputs;
-    const Order order{(layer.blocks() + BLOCKS - 1) / BLOCKS, s.out_high, 1,
-                      layer.weight.size() < row * s.out_high};
+    const Order order{(layer.blocks() + BLOCKS - 1) / BLOCKS, s.out_high, 1, layer.weight.size() < row * s.out_high};
     share(threads, order.count(), [&](int64_t i) {
         const int line = order.row(int(i));
         const size_t at = row * line;

@@ -21,6 +21,9 @@ struct Pair {
     bool first;
 };
 
+inline int padded_wide(const Step& s) { return s.wide + 2 * s.pad_wide; }
+inline int padded_high(const Step& s) { return s.high + 2 * s.pad_high; }
+
 // A step with what was made from it at load.
 struct Layer {
     Step step;
@@ -33,8 +36,8 @@ struct Layer {
     std::vector<float> weight, shift; // in blocks of output channels, filled up with zeros
     std::vector<float> w_value, w_offset;
     std::vector<int32_t> prefix;      // sums of W_g over taps, for inputs with an offset
-    int padded_high() const { return step.high + 2 * step.pad_high; }
-    int padded_wide() const { return step.wide + 2 * step.pad_wide; }
+    int padded_high() const { return ::padded_high(step); }
+    int padded_wide() const { return ::padded_wide(step); }
     int tile_wide = 1, tile_high = 1;  // output pixels of a tile, at most
     int tile_blocks = 1;               // blocks of outputs of a tile; there may be fewer
     int unit_pixels = 1, unit_rows = 1;  // of a matrix, with what lies between its rows (matrices.cpp)

@@ -101,13 +101,11 @@ def _common(settings: list[PairedSetting]) -> list[PairedSetting]:
     ranked = sorted(
         (s for s in settings if 2 * len(s[2].keys) >= most), key=lambda s: -len(s[2].keys)
     )
-    shared = {*ranked[0][2].keys}
-    while len(ranked) > 1:
+    while True:
         shared = set.intersection(*({*pairs.keys} for _, _, pairs in ranked))
-        if len(shared) >= min(FEWEST, most):
+        if len(ranked) == 1 or len(shared) >= min(FEWEST, most):
             break
         ranked.pop()
-        shared = {*ranked[0][2].keys}
     chosen = {bits for _, bits, _ in ranked}
     return [(arch, bits, pairs.only(shared)) for arch, bits, pairs in settings if bits in chosen]
 

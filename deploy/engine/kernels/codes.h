@@ -54,8 +54,6 @@ inline size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // The most bytes of a padded input as tables: offsets have 32 bits, and larger ones fit no cache.
 constexpr size_t MOST_TABLES = size_t(1) << 31;
-inline int padded_wide(const Step& s) { return s.wide + 2 * s.pad_wide; }
-inline int padded_high(const Step& s) { return s.high + 2 * s.pad_high; }
 
 // The steps of the staircase from x to its code: the code rises by rise[i] where x >= threshold[i].
 struct Staircase {
