@@ -18,8 +18,9 @@ def _export(arguments: argparse.Namespace) -> None:
     from deploy.export.run import export_onnx, export_run
 
     if arguments.format != "lowbit":
-        as_qonnx = arguments.format == "qonnx"
-        size, verified = export_onnx(arguments.run, arguments.out, arguments.data, as_qonnx)
+        size, verified = export_onnx(
+            arguments.run, arguments.out, arguments.data, as_qonnx=arguments.format == "qonnx"
+        )
         print(f"{arguments.out}: {size:,} bytes")
         print(f"  {verified}")
         return
@@ -42,7 +43,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     network: Network = load(arguments.model)
-    for key, value in network.about.model.items():
+    for key, value in network.about.origin.items():
         print(f"{key}: {value}")
     for layer, kernel in network.kernels():
         print(f"{layer}: {kernel}")

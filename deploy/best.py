@@ -116,11 +116,11 @@ def _is_better(
     Raises InputError if the file holds another network, as of another width or resolution.
     """
     path = out / kept["file"]
-    model, config = fileformat.load(path)[1].model, RunFolder(run).read_json("config.json") or {}
+    origin, config = fileformat.load(path)[1].origin, RunFolder(run).read_json("config.json") or {}
     for key in NETWORK:
-        if model.get(key) != config.get(key):
+        if origin.get(key) != config.get(key):
             raise InputError(
-                f"{path}: its {key} is {model.get(key)}, that of the run {row['run_id']} is "
+                f"{path}: its {key} is {origin.get(key)}, that of the run {row['run_id']} is "
                 f"{config.get(key)}: give another --out"
             )
     gained = _number(row, "val_top1", table) - _number(kept, "val_top1", out / INDEX)

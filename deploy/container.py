@@ -16,7 +16,7 @@ from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import write_bytes
 
 MAGIC = b"\x93LOWBIT\n"
-VERSION = 1
+VERSION = 2
 START = struct.Struct("<8sIIQ32s")  # magic, version, bytes of the header, of the file, SHA-256
 DIGEST_AT = START.size - 32
 ALIGNMENT = 8  # bytes, of the header's end and of each array
@@ -100,7 +100,7 @@ def _check_start(data: bytes, path: str | Path) -> None:
 def _arrays(data: bytes, offset: int, listed: list, path: str | Path) -> list[np.ndarray]:
     arrays = []
     for number, entry in enumerate(listed):
-        dtype, shape = _entry(entry, f"{path}: array {number}")
+        dtype, shape = _parsed_entry(entry, f"{path}: array {number}")
         count = 1
         for side in shape:
             count *= side
@@ -114,7 +114,7 @@ def _arrays(data: bytes, offset: int, listed: list, path: str | Path) -> list[np
     return arrays
 
 
-def _entry(entry: object, where: str) -> tuple[np.dtype, list[int]]:
+def _parsed_entry(entry: object, where: str) -> tuple[np.dtype, list[int]]:
     """The type and shape of an array, from the header's list."""
     if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], list)):
         raise InputError(f"{where}: the entry {entry!r} is not [type, shape]")

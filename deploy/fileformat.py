@@ -4,12 +4,14 @@ docs/deploy.md is the description for other readers.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from deploy import container, graph
+from deploy.checked import Arrays, Fields, Refused, require
 from deploy.graph import (
     COUNTS,
     FLOAT,
@@ -36,12 +38,12 @@ LARGEST_WINDOW = 256  # kernel, stride or padding
 class About:
     """What a file says besides the graph.
 
-    model: where the network comes from (run, data set, method, widths, policy). classes: their
+    origin: where the network comes from (run, data set, method, widths, policy). classes: their
     names, in the order of the scores. mean, std: of each channel, for pixels in [0, 1]. crop: the
     share of the shorter side that a central crop keeps; None: the whole image is resized.
     """
 
-    model: dict
+    origin: dict
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -54,20 +56,20 @@ class About:
 def save(path: str | Path, network: Graph, about: About) -> int:
     """Write a `.lowbit` file; returns its size in bytes."""
     arrays: list[np.ndarray] = []
-    shapes = graph.shapes(network)
-    operations = [_entry(op, shapes[op.output], arrays) for op in network.operations]
+    numbers = {network.input: 0}  # of the tensors: that of the image, then those of the operations
+    numbers |= {op.output: number for number, op in enumerate(network.operations, 1)}
     header = {
-        "model": about.model,
+        "origin": about.origin,
         "classes": list(about.classes),
         "preprocessing": {"mean": list(about.mean), "std": list(about.std), "crop": about.crop},
-        "input": {"name": network.input, "shape": list(network.input_shape)},
-        "output": network.output,
-        "operations": operations,
+        "input": list(network.input_shape),
+        "output": numbers[network.output],
+        "operations": [_header_entry(op, numbers, arrays) for op in network.operations],
     }
     return container.write(path, header, arrays)
 
 
-def save_whole(path: str | Path, network: Graph, about: About, what: str) -> None:
+def save_checked(path: str | Path, network: Graph, about: About, what: str) -> None:
     """Write a file, which takes its place once it was read back; InputError says why it cannot be.
 
     what: the network in that message.
@@ -81,12 +83,11 @@ def save_whole(path: str | Path, network: Graph, about: About, what: str) -> Non
             raise InputError(f"a file cannot hold {what}: {reason}") from None
 
 
-def _entry(op: Operation, shape: tuple[int, int, int], arrays: list[np.ndarray]) -> dict:
+def _header_entry(op: Operation, numbers: dict[str, int], arrays: list[np.ndarray]) -> dict:
     """The header's entry of an operation; its numbers are appended to `arrays`."""
-    kind = type(op).__name__.lower()
-    entry = {"operation": kind, "output": op.output, "shape": list(shape), "input": op.input}
+    entry = {"operation": type(op).__name__.lower(), "input": numbers[op.input]}
     if isinstance(op, Add):
-        return entry | {"other": op.other}
+        return entry | {"other": numbers[op.other]}
     if isinstance(op, Relu):
         return entry | {"ceiling": op.ceiling}
     if isinstance(op, Pool):
@@ -137,125 +138,61 @@ def load(path: str | Path) -> tuple[Graph, About]:
     try:
         network, about = _graph(header, arrays), _about(header)
         scores = graph.shapes(network)[network.output][0]
-        _need(scores == len(about.classes), f"{len(about.classes)} classes for {scores} scores")
+        require(scores == len(about.classes), f"{len(about.classes)} classes for {scores} scores")
         return network, about
-    except _Refused as error:
+    except Refused as error:
         raise InputError(f"{path}: {error}") from None
-
-
-class _Refused(Exception):
-    """What is wrong in a file, without its name."""
-
-
-def _need(condition: bool, fault: str) -> None:
-    if not condition:
-        raise _Refused(fault)
-
-
-class _Fields:
-    """The fields of a JSON object, each checked when it is taken."""
-
-    def __init__(self, value: object, where: str) -> None:
-        _need(isinstance(value, dict), f"{where} is not an object")
-        self._value, self.where = value, where
-
-    def get(self, key: str) -> object:
-        _need(key in self._value, f"{self.where} has no {key!r}")
-        return self._value[key]
-
-    def text(self, key: str, legal: tuple[str, ...] = ()) -> str:
-        value = self.get(key)
-        _need(isinstance(value, str) and len(value) <= 500, f"{self.where}: {key!r} is no name")
-        choices = ", ".join(legal)
-        _need(not legal or value in legal, f"{self.where}: {key} {value!r} is none of {choices}")
-        return value
-
-    def flag(self, key: str) -> bool:
-        _need(isinstance(self.get(key), bool), f"{self.where}: {key!r} is not true or false")
-        return self.get(key)
-
-    def integers(self, key: str, count: int, low: int, high: int) -> tuple[int, ...]:
-        value = self.get(key)
-        good = isinstance(value, list) and len(value) == count
-        good = good and all(type(v) is int and low <= v <= high for v in value)
-        limits = f"{count} whole numbers from {low} to {high}"
-        _need(good, f"{self.where}: {key} {str(value)[:60]} is not {limits}")
-        return tuple(value)
-
-    def number(self, key: str, low: float, high: float) -> float:
-        value = self.get(key)
-        good = type(value) in (int, float) and low <= value <= high
-        _need(good, f"{self.where}: {key} {str(value)[:60]} is not a number from {low} to {high}")
-        return float(value)
-
-
-class _Arrays:
-    """The arrays of a file, taken in order; each must have the expected type and shape."""
-
-    def __init__(self, arrays: list[np.ndarray]) -> None:
-        self._left = arrays[::-1]
-
-    def take(self, dtype: str, shape: tuple[int | None, ...], where: str) -> np.ndarray:
-        """The next array; None in `shape` stands for any length."""
-        _need(bool(self._left), f"{where}: the file has too few arrays")
-        array = self._left.pop()
-        fits = len(array.shape) == len(shape) and all(
-            want in (None, have) for want, have in zip(shape, array.shape, strict=True)
-        )
-        _need(fits, f"{where}: an array has the shape {array.shape}, not {shape}")
-        _need(array.dtype == container.DTYPES[dtype], f"{where}: an array is not of type {dtype}")
-        return array
-
-    def floats(self, shape: tuple[int | None, ...], where: str) -> np.ndarray:
-        array = self.take("f4", shape, where)
-        _need(bool(np.isfinite(array).all()), f"{where}: a number is not finite")
-        return array
-
-    def end(self) -> None:
-        _need(not self._left, f"{len(self._left)} arrays belong to no operation")
+    except RecursionError:  # of a message that shows a wrong value
+        raise InputError(f"{path}: the header is nested too deeply") from None
 
 
 @dataclass
 class _Known:
-    """The tensors that the operations so far have made."""
+    """The tensors that the operations so far have made: the image is `tensor 0`."""
 
     shapes: dict[str, tuple[int, int, int]]
     codes: dict[str, Quantize]
     values: int = 0
 
+    def named(self, fields: Fields, key: str) -> str:
+        """The name of the tensor whose number `fields` has."""
+        return _tensor(fields.whole(key, 0, len(self.shapes) - 1))
+
+
+def _tensor(number: int) -> str:
+    return f"tensor {number}"
+
 
 def _graph(header: dict, listed: list[np.ndarray]) -> Graph:
-    fields, arrays = _Fields(header, "the header"), _Arrays(listed)
-    first = _Fields(fields.get("input"), "the input")
-    name, shape = first.text("name"), first.integers("shape", 3, 1, MOST_SIDE)
-    known = _Known({name: shape}, {}, math.prod(shape))
+    fields, arrays = Fields(header, "the header"), Arrays(listed)
+    image, shape = _tensor(0), fields.integers("input", 3, 1, MOST_SIDE)
+    known = _Known({image: shape}, {}, math.prod(shape))
     entries = fields.get("operations")
     good = isinstance(entries, list) and 0 < len(entries) <= MOST_OPERATIONS
-    _need(good, f"the operations are not a list of 1 to {MOST_OPERATIONS}")
+    require(good, f"the operations are not a list of 1 to {MOST_OPERATIONS}")
     operations = []
-    for number, value in enumerate(entries):
-        entry = _Fields(value, f"operation {number}")
-        operations.append(_operation(entry, arrays, known))
+    for number, value in enumerate(entries, 1):
+        entry = Fields(value, f"operation {number}")
+        operations.append(_operation(entry, _tensor(number), arrays, known))
     arrays.end()
-    output = fields.text("output")
-    _need(output in known.shapes and output not in known.codes, f"output {output!r} is not made")
-    _need(output != name and known.shapes[output][1:] == (1, 1), f"output {output!r} is no scores")
-    return Graph(name, shape, output, tuple(operations))
+    output = known.named(fields, "output")
+    require(output not in known.codes, f"the output, {output}, is codes")
+    is_scores = output != image and known.shapes[output][1:] == (1, 1)
+    require(is_scores, f"the output, {output}, is no scores: its shape is {known.shapes[output]}")
+    return Graph(image, shape, output, tuple(operations))
 
 
-def _operation(entry: _Fields, arrays: _Arrays, known: _Known) -> Operation:
+def _operation(entry: Fields, output: str, arrays: Arrays, known: _Known) -> Operation:
     kinds = {kind.__name__.lower(): kind for kind in (Convolution, Quantize, Add, Relu, Pool)}
     kind = kinds[entry.text("operation", tuple(kinds))]
-    source, output = entry.text("input"), entry.text("output")
-    _need(source in known.shapes, f"{entry.where}: tensor {source!r} is not made before")
-    _need(output not in known.shapes, f"{entry.where}: tensor {output!r} is made twice")
+    source = known.named(entry, "input")
     if kind is not Convolution:
-        _need(source not in known.codes, f"{entry.where}: only a convolution reads codes")
+        require(source not in known.codes, f"{entry.where}: only a convolution reads codes")
     shape = known.shapes[source]
     if kind is Add:
-        other = entry.text("other")
-        _need(other not in known.codes, f"{entry.where}: only a convolution reads codes")
-        _need(known.shapes.get(other) == shape, f"{entry.where}: {other!r} is not of shape {shape}")
+        other = known.named(entry, "other")
+        require(other not in known.codes, f"{entry.where}: only a convolution reads codes")
+        require(known.shapes[other] == shape, f"{entry.where}: {other} is not of shape {shape}")
         op = Add(source, other, output)
     elif kind is Relu:
         ceiling = entry.get("ceiling")
@@ -268,43 +205,44 @@ def _operation(entry: _Fields, arrays: _Arrays, known: _Known) -> Operation:
         op = _convolution(entry, arrays, known, source, output)
     made = graph.output_shape(op, shape)
     is_legal = all(1 <= side <= MOST_SIDE for side in made)
-    _need(is_legal, f"{entry.where}: its output is {made}: sides of 1 to {MOST_SIDE}")
-    written = entry.integers("shape", 3, 1, MOST_SIDE)
-    _need(written == made, f"{entry.where}: its output is {made}, not {written} as written")
+    require(is_legal, f"{entry.where}: its output is {made}: sides of 1 to {MOST_SIDE}")
     known.shapes[output] = made
     known.values += math.prod(made)
-    _need(
+    require(
         known.values <= MOST_VALUES,
         f"{entry.where}: the tensors hold {known.values} values so far: at most {MOST_VALUES}",
     )
     return op
 
 
-def _pool(entry: _Fields, source: str, output: str, shape: tuple[int, int, int]) -> Pool:
+def _pool(entry: Fields, source: str, output: str, shape: tuple[int, int, int]) -> Pool:
     mean = entry.flag("mean")
     if entry.get("size") is not None:
         return Pool(source, output, mean, size=entry.integers("size", 2, 1, MOST_SIDE))
-    _need(not mean, f"{entry.where}: a mean has a size")
+    require(not mean, f"{entry.where}: a mean has a size")
     kernel = entry.integers("kernel", 2, 1, LARGEST_WINDOW)
     stride = entry.integers("stride", 2, 1, LARGEST_WINDOW)
     padding = entry.integers("padding", 2, 0, LARGEST_WINDOW)
     for side, k, p in zip(shape[1:], kernel, padding, strict=True):
         fits = 2 * p <= k <= side + 2 * p
-        _need(fits, f"{entry.where}: a window of {k} with padding {p} does not fit {side} pixels")
+        require(fits, f"{entry.where}: a window of {k} with padding {p} does not fit {side} pixels")
     return Pool(source, output, mean, kernel, stride, padding)
 
 
-def _quantize(entry: _Fields, arrays: _Arrays, source: str, output: str) -> Quantize:
+def _quantize(entry: Fields, arrays: Arrays, source: str, output: str) -> Quantize:
     thresholds = arrays.take("f4", (None,), entry.where)
-    _need(1 <= len(thresholds) <= 255, f"{entry.where}: {len(thresholds)} thresholds: 1 to 255")
+    require(1 <= len(thresholds) <= 255, f"{entry.where}: {len(thresholds)} thresholds: 1 to 255")
     rising = bool((thresholds[1:] >= thresholds[:-1]).all()) and bool(thresholds[0] > -np.inf)
-    _need(rising and not np.isnan(thresholds).any(), f"{entry.where}: thresholds do not rise")
+    require(
+        rising and not np.isnan(thresholds).any(),
+        f"{entry.where}: thresholds fall, or one is not a number or minus infinity",
+    )
     levels = arrays.floats((len(thresholds) + 1,), entry.where)
     return Quantize(entry.text("layer"), source, output, thresholds, levels)
 
 
 def _convolution(
-    entry: _Fields, arrays: _Arrays, known: _Known, source: str, output: str
+    entry: Fields, arrays: Arrays, known: _Known, source: str, output: str
 ) -> Convolution:
     where, (channels, *sides) = entry.where, known.shapes[source]
     shape = entry.integers("weight", 4, 1, MOST_SIDE)
@@ -312,17 +250,17 @@ def _convolution(
     padding = entry.integers("padding", 2, 0, LARGEST_WINDOW)
     depthwise, compute = entry.flag("depthwise"), entry.text("compute", (COUNTS, FLOAT))
     outputs, *kernel, inputs = shape
-    _need(
+    require(
         max(kernel) <= LARGEST_WINDOW,
         f"{where}: the kernel {kernel}: sides of 1 to {LARGEST_WINDOW}",
     )
     for side, k, p in zip(sides, kernel, padding, strict=True):
-        _need(k <= side + 2 * p, f"{where}: a kernel of {k} does not fit {side} pixels")
-        _need(p < k, f"{where}: a padding of {p} is not less than the kernel of {k}")
+        require(k <= side + 2 * p, f"{where}: a kernel of {k} does not fit {side} pixels")
+        require(p < k, f"{where}: a padding of {p} is not less than the kernel of {k}")
     fits = (outputs, inputs) == (channels, 1) if depthwise else inputs == channels
-    _need(fits, f"{where}: a weight of shape {shape} does not fit {channels} channels")
+    require(fits, f"{where}: a weight of shape {shape} does not fit {channels} channels")
     padded = channels * math.prod(s + 2 * p for s, p in zip(sides, padding, strict=True))
-    _need(
+    require(
         padded <= MOST_VALUES,
         f"{where}: the padded input has {padded} values: at most {MOST_VALUES}",
     )
@@ -334,7 +272,7 @@ def _convolution(
         counted = counted and countable(
             weight.levels, known.codes[source].levels, math.prod(shape[1:])
         )
-        _need(
+        require(
             counted,
             f"{where}: compute 'counts': it cannot be computed by counts, so 'float' is legal",
         )
@@ -344,48 +282,61 @@ def _convolution(
     )
 
 
-def _weight(entry: _Fields, arrays: _Arrays, shape: tuple[int, ...]) -> Weight:
+def _weight(entry: Fields, arrays: Arrays, shape: tuple[int, ...]) -> Weight:
     where, stored = entry.where, entry.text("stored", ("values", "levels", "basis"))
     if stored == "values":
         return Weight(values=arrays.floats(shape, where))
     size = math.prod(shape)
     planes = arrays.take("u1", (None, -(-size // 8)), where)
     count = len(planes)
-    _need(1 <= count <= 8, f"{where}: {count} planes of codes: 1 to 8")
+    require(1 <= count <= 8, f"{where}: {count} planes of codes: 1 to 8")
     numbers = arrays.floats((None, count if stored == "basis" else None), where)
     rows = len(numbers)
-    _need(rows in (1, shape[0]), f"{where}: {rows} rows of levels: 1 or {shape[0]}, the outputs")
+    require(rows in (1, shape[0]), f"{where}: {rows} rows of levels: 1 or {shape[0]}, the outputs")
     bits = np.unpackbits(planes, axis=1, count=size, bitorder="little")
     codes = (bits << np.arange(count, dtype=np.uint8)[:, None]).sum(0, dtype=np.uint8)
     codes = codes.reshape(shape)
     if stored == "basis":
         levels = basis_levels(numbers)
-        _need(bool(np.isfinite(levels).all()), f"{where}: a level is not finite")
+        require(bool(np.isfinite(levels).all()), f"{where}: a level is not finite")
         return Weight(codes=codes, levels=levels, basis=numbers)
     levels = numbers.shape[1]
-    _need(2 <= levels <= 256, f"{where}: {levels} levels: 2 to 256")
-    _need((levels - 1).bit_length() == count, f"{where}: {levels} levels in {count} planes")
-    _need(bool(codes.max() < levels), f"{where}: a code is beyond the {levels} levels")
+    require(2 <= levels <= 256, f"{where}: {levels} levels: 2 to 256")
+    require((levels - 1).bit_length() == count, f"{where}: {levels} levels in {count} planes")
+    require(bool(codes.max() < levels), f"{where}: a code is beyond the {levels} levels")
     return Weight(codes=codes, levels=numbers)
 
 
 def _about(header: dict) -> About:
-    fields = _Fields(header, "the header")
-    steps = _Fields(fields.get("preprocessing"), "the preprocessing")
-    channels = header["input"]["shape"][0]
-    classes, model = fields.get("classes"), fields.get("model")
+    fields = Fields(header, "the header")
+    steps = Fields(fields.get("preprocessing"), "the preprocessing")
+    channels = header["input"][0]
+    classes, origin = fields.get("classes"), fields.get("origin")
     good = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    _need(good, "the classes are no list of names")
-    odd = [name for name in classes if not name.isprintable()]
-    _need(not odd, f"the class {odd[:1]!r} holds a character that cannot be printed")
-    _need(isinstance(model, dict), "the model is not an object")
+    require(good, "the classes are no list of names")
+    require(isinstance(origin, dict), "the origin is not an object")
+    odd = [text for text in _strings([classes, origin]) if not text.isprintable()]
+    require(not odd, f"the text {odd[:1]!r} holds a character that cannot be printed")
     numbers = []
     for key, low in (("mean", -1e6), ("std", 1e-6)):
         value = steps.get(key)
         good = isinstance(value, list) and len(value) == channels
         good = good and all(type(v) in (int, float) and low <= v <= 1e6 for v in value)
-        _need(good, f"the preprocessing: {key} is not {channels} numbers")
+        require(good, f"the preprocessing: {key} is not {channels} numbers")
         numbers.append(tuple(map(float, value)))
     crop = steps.get("crop")
     crop = None if crop is None else steps.number("crop", 1e-3, 1)
-    return About(model, tuple(classes), numbers[0], numbers[1], crop)
+    return About(origin, tuple(classes), numbers[0], numbers[1], crop)
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every key and every text in a JSON value."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            left += [*part, *part.values()]
+        elif isinstance(part, list):
+            left += part

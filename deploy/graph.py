@@ -62,7 +62,8 @@ class Convolution:
 class Quantize:
     """Codes: the number of thresholds that x reaches (x >= t). Code q stands for levels[q].
 
-    thresholds (L - 1,) float32 rise; infinity is a level that nothing reaches. levels (L,) float32.
+    thresholds (L - 1,) float32 do not fall; infinity is a level that nothing reaches. levels (L,)
+    float32.
     """
 
     layer: str

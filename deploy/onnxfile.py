@@ -64,11 +64,11 @@ class OnnxNetwork:
         """What `export` writes to the metadata. Raises InputError where they are not there."""
         held = {entry.key: entry.value for entry in self.model.metadata_props}
         try:
-            value = {key: json.loads(held[key]) for key in ("model", "classes", "mean", "std")}
+            value = {key: json.loads(held[key]) for key in ("origin", "classes", "mean", "std")}
             tuples = {key: tuple(value[key]) for key in ("classes", "mean", "std")}
-            if not isinstance(value["model"], dict):
-                raise ValueError("the model is not an object")
-            return About(value["model"], crop=json.loads(held["crop"]), **tuples)
+            if not isinstance(value["origin"], dict):
+                raise ValueError("the origin is not an object")
+            return About(value["origin"], crop=json.loads(held["crop"]), **tuples)
         except (KeyError, ValueError, TypeError):
             raise InputError(
                 f"{self.name}: its metadata are not those that `python -m deploy export` writes"

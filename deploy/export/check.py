@@ -28,7 +28,7 @@ def check_run(
     read = onnxfile.load if path.suffix == ".onnx" else load
     network, run = read(path, threads=threads), read_run(folder)
     for key in KEYS:
-        has, wanted = network.about.model.get(key), run.config[key]
+        has, wanted = network.about.origin.get(key), run.config[key]
         if has != wanted:
             raise InputError(
                 f"{path} is not of the run in {folder}: its {key} is {has!r}, not {wanted!r}"

@@ -48,7 +48,7 @@ def export_model(
         _origin(own), _names(network, classes), _each(mean, channels, 0.0, "mean"),
         _each(std, channels, 1.0, "std"), None,
     )  # fmt: skip
-    fileformat.save_whole(path, network, about, f"this {type(model).__name__}")
+    fileformat.save_checked(path, network, about, f"this {type(model).__name__}")
     return sizes(Path(path), network)
 
 

@@ -56,16 +56,16 @@ def export_run(folder: Path, out: Path, data_folder: Path) -> dict:
     """
     run = read_run(folder)
     network = trace(run.model, (run.data.channels, run.data.side, run.data.side))
-    fileformat.save_whole(out, network, about(run, data_folder), f"the network of {folder}")
+    fileformat.save_checked(out, network, about(run, data_folder), f"the network of {folder}")
     return sizes(out, network)
 
 
 def export_onnx(
-    folder: Path, out: Path, data_folder: Path, quantizers: bool = False
+    folder: Path, out: Path, data_folder: Path, *, as_qonnx: bool = False
 ) -> tuple[int, str]:
     """Write the run's network to `out` as ONNX; returns the size in bytes and what `verify` says.
 
-    quantizers: as QONNX, whose quantizers are single nodes. The file's metadata say how images are
+    as_qonnx: as QONNX, whose quantizers are single nodes. The file's metadata say how images are
     normalised, and name the classes. Raises InputError where the file is not verified to compute
     the network: `out` is not written then.
     """
@@ -75,7 +75,7 @@ def export_onnx(
 
     run = read_run(folder)
     network = trace(run.model, (run.data.channels, run.data.side, run.data.side))
-    model = qonnx_model(network) if quantizers else onnx_model(network)
+    model = qonnx_model(network) if as_qonnx else onnx_model(network)
     for key, value in asdict(about(run, data_folder)).items():
         model.metadata_props.add(key=key, value=json.dumps(value))
     data = model.SerializeToString(deterministic=True)
@@ -93,9 +93,9 @@ def about(run: TrainedRun, data_folder: Path) -> About:
     """What a file says of a run besides its network."""
     mean, std = MEAN_STD[run.data.name]
     keys = ("run_id", "dataset", "arch", "arch_options", "method", "w_bits", "a_bits", "policy")
-    model = {key: run.config[key] for key in keys}
+    origin = {key: run.config[key] for key in keys}
     return About(
-        model | {"top1": run.final["top1"]},
+        origin | {"top1": run.final["top1"]},
         class_names(run.data, data_folder),
         mean,
         std,

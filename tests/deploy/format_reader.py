@@ -20,7 +20,7 @@ TYPES = {"u1": np.dtype("u1"), "f4": np.dtype("<f4")}
 def read(data: bytes) -> tuple[dict, Iterator[np.ndarray]]:
     """The header of a file, and its arrays in order."""
     mark, version, packed, size = struct.unpack_from("<8sIIQ", data)
-    assert mark == bytes.fromhex("934C4F574249540A") and version == 1 and size == len(data)
+    assert mark == bytes.fromhex("934C4F574249540A") and version == 2 and size == len(data)
     assert hashlib.sha256(data[:24] + data[56:]).digest() == data[24:56]
     header = json.loads(zlib.decompress(data[56 : 56 + packed]))
     arrays, end = [], 56 + packed
@@ -82,7 +82,8 @@ def pool(op: dict, x: np.ndarray) -> np.ndarray:
 def scores(data: bytes, image: np.ndarray) -> np.ndarray:
     """The scores (classes,) that the network of a file gives one image (C, H, W), normalised."""
     header, arrays = read(data)
-    tensors = {header["input"]["name"]: image.astype(np.float64)}
+    assert list(image.shape) == header["input"]
+    tensors = [image.astype(np.float64)]
     for op in header["operations"]:
         x, kind = tensors[op["input"]], op["operation"]
         if kind == "convolution":
@@ -96,7 +97,6 @@ def scores(data: bytes, image: np.ndarray) -> np.ndarray:
             y = np.clip(x, 0, op["ceiling"])
         else:
             y = pool(op, x)
-        assert list(y.shape) == op["shape"]
-        tensors[op["output"]] = y
+        tensors.append(y)
     assert next(arrays, None) is None
     return tensors[header["output"]].ravel()

@@ -11,7 +11,7 @@ from deploy import container, fileformat
 from deploy.network import Network
 from lowbit_core.runtime.errors import InputError
 
-TENSORS = ("image", "scores", *"abcdefghijkqy")  # names in the files, to wire a graph anew
+TEXTS = ("counts", "basis", "\ud800", "\x1b[31m", "two\nlines")
 
 
 def parts(path):
@@ -24,11 +24,12 @@ def _mutate(value, rng):
     """Another JSON value in the place of one."""
     if isinstance(value, bool):
         return not value
-    if isinstance(value, int):
-        return int(rng.choice([0, -1, value + 1, value * 2, 2**31, 2**63]))
+    if isinstance(value, int):  # small ones wire a graph anew
+        few = int(rng.integers(12))
+        return int(rng.choice([0, -1, few, value - 1, value + 1, value * 2, 2**31, 2**62]))
     if isinstance(value, list) and len(value) > 1:
         return value[1:] if rng.random() < 0.5 else [*value, value[0]]
-    choices = [None, 7, *TENSORS, "counts", "basis", [], {}, 1.5, float("nan")]
+    choices = [None, 7, *TEXTS, [], {}, 1.5, float("nan")]
     return choices[rng.integers(len(choices))]
 
 
@@ -95,6 +96,8 @@ def try_mutants(path, folder, count, seed=5, **options):
             assert "\n" not in str(error)
             refused += 1
             continue
+        said = f"{net.about.origin} {net.about.classes} {net.kernels()}"
+        assert said.isprintable() and said.encode()
         images = rng.normal(0, 1, (1, *net.graph.input_shape)).astype(np.float32)
         assert net.scores(images).shape == (1, net.classes)
         ran += 1

@@ -82,7 +82,7 @@ def test_the_files_run_and_the_table_says_what_they_are(runs, digits_root, tmp_p
     assert int(row["file_bytes"]) == file.stat().st_size
     assert 0 <= float(row["file_top1"]) <= 100 and float(row["agreement"]) > 98
     assert abs(float(row["top1_torch"]) - float(row["file_top1"])) < 2
-    assert deploy.load(file).about.model["run_id"] == "pact-s0"  # the copied folder's own name
+    assert deploy.load(file).about.origin["run_id"] == "pact-s0"  # the copied folder's own name
 
 
 def test_files_that_are_there_stay_unless_a_run_here_is_better(runs, digits_root, tmp_path):
@@ -186,8 +186,8 @@ def test_the_committed_files_are_those_of_their_table_and_run():
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
     for row in rows:
         network = deploy.load(MODELS / row["file"])
-        assert network.about.model["run_id"] == row["run_id"]
-        assert network.about.model["top1"] == float(row["top1"])
+        assert network.about.origin["run_id"] == row["run_id"]
+        assert network.about.origin["top1"] == float(row["top1"])
         # Training in bfloat16 measures another network; in float32, top1 is that of torch.
         expected = float(row["top1_torch"] or row["top1"])
         assert abs(float(row["file_top1"]) - expected) <= MOST_APART, row["file"]

@@ -49,7 +49,8 @@ def _changed(data: bytes, offset: int) -> bytes:
         (lambda data: data[:20], "cut short"),
         (lambda data: data[:-1], "was written with"),
         (lambda data: data + b"\0", "was written with"),
-        (lambda data: data[:8] + b"\2\0\0\0" + data[12:], "format version 2"),
+        (lambda data: data[:8] + b"\1\0\0\0" + data[12:], "format version 1"),
+        (lambda data: data[:8] + b"\3\0\0\0" + data[12:], "format version 3"),
         (lambda data: _changed(data, len(data) - 9), "checksum differs"),
         (lambda data: _changed(data, 12), "checksum differs"),
         (lambda data: _changed(data, 70), "checksum differs"),
@@ -80,11 +81,15 @@ def _operation(header, kind):
     [
         ("convolution", {"padding": [5, 5]}, "not less than the kernel"),
         ("convolution", {"stride": [0, 1]}, "whole numbers from 1"),
-        ("convolution", {"input": "nothing"}, "is not made before"),
-        ("convolution", {"output": "image"}, "is made twice"),
+        ("convolution", {"input": 1}, "input 1 is not a whole number from 0 to 0"),
+        ("convolution", {"input": -1}, "input -1 is not a whole number from 0 to 0"),
+        ("convolution", {"input": True}, "input True is not a whole number"),
+        ("convolution", {"layer": "a\nb"}, "'layer' is no name of at most 500 characters"),
+        ("convolution", {"layer": "\ud800"}, "'layer' is no name of at most 500 characters"),
+        ("add", {"other": 0}, "tensor 0 is not of shape (8, 4, 4)"),
+        ("add", {"other": 3}, "only a convolution reads codes"),
         ("convolution", {"weight": [8, 3, 3, 5]}, "does not fit"),
         ("convolution", {"compute": "counts"}, "cannot be computed by counts"),
-        ("convolution", {"shape": [1, 1, 1]}, "not (1, 1, 1) as written"),
         ("quantize", {"operation": "relu", "ceiling": None}, "array"),
         ("pool", {"size": [10**6, 1]}, "whole numbers from 1"),
         ("pool", {"operation": "eval"}, "is none of"),
@@ -105,11 +110,21 @@ def test_an_array_without_values_is_refused(example, tmp_path):
         load(tmp_path / "empty.lowbit")
 
 
-def test_a_class_that_cannot_be_printed_is_named(example, tmp_path):
+@pytest.mark.parametrize("odd", ["caf\x1b", "two\nlines", "\ud800"])
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda header, odd: header["classes"].__setitem__(0, odd),
+        lambda header, odd: header["origin"].update(method=odd),
+        lambda header, odd: header["origin"].update(policy={"exceptions": [odd]}),
+        lambda header, odd: header["origin"].update({odd: 1}),
+    ],
+)
+def test_a_text_that_cannot_be_printed_is_named(example, tmp_path, put, odd):
     header, arrays = parts(example[0])
-    header["classes"][0] = "caf\x1b"
+    put(header, odd)
     container.write(tmp_path / "odd.lowbit", header, arrays)
-    with pytest.raises(InputError, match=r"the class \['caf.x1b'\] holds a character"):
+    with pytest.raises(InputError, match=re.escape(f"the text [{odd!r}] holds a character")):
         load(tmp_path / "odd.lowbit")
 
 

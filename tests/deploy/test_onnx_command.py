@@ -133,7 +133,7 @@ def test_without_the_package_it_says_what_installs_it(
     package = {"onnx": "onnxruntime", "qonnx": "qonnx"}[form]
     monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / "model.onnx"
-    size, said = export_onnx(trained, path, digits_root, form == "qonnx")
+    size, said = export_onnx(trained, path, digits_root, as_qonnx=form == "qonnx")
     assert said == (
         f"not verified: the package {package} is not installed: `pip install -e '.[onnx]'`"
     )
@@ -154,7 +154,7 @@ def test_other_files_are_not_checked(trained, digits_root, tmp_path, monkeypatch
     export_onnx(trained, path, digits_root)
     model = onnx.load(path)
     for entry in model.metadata_props:
-        if entry.key == "model":
+        if entry.key == "origin":
             entry.value = entry.value.replace('"pact"', '"dorefa"')
     onnx.save(model, path)
     assert "is not of the run in" in refusal(monkeypatch, capsys, *words)
