@@ -1,6 +1,7 @@
 """Export trained networks and run them: `python -m deploy COMMAND` (--help names them)."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,30 +28,44 @@ def _export(arguments: argparse.Namespace) -> None:
     size = export_run(arguments.run, arguments.out, arguments.data)
     over = 100 * (size["file"] / size["information"] - 1)
     print(f"{arguments.out}: {size['file']:,} bytes, {over:.1f} % more than what it holds")
-    print(f"  {size['compressed']:,} bytes after LZMA; {size['float32']:,} bytes in float32")
+    print(
+        f"  {size['entropy']:,} bytes if an ideal coder packed the codes, {size['compressed']:,} "
+        f"after LZMA; {size['float32']:,} bytes in float32"
+    )
 
 
 def _predict(arguments: argparse.Namespace) -> None:
     network = load(arguments.model, threads=arguments.threads)
-    images = read_images(arguments.images, network.about, network.graph.input_shape)
-    for path, scores in zip(arguments.images, network.scores(images), strict=True):
+    unread = 0
+    for path in arguments.images:
+        try:
+            image = read_images([path], network.about, network.graph.input_shape)
+        except InputError as error:
+            if len(arguments.images) == 1:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            unread += 1  # and go on with the others
+            continue
+        (scores,) = network.scores(image)
         shares = np.exp(scores.astype(np.float64) - scores.max())
         shares /= shares.sum()
         best = np.argsort(-scores, kind="stable")[:BEST]
         names = (f"{network.about.classes[i]} {100 * shares[i]:.1f} %" for i in best)
-        print(f"{path}: {', '.join(names)}")
+        print(f"{path}: {', '.join(names)}", flush=True)
+    if unread:
+        raise InputError(f"{unread} of {len(arguments.images)} images are not read")
 
 
 def _show(arguments: argparse.Namespace) -> None:
     network: Network = load(arguments.model)
     for key, value in network.about.origin.items():
         print(f"{key}: {value}")
-    for layer, kernel in network.kernels():
-        print(f"{layer}: {kernel}")
+    for row in network.kernels():
+        print(f"{row.layer}: {row.how}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from deploy.export.check import check_run
+    from deploy.export.check import check_run, most_apart
 
     found = check_run(
         arguments.model, arguments.run, arguments.data, arguments.threads, arguments.most
@@ -60,6 +75,12 @@ def _check(arguments: argparse.Namespace) -> None:
         f"{found['top1_torch']:.2f} % by torch, {found['top1_training']:.2f} % after training; "
         f"the same class for {found['agreement']:.2f} % of the images"
     )
+    apart = abs(found["top1"] - found["top1_torch"])
+    if apart > most_apart(found["images"]):
+        raise InputError(
+            f"{arguments.model}: its top-1 is {apart:.2f} points from that of torch: at most "
+            f"{most_apart(found['images']):.2f} are legal"
+        )
 
 
 def _measure(arguments: argparse.Namespace) -> None:

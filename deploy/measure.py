@@ -8,7 +8,6 @@ import copy
 import json
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 
 from deploy import fileformat
 from deploy.engine.build import library
+from deploy.export.check import compare
 from deploy.export.run import TrainedRun, about, read_run
 from deploy.export.size import entropy_bytes, float32_bytes
 from deploy.export.trace import trace
@@ -152,39 +152,25 @@ def _measure(folder: Path, bench: _Bench) -> dict:
             reason = str(error).removeprefix(f"{path}: ")
             return _row(folder.name, run.config["run_key"], REFUSED, reason)
         file_bytes = path.stat().st_size
-    predictions, right, same = _predict(network, run.model, bench.test_batches(run))
+    found = compare(network, run.model, bench.test_batches(run))
+    images = len(found.classes)
     return {
         **_row(folder.name, run.config["run_key"], EXPORTED, ""),
-        "images": len(predictions),
-        "top1": 100 * right / len(predictions),
-        "agreement": 100 * same / len(predictions),
+        "images": images,
+        "top1": 100 * found.right / images,
+        "agreement": 100 * found.same / images,
         "top1_training": run.final["top1"],
         "file_bytes": file_bytes,
         "entropy_bytes": entropy_bytes(file_bytes, graph),
         "float32_bytes": float32_bytes(graph),
         **_latency(network, bench.peer(run), shape),
         "codes": code_counts(graph),
-        "predictions": predictions[:FIRST_PREDICTIONS],
+        "predictions": found.classes[:FIRST_PREDICTIONS],
     }
 
 
 def _row(run_id: str, run_key: str, status: str, reason: str) -> dict:
     return {"run_id": run_id, "run_key": run_key, "status": status, "reason": reason}
-
-
-def _predict(
-    network: Network, model: nn.Module, batches: Iterable[tuple[np.ndarray, np.ndarray]]
-) -> tuple[list[int], int, int]:
-    """(The class of each image by the file, how many of them are right, how many are torch's)."""
-    classes, right, same = [], 0, 0
-    for images, labels in batches:
-        best = network.scores(images).argmax(1)
-        with torch.inference_mode():
-            x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
-            same += int((best == model(x).argmax(1).numpy()).sum())
-        right += int((best == labels).sum())
-        classes += best.tolist()
-    return classes, right, same
 
 
 def code_counts(graph: Graph) -> list[tuple[str, list[int]]]:
@@ -205,11 +191,10 @@ def code_counts(graph: Graph) -> list[tuple[str, list[int]]]:
 def _latency(network: Network, peer: Call, shape: tuple[int, int, int]) -> dict:
     image = np.random.default_rng(0).normal(0, 1, (1, *shape)).astype(np.float32)
     seconds = _timed({"file": lambda: network.scores(image), "torch": peer})
-    counted = Counter(name for _, name in network.kernels() if "float32" not in name)
     return {
         "ms": 1000 * float(np.median(seconds["file"])),
         "x_torch": float(np.median(np.divide(seconds["torch"], seconds["file"]))),
-        "kernels": " + ".join(name for name, _ in counted.most_common()),
+        "kernels": network.counting_kernels(),
     }
 
 

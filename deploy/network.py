@@ -2,9 +2,13 @@
 
 import ctypes
 import math
+import operator
+import os
 import threading
 import weakref
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +23,14 @@ from lowbit_core.runtime.errors import InputError
 MOST_THREADS = 1024
 
 
+class Computed(NamedTuple):
+    """How a convolution is computed: by a kernel that counts, or by sums of floats."""
+
+    layer: str
+    how: str
+    counts: bool
+
+
 def load(
     path: str | Path, *, threads: int = 1, target: str | None = None, kernel: str | None = None
 ) -> "Network":
@@ -30,10 +42,33 @@ def load(
     return Network(*fileformat.load(path), threads=threads, target=target, kernel=kernel)
 
 
-def check_threads(threads: int, where: str) -> None:
-    """Raise InputError unless it is a number of threads that an engine may start."""
-    if not 1 <= threads <= MOST_THREADS:
-        raise InputError(f"{where} {threads}: must be from 1 to {MOST_THREADS}")
+def check_threads(threads: int, where: str) -> int:
+    """The number of threads. InputError unless it is a whole one that an engine may start."""
+    try:
+        number = operator.index(threads)
+    except TypeError:
+        number = 0
+    if not 1 <= number <= MOST_THREADS:
+        raise InputError(f"{where} {threads}: must be a whole number from 1 to {MOST_THREADS}")
+    return number
+
+
+class _Process:
+    """What a forked process must know: threads that were started before the fork are gone."""
+
+    used_threads = False  # here or, before a fork, in the parent
+    may_start = True
+    networks: weakref.WeakSet = weakref.WeakSet()
+
+    @classmethod
+    def forked(cls) -> None:
+        cls.may_start = not cls.used_threads
+        for network in cls.networks:  # a thread of the parent may have held the lock
+            network._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Process.forked)
 
 
 class Network:
@@ -42,7 +77,7 @@ class Network:
     Results are the same to the bit on every instruction set, with any number of threads and with
     every kernel. kernel: None measures the kernels that serve a layer and takes the fastest;
     `popcount`, `tables`, `products`, `matrices` or `wide` (tables of 64 outputs) is taken wherever
-    it serves, else popcount.
+    it serves, else popcount. A process that was forked after several threads ran computes on one.
     """
 
     def __init__(
@@ -55,7 +90,7 @@ class Network:
         flags: tuple[str, ...] = (),
         kernel: str | None = None,
     ) -> None:
-        check_threads(threads, "threads")
+        threads = check_threads(threads, "threads")
         number = plan.kernel_number(kernel)
         self.graph, self.about, self.threads = network, about, threads
         self.steps = plan.plan(network)
@@ -84,12 +119,17 @@ class Network:
         if not self._pointer:
             raise InputError("the memory does not suffice to run this network")
         weakref.finalize(self, self._library.network_free, self._pointer)
+        _Process.networks.add(self)
 
     def scores(self, images: np.ndarray) -> np.ndarray:
         """Scores (N, classes) float32 of normalised images (N, C, H, W).
 
-        The channels may lie last in memory: with many of them that is faster.
+        The channels may lie last in memory: with many of them that is faster. InputError names a
+        wrong shape or type. A pixel that is not a number reaches no threshold.
         """
+        images = np.asarray(images)
+        if images.dtype.kind not in "biuf":
+            raise InputError(f"images of type {images.dtype}: must be real numbers")
         if images.ndim != 4 or images.shape[1:] != self.graph.input_shape:
             raise InputError(
                 f"images of shape {images.shape}: must be (N, "
@@ -102,16 +142,19 @@ class Network:
         scores = np.empty((len(images), self.classes), np.float32)
         if len(images) == 0:
             return scores
+        threads = self._threads()
         with self._lock:
             self._library.network_run(
-                self._pointer,
-                _floats(images),
-                channels_last,
-                len(images),
-                _floats(scores),
-                self.threads,
+                self._pointer, _floats(images), channels_last, len(images), _floats(scores), threads
             )
         return scores
+
+    def _threads(self) -> int:
+        """Those that this process may use: with more, it would wait for threads that are gone."""
+        if self.threads == 1 or not _Process.may_start:
+            return 1
+        _Process.used_threads = True
+        return self.threads
 
     def run_step(
         self, number: int, x: np.ndarray, other: np.ndarray | None = None
@@ -130,6 +173,7 @@ class Network:
         if step.kind == plan.COUNT:
             counts = np.empty(filled.terms(), np.int32)
             pointer = counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        threads = self._threads()
         with self._lock:
             self._library.network_step(
                 self._pointer,
@@ -137,22 +181,29 @@ class Network:
                 _floats(x),
                 None if other is None else _floats(other),
                 _floats(y),
-                self.threads,
+                threads,
                 pointer,
             )
         return y, counts
 
-    def kernels(self) -> list[tuple[str, str]]:
-        """(Layer, how it is computed) of every convolution."""
+    def kernels(self) -> list[Computed]:
+        """How every convolution is computed, in their order."""
         rows = []
         for number, step in enumerate(self.steps):
             if isinstance(step.operation, Convolution):
-                name = self._library.network_kernel(self._pointer, number).decode()
-                kind = "depthwise float32" if step.kind == plan.DEPTHWISE else "float32"
-                if step.operation.weight.codes is not None:
-                    kind = f"dequantized {kind}"
-                rows.append((step.operation.layer, name or kind))
+                how = self._library.network_kernel(self._pointer, number).decode()
+                counts = how != ""
+                if not counts:
+                    how = "depthwise float32" if step.kind == plan.DEPTHWISE else "float32"
+                    if step.operation.weight.codes is not None:
+                        how = f"dequantized {how}"
+                rows.append(Computed(step.operation.layer, how, counts))
         return rows
+
+    def counting_kernels(self) -> str:
+        """The kernels that count, the one with the most layers first, with ` + ` between them."""
+        counted = Counter(row.how for row in self.kernels() if row.counts)
+        return " + ".join(name for name, _ in counted.most_common())
 
 
 def _floats(array: np.ndarray) -> ctypes.c_float:

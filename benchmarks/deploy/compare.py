@@ -6,7 +6,6 @@ counts; on an idle machine it equals the time on the clock. Two threads are time
 
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from benchmarks.deploy.peers import PEERS, Call
 from benchmarks.deploy.subjects import Exported, Subject, convolution, network
 from benchmarks.timing import now, timed
 from deploy.engine.build import library
-from deploy.network import Network
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.progress import say
 
@@ -126,14 +124,8 @@ def _lowbit(subject: Subject, exported: Exported, setting: Setting) -> Contender
     if subject.layer:  # as for torch, the faster memory layout: the channels last
         images = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     about = {"w_bits": exported.w_bits, "a_bits": exported.a_bits, "method": exported.method}
-    about |= {"kernel": kernels(network), "file_bytes": exported.file_bytes}
+    about |= {"kernel": network.counting_kernels(), "file_bytes": exported.file_bytes}
     return Contender(lambda: network.scores(images), about)
-
-
-def kernels(given: Network) -> str:
-    """The kernels that count, the one with the most layers first."""
-    counts = Counter(name for _, name in given.kernels() if "float32" not in name)
-    return " + ".join(name for name, _ in counts.most_common())
 
 
 def _rows(subject: Subject, setting: Setting, contenders: dict[str, Contender]) -> list[dict]:

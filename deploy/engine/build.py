@@ -57,6 +57,7 @@ def library(target: str | None = None, flags: tuple[str, ...] = ()) -> ctypes.CD
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     floats = POINTER(c_float)
     functions = {
+        "step_size": (c_int32, []),
         "network_new": (
             c_void_p,
             [
@@ -82,4 +83,5 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     for name, (result, arguments) in functions.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
+    assert library.step_size() == ctypes.sizeof(Step), "Step differs from the struct of step.h"
     return library

@@ -115,6 +115,9 @@ void channels_last(const float* x, int64_t pixels, int channels, float* y) {
 
 extern "C" {
 
+// So that the caller can compare it with its own declaration of the struct.
+int32_t step_size() { return sizeof(Step); }
+
 // Null if the memory does not suffice. Tensor 0 is the image, tensor `output` the scores.
 void* network_new(const Step* steps, int32_t count, const int64_t* offsets, int32_t tensors, int64_t arena,
                   int64_t image, int32_t channels, int32_t output, int64_t scores) try {

@@ -21,10 +21,10 @@ class Norm:
 
 def norm_of(module: nn.modules.batchnorm._BatchNorm) -> Norm:
     """The numbers of a batch norm that has running statistics."""
-    deviation = np.sqrt(_array(module.running_var) + module.eps)
-    gain, bias = _array(module.weight), _array(module.bias)
+    deviation = np.sqrt(array(module.running_var) + module.eps)
+    gain, bias = array(module.weight), array(module.bias)
     scale = (1 if gain is None else gain) / deviation
-    return Norm(scale, _array(module.running_mean), 0 if bias is None else bias)
+    return Norm(scale, array(module.running_mean), 0 if bias is None else bias)
 
 
 def alone(name: str, x: str, output: str, norm: Norm) -> Convolution:
@@ -61,5 +61,5 @@ def _joined(before: Convolution, norm: Norm, output: str) -> Convolution:
     return replace(joined, weight=Weight(values=values.astype(np.float32)))
 
 
-def _array(values: Tensor | None) -> np.ndarray | None:
+def array(values: Tensor | None) -> np.ndarray | None:
     return None if values is None else values.detach().double().numpy()

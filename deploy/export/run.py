@@ -22,6 +22,9 @@ from lowbit_core.runtime.files import replace_file, write_bytes
 from lowbit_core.runtime.run_folder import RunFolder
 from lowbit_core.training.trained import trained_network
 
+# What a file says of the run that it comes from, besides its test accuracy.
+ORIGIN = ("run_id", "dataset", "arch", "arch_options", "method", "w_bits", "a_bits", "policy")
+
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
@@ -92,8 +95,7 @@ def export_onnx(
 def about(run: TrainedRun, data_folder: Path) -> About:
     """What a file says of a run besides its network."""
     mean, std = MEAN_STD[run.data.name]
-    keys = ("run_id", "dataset", "arch", "arch_options", "method", "w_bits", "a_bits", "policy")
-    origin = {key: run.config[key] for key in keys}
+    origin = {key: run.config[key] for key in ORIGIN}
     return About(
         origin | {"top1": run.final["top1"]},
         class_names(run.data, data_folder),

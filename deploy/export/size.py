@@ -9,10 +9,11 @@ from deploy.graph import Convolution, Graph, Quantize
 
 
 def sizes(path: Path, network: Graph) -> dict[str, int]:
-    """Bytes of the file, of the information in it, and of the file's content after LZMA.
+    """Bytes of a file, of the information in it, and of what coders make of it.
 
-    The information is what no reader could do without: every code in its bits, every other number
-    in four bytes. Header, checksum and alignment are what the file adds.
+    information: what no reader could do without: every code in its bits, every other number in four
+    bytes. Header, checksum and alignment are what the file adds. entropy: see `entropy_bytes`.
+    compressed: the file after LZMA. float32: the same network in full precision.
     """
     bits = 0
     for op in network.operations:
@@ -32,6 +33,7 @@ def sizes(path: Path, network: Graph) -> dict[str, int]:
         "file": len(data),
         "information": -(-bits // 8),
         "compressed": len(lzma.compress(data, preset=9)),
+        "entropy": entropy_bytes(len(data), network),
         "float32": float32_bytes(network),
     }
 

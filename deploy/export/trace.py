@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from deploy import graph, planes
 from deploy.export.calls import place, record
-from deploy.export.fold import Norm, alone, fold, norm_of
+from deploy.export.fold import Norm, alone, array, fold, norm_of
 from deploy.export.quantizers import activation_thresholds, weight_codes
 from deploy.graph import (
     COUNTS,
@@ -192,18 +192,19 @@ class _Builder:
             if rank != 2:
                 raise InputError(f"layer {name}: a linear layer needs a flattened input")
             weight = _over_image(weight, channels, high, wide)
-        outputs, *_, inputs = weight.shape
+        outputs = weight.shape[0]
         depthwise = groups > 1
-        if dilation != (1, 1) or (depthwise and not inputs == 1 == outputs // groups):
+        is_held = not depthwise or groups == channels == outputs
+        if dilation != (1, 1) or not is_held:
             raise InputError(f"layer {name}: a file holds no dilated or grouped convolution")
         compute = FLOAT
         if quantizer is not None and weight.codes is not None and not depthwise:
             few = max(layer.weight_quantizer.bits, quantizer.bits) <= MOST_BITS_TO_COUNT
-            codes = self.operations[-1]
+            (codes,) = (op for op in self.operations if op.output == x)
             products = math.prod(weight.shape[1:])
             if few and planes.countable(weight.levels, codes.levels, products):
                 compute = COUNTS
-        bias = np.zeros(outputs) if layer.bias is None else _array(layer.bias)
+        bias = np.zeros(outputs) if layer.bias is None else array(layer.bias)
         shift = bias.astype(np.float32)
         return self._append(
             lambda output: Convolution(
@@ -335,10 +336,6 @@ def _geometry(name: str, layer: nn.Module) -> tuple:
     if isinstance(padding, str):
         raise InputError(f"layer {name}: padding {padding!r}: a file holds numbers only")
     return tuple(stride), tuple(padding), tuple(dilation), groups
-
-
-def _array(values: Tensor | None) -> np.ndarray | None:
-    return None if values is None else values.detach().double().numpy()
 
 
 def _pair(value: object) -> tuple:

@@ -1,5 +1,9 @@
 """The engine: its integers, its floats, and that neither depends on the machine's instructions."""
 
+import os
+import select
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +16,7 @@ from deploy.engine import plan
 from deploy.export.trace import trace
 from deploy.graph import Add, Graph, Relu
 from deploy.network import Network
+from lowbit_core.runtime.errors import InputError
 
 RELATIVE = 1e-6  # of the largest output of a layer
 
@@ -150,7 +155,7 @@ def test_a_residual_sum_and_relus_take_no_step_of_their_own():
 def test_what_is_not_counted_is_listed():
     model, _ = quantized("mobilenetv2", "direct", 2, 2, first_last="8bit")
     net = Network(trace(model, (CHANNELS, SIDE, SIDE)), about())
-    listed = dict(net.kernels())
+    listed = {row.layer: row.how for row in net.kernels()}
     assert listed["features.0.0"] == "dequantized float32"
     assert listed["features.1.conv.0.0"] == "dequantized depthwise float32"
     assert listed["features.2.conv.0.0"].startswith(("popcount", "matrices"))
@@ -186,3 +191,52 @@ def test_the_scores_may_be_read_by_a_sum_as_well(output):
     tail = (Add("y", "image", "sum"),)
     scores, slow = _scores_and_slow_scores(tail, output)
     np.testing.assert_allclose(scores, slow, rtol=1e-5, atol=1e-6)
+
+
+def test_a_forked_process_computes_on_one_thread():
+    """The threads of its parent are gone: the engine would wait for them without end."""
+    net, graph = network("resnet20", "direct", 2, 2)
+    images = np.random.default_rng(0).normal(0, 1, (2, *graph.input_shape)).astype(np.float32)
+    expected = net.scores(images)
+    two = Network(graph, about(), threads=2)
+    two.scores(images)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # whatever happens, it does not go on with the tests
+        try:
+            same = np.array_equal(two.scores(images), expected)
+            new = Network(graph, about(), threads=2).scores(images)
+            os.write(write, b"same" if same and np.array_equal(new, expected) else b"other")
+        finally:
+            os._exit(0)
+    os.close(write)
+    try:
+        assert select.select([read], [], [], 60)[0], "the forked process hangs"
+        assert os.read(read, 10) == b"same"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+    np.testing.assert_array_equal(two.scores(images), expected)  # here, still on two threads
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        ([[1.0]], r"images of shape \(1, 1\): must be"),
+        (np.zeros((1, CHANNELS, SIDE, SIDE), complex), "images of type complex128: must be real"),
+        (np.full((1, CHANNELS, SIDE, SIDE), "x"), "images of type <U1: must be real numbers"),
+    ],
+)
+def test_images_of_another_kind_are_refused(images, reason):
+    with pytest.raises(InputError, match=reason):
+        network("resnet20", "direct", 2, 2)[0].scores(images)
+
+
+def test_a_pixel_that_is_no_number_reaches_no_threshold():
+    graph = one_layer(
+        np.random.default_rng(0), np.array([[-1.0, 1.0]]), np.arange(4.0), 1, 1, 1, 1, 1, 0
+    )
+    net = Network(graph, about(1, 1))
+    nothing, lowest = net.scores(np.array([np.nan, -1e30], np.float32).reshape(2, 1, 1, 1))
+    np.testing.assert_array_equal(nothing, lowest)

@@ -32,7 +32,12 @@ def here(serving: Iterable[str]) -> set[str]:
 
 def first_word(net: Network) -> str:
     """Of the kernel of the first layer: the name by which it is chosen."""
-    return net.kernels()[0][1].removeprefix("8-bit ").split(" ")[0]
+    return words(net)[0]
+
+
+def words(net: Network) -> list[str]:
+    """The same of every layer."""
+    return [row.how.removeprefix("8-bit ").split(" ")[0] for row in net.kernels()]
 
 
 def basis(rng: np.random.Generator, bits: int, rows: int) -> np.ndarray:
@@ -191,7 +196,10 @@ def test_a_basis_of_five_bits():
 def test_every_kernel_gives_the_same_scores(target, kernel, arch, method, w_bits, a_bits):
     net, graph = network(arch, method, w_bits, a_bits)
     images = np.random.default_rng(0).normal(0, 1, (3, CHANNELS, SIDE, SIDE)).astype(np.float32)
-    other = Network(graph, about(), target=target, kernel=kernel).scores(images)
+    chosen = Network(graph, about(), target=target, kernel=kernel)
+    if kernel not in words(chosen):
+        pytest.skip(f"{kernel} serves no layer of this network with these instructions")
+    other = chosen.scores(images)
     np.testing.assert_array_equal(other.view(np.int32), net.scores(images).view(np.int32))
 
 
@@ -208,7 +216,7 @@ def test_every_kernel_with_any_number_of_threads_gives_the_same_bits(arch, metho
         for threads in (1, 2, 3):
             other = Network(graph, about(), kernel=kernel, threads=threads)
             np.testing.assert_array_equal(other.scores(images).view(np.int32), expected)
-            used |= {name.removeprefix("8-bit ").split(" ")[0] for _, name in other.kernels()}
+            used |= {*words(other)}
     # A basis of the weights is not equally spaced, and neither is one of the inputs.
     assert used & set(KERNELS) == here(FOR_ANY_LEVELS if method == "direct" else KERNELS)
 

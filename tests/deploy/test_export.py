@@ -17,17 +17,22 @@ from torch import nn
 import baselines
 from deploy.export.check import check_run
 from deploy.export.quantizers import activation_thresholds, weight_codes
-from deploy.export.run import export_run
+from deploy.export.run import ORIGIN, export_run
 from deploy.export.size import sizes
 from deploy.export.trace import trace
-from deploy.fileformat import save
+from deploy.fileformat import About, save
 from deploy.graph import Convolution, Quantize
 from deploy.images import read_images
 from deploy.network import load
-from lowbit_core.models import ARCHS
+from lowbit_core.conversion.layers import calibrate
+from lowbit_core.conversion.policy import QuantPolicy
+from lowbit_core.conversion.swap import convert
+from lowbit_core.datasets.fashion_mnist import CLASSES
+from lowbit_core.models import ARCHS, build
 from lowbit_core.quantizers.interface import ActivationQuantizer
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.training.run import Place, train_run
+from workflow.suite.suite import load_suite
 
 ROOT = Path(__file__).parents[2]
 METHODS = [m.name for m in baselines.METHODS.values() if m.weight is not None]
@@ -78,6 +83,24 @@ def test_a_small_file_is_its_header_and_little_more_than_its_information(
     assert found["file"] <= 1.03 * found["information"] + 56 + header
 
 
+# The smallest of the suite `quick`: the header weighs most there.
+@pytest.mark.parametrize("method", ["pact", "direct", "lq_channel_aware"])
+def test_a_file_of_quick_is_little_larger_than_what_it_holds(method, tmp_path):
+    (run,) = (
+        run for run in load_suite("quick", "auto").runs
+        if (run["arch"], run["method"], run["w_bits"]) == ("resnet20", method, 1)
+    )  # fmt: skip
+    model = build(run["arch"], 10, 1, **run["arch_options"])
+    image = torch.zeros(1, 1, 28, 28)
+    convert(model, QuantPolicy(baselines.method(method), run["w_bits"], run["a_bits"]), image)
+    calibrate(model, torch.randn(8, 1, 28, 28))
+    graph, path = trace(model, (1, 28, 28)), tmp_path / "model.lowbit"
+    origin = {key: run[key] for key in ORIGIN} | {"top1": 87.25}
+    save(path, graph, About(origin, CLASSES, (0.2860,), (0.3530,), None))
+    found = sizes(path, graph)
+    assert found["information"] < found["entropy"] <= found["file"] <= 1.03 * found["information"]
+
+
 def test_a_file_of_another_run_is_not_checked(trained, digits_root, tmp_path):
     model, _ = quantized("resnet20", "direct", 2, 2)
     save(tmp_path / "other.lowbit", trace(model, (CHANNELS, SIDE, SIDE)), about())
@@ -113,6 +136,16 @@ def test_a_prediction_needs_no_torch(trained, digits_root, tmp_path):
         assert line.startswith(f"{path}: {row.argmax()} ")
         shares = [float(share) for share in re.findall(r"([\d.]+) %", line)]
         assert len(shares) == 5 and shares == sorted(shares, reverse=True)
+
+
+def test_an_image_that_cannot_be_read_does_not_stop_the_others(trained, digits_root, tmp_path):
+    image = tmp_path / "0.png"
+    Image.fromarray(np.load(digits_root / "digits" / "test.npy")[0, 0]).save(image)
+    done = command("predict", trained[1], "README.md", image)
+    assert done.returncode == 2 and done.stdout.startswith(f"{image}: ")
+    first, last = done.stderr.splitlines()
+    assert "README.md: not a readable image" in first
+    assert last == "error: 1 of 2 images are not read"
 
 
 def test_pixels_are_normalised_as_in_training(trained, digits_root, tmp_path):

@@ -128,7 +128,9 @@ def test_a_text_that_cannot_be_printed_is_named(example, tmp_path, put, odd):
         load(tmp_path / "odd.lowbit")
 
 
-@pytest.mark.parametrize("threads", [0, 1025, 2**32])
+@pytest.mark.parametrize("threads", [0, 1025, 2**32, 2.5, "2"])
 def test_a_number_of_threads_that_no_engine_starts_is_refused(example, threads):
-    with pytest.raises(InputError, match=f"threads {threads}: must be from 1 to 1024"):
+    with pytest.raises(
+        InputError, match=f"threads {threads}: must be a whole number from 1 to 1024"
+    ):
         Network(example[1], about(4), threads=threads)
