@@ -42,7 +42,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--only", choices=tuple(PARTS), action="append", help="may be repeated")
-    add("--quick", action="store_true", help="3 rounds instead of 15")
+    add("--quick", action="store_true", help="fewer rounds and tiny exported networks: a try")
     add("--out", type=Path, default=Path("results/benchmarks"), help="a folder for the tables")
     add("--jpegs", type=Path, help="a folder of JPEG files, for ImageNet's loader")
     add("--arch", choices=tuple(steps.NETWORKS), action="append", help="of steps; may be repeated")
@@ -53,24 +53,39 @@ def _arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.jpegs and not any(given.jpegs.glob("*.JPEG")):
         raise InputError(f"--jpegs {given.jpegs}: it must be a folder that holds *.JPEG files")
+    of_part = {"arch": "steps", "bits": "steps", "compile": "steps", "precision": "steps"}
+    for option, part in (of_part | {"jpegs": "loaders"}).items():
+        is_given = getattr(given, option) != parser.get_default(option)
+        if is_given and given.only and part not in given.only:
+            raise InputError(f"--{option} is of the part {part}: add --only {part}")
+    if given.avx2 and "bf16" in (given.precision or ()):
+        raise InputError("--avx2 --precision bf16: without bf16 instructions only fp32 is measured")
     return given
 
 
-def _about() -> dict:
-    """The machine and the versions that a table was measured with."""
+def _settings(given: argparse.Namespace) -> dict:
+    """The options that make the figures others than those of the pages, with their values."""
+    names = ("quick", "arch", "bits", "compile", "precision")
+    usual = {"quick": False, "arch": None, "bits": 2, "compile": "quantizers", "precision": None}
+    return {name: getattr(given, name) for name in names if getattr(given, name) != usual[name]}
+
+
+def _about(given: argparse.Namespace) -> dict:
+    """The machine, the versions and the options that a table was measured with."""
     about = {"hardware": hardware_name(DEVICE), "instruction_set": instruction_set()}
     about |= {"kernel_lanes": kernel_lanes(), "threads": torch.get_num_threads()}
     if avx2.held():
         about["instruction_set"] = "AVX2, held to it"
     peers = {name: version(name) for name in PEERS if find_peer(name)} | deploy.versions()
     about |= {"date": datetime.now(UTC).date().isoformat(), "versions": versions() | peers}
-    return about | {"commit": git_commit()}
+    return about | {"commit": git_commit(), "settings": _settings(given)}
 
 
 def _write(path: Path, rows: Iterable[dict], about: dict) -> None:
     """Write rows to `path`.csv and what they are measured with to `path`.json; print them.
 
-    What has been compared is written at once, so that a part that is stopped keeps it.
+    What has been compared is written at once, so that a part that is stopped keeps it. The last
+    `path`.json says that the table is complete.
     """
     measured: list[dict] = []
     for row in rows:
@@ -78,9 +93,10 @@ def _write(path: Path, rows: Iterable[dict], about: dict) -> None:
         table = pd.DataFrame(measured)
         with replace_file(path.with_suffix(".csv")) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
-        write_json(path.with_suffix(".json"), about)
+        write_json(path.with_suffix(".json"), about | {"complete": False})
     if not measured:
         return
+    write_json(path.with_suffix(".json"), about | {"complete": True})
     print(f"\n{path.name} ({about['hardware']}, {about['threads']} threads)")
     print(table.round(2).to_string(index=False), flush=True)
 
@@ -95,7 +111,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # torch.ao and Brevitas use what is deprecated
     if not compiler_found():
         say("warning: no C++ compiler found: the quantizers are measured uncompiled")
-    about = _about()
+    about = _about(given)
     for name in given.only or PARTS:
         path = given.out / (f"{name}_avx2" if given.avx2 else name)
         _write(path, PARTS[name](given), about)

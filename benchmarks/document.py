@@ -209,6 +209,18 @@ def _kept_name(path: Path) -> str:
     return "deploy_amx" if has_amx else path.stem
 
 
+def _check_measured(path: Path) -> None:
+    """Raise InputError for a table that is not what the pages show, before anything is written."""
+    about = json.loads(path.with_suffix(".json").read_text())
+    if not about.get("complete"):
+        raise InputError(f"{path} is of a run that was stopped: run `make bench` to its end")
+    if about["settings"]:
+        options = ", ".join(f"{name} {value}" for name, value in about["settings"].items())
+        raise InputError(
+            f"{path} was measured with {options}: the pages show runs without these options"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="what `make bench` wrote")
@@ -216,6 +228,8 @@ def main() -> None:
     measured = sorted(folder.glob("*.csv")) if folder else []
     if folder and not measured:
         raise InputError(f"{folder} holds no tables: `make bench` writes them")
+    for path in measured:
+        _check_measured(path)
     for path in measured:  # each with the JSON file that says what it was measured with
         for name in (path, path.with_suffix(".json")):
             write_text(MEASURED / f"{_kept_name(path)}{name.suffix}", name.read_text())

@@ -11,6 +11,7 @@ from lowbit_core.runtime.progress import say
 from workflow.suite.suite import ROOT, load_suite
 
 DATA = ROOT / "data"
+MOST_SECONDS = 600  # of one start
 SUITE, COMPILE = "smoke", "quantizers"
 
 # The real entry point. It ends where the first step would be counted.
@@ -50,7 +51,12 @@ def measure(repeats: int) -> list[dict]:
 def _run(how: list[str], job: str, runs: str, *more: str) -> str:
     command = [sys.executable, *how, "--suite", SUITE, "--job", job, "--data", str(DATA)]
     command += ["--runs", runs, "--out", f"{runs}.jsonl", "--compile", COMPILE, *more]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=MOST_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise InputError(f"job {job} took more than {MOST_SECONDS} s") from None
     if done.returncode:
         raise InputError(f"job {job} failed: {done.stderr.strip()[-300:]}")
     return done.stdout

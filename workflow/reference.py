@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
                     f"{out / name} would have {size} bytes: it must have at most {MOST_BYTES}, so "
                     "name fewer data sets by --datasets, and another --out for the others"
                 )
-        for name in FILES:
+        for name in reversed(FILES):  # the list of runs last: until then the old one counts
             write_sealed(out / name, read_sealed(new / name))
     say(
         f"{out} holds {len(Record(out).trained)} runs of {len(suite.runs)} of suite {args.suite}, "

@@ -268,10 +268,11 @@ class Watcher:
                 if path.exists():
                     self._look_at(json.loads(path.read_text()))
             self.complaint = ""
-        except (ValueError, OSError) as error:
-            if str(error) != self.complaint:
-                print(f"tracking: {error}", file=sys.stderr, flush=True)
-            self.complaint = str(error)
+        except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            complaint = f"{path}: {error!r}"
+            if complaint != self.complaint:
+                print(f"tracking: {complaint}", file=sys.stderr, flush=True)
+            self.complaint = complaint
 
     def _look_at(self, config: dict) -> None:
         suite, changed = config["suite"]["suite"], {}

@@ -190,20 +190,22 @@ def precision() -> str:
         for run in _record("precision").runs
         if run["role"] != "checkpoint"
     ]
-    rows, of_start = [], {}
+    rows, quantized = [], []
     for method, mine in grouped(runs, "method").items():
         both = grouped(mine, "precision")
         pairs = pair_runs(both.get("bf16", []), both.get("fp32", []), "val_top1")
         found = difference([pairs.differences], pairs.diverged, pairs.other_diverged)
         bf16, fp32 = (mean_of(pair[i]["val_top1"] for pair in pairs.runs) for i in (0, 1))
         rows.append({"method": method, "found": found, "fp32": fp32, "bf16": bf16})
-        for key, value in zip(pairs.keys, pairs.differences, strict=True):
-            if method != "fp":  # it tells nothing of quantizers, and would hide what they lose
-                of_start.setdefault(key, []).append(value)
+        if method != "fp":  # it tells nothing of quantizers, and would hide what they lose
+            quantized.append(dict(zip(pairs.keys, pairs.differences, strict=True)))
     judge(rows)
     rows.sort(key=lambda row: method_order(row["method"]))
-    # Runs that share their start are not independent: each start counts once, by its mean.
-    rows.append({"found": difference([list(map(mean_of, of_start.values()))])})
+    # Runs that share their start are not independent: each start counts once, by its mean over the
+    # methods. Starts that a method lacks would add differences between methods.
+    common = set.intersection(*map(set, quantized)) if quantized else set()
+    means = [mean_of(found[key] for found in quantized) for key in quantized[0] if key in common]
+    rows.append({"found": difference([means])})
     judge(rows[-1:])
     return markdown(pd.DataFrame(map(_precision_cells, rows)))
 

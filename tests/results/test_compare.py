@@ -44,6 +44,9 @@ def test_equal_is_the_interval_within_the_margin(values):
     if len(values) < FEWEST:
         assert found.p is None and found.low is None and verdict(found) == "undecided"
         return
+    if found.low is None:  # equal values have no spread
+        assert len(set(values)) == 1 and verdict(found) == "undecided"
+        return
     within = max(-found.low, found.high) < MARGIN
     if not math.isclose(max(-found.low, found.high), MARGIN, abs_tol=1e-9):
         assert (found.p_equal < LEVEL) == within

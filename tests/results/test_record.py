@@ -1,5 +1,6 @@
 """The record of a suite's runs, and the tables that are made from it alone."""
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from workflow.comparisons import load_comparisons
 from workflow.results import analysis, record, tables
 from workflow.results.columns import TABLES, Column, columns, read_cells, read_table, write_table
 from workflow.results.record import Record, _lower_widths
-from workflow.suite.jobs import read_jobs
+from workflow.suite.jobs import job_text, mend_jobs, read_jobs
 
 ROOT = Path(__file__).parents[2]
 NOT_OF_QUICK = ("variants.csv", "ablation_options.csv", "table_deploy.csv")
@@ -100,6 +101,26 @@ def test_committed_tables_are_what_the_committed_runs_give(folder, tmp_path):
     assert all(path.stat().st_size < reference.MOST_BYTES for path in folder.iterdir())
 
 
+def without_last_run(data: bytes) -> bytes:
+    """The epochs of all runs but the last one, as after a stop between two files of a record."""
+    lines = gzip.decompress(data).decode().splitlines(keepends=True)
+    last = lines[-1].partition(",")[0]
+    return gzip.compress("".join(line for line in lines if not line.startswith(last)).encode())
+
+
+def test_git_may_replace_a_file_of_a_committed_record(quick: Path, tmp_path: Path, monkeypatch):
+    """The digest beside it, which git does not know, is then that of another version."""
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    folder = tmp_path / "results" / "reference" / "quick" / "record"
+    shutil.copytree(quick / "record", folder)
+    whole = (folder / "runs.jsonl").read_text()
+    (folder / "runs.jsonl").write_text(whole.replace('"seed": 1', '"seed": 7', 1))
+    assert record.Record(folder).is_committed and record.Record(folder).runs
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="its checksum differs"):
+        _ = record.Record(tmp_path / "elsewhere").runs
+
+
 def test_a_damaged_record_is_refused(quick: Path, tmp_path: Path):
     """Also without its checksums, as it is after a clone."""
     shutil.copytree(quick / "record", tmp_path / "record")
@@ -119,6 +140,7 @@ def test_a_damaged_record_is_refused(quick: Path, tmp_path: Path):
     refused("runs.jsonl", lambda data: b"", "not part of a record")
     refused("suite.json", lambda data: b"{}", "not part of a record")
     refused("epochs.csv.gz", lambda data: data[:-40], "cannot be read")
+    refused("epochs.csv.gz", without_last_run, "has no epoch of run .*, which runs.jsonl lists")
     (tmp_path / "record" / "channels.csv.gz").unlink()
     with pytest.raises(InputError, match="channels.csv.gz is missing"):
         fake_runs.make_tables(tmp_path)
@@ -372,3 +394,13 @@ def test_every_width_of_a_run_that_diverged_has_diverged():
 def test_what_is_wrong_with_a_header_is_named(header, words):
     with pytest.raises(InputError, match=words):
         read_cells("t.csv", header.encode(), columns("a b"), "remedy")
+
+
+def test_a_run_whose_configuration_is_unreadable_is_trained_anew(tmp_path, capsys):
+    run_id = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    job = tmp_path / "job.jsonl"
+    job.write_text(job_text([{"run_id": run_id, "role": "run"}]))
+    (tmp_path / "runs" / run_id / "config.json").write_text('{"run_id": ')
+    mend_jobs([job], tmp_path / "runs")
+    assert not job.exists() and not (tmp_path / "runs" / run_id / "final.json").exists()
+    assert "run `snakemake` again" in capsys.readouterr().err

@@ -226,12 +226,43 @@ def test_exported_networks_with_amx_are_kept_beside_the_others(
     new = tmp_path / "new"
     new.mkdir()
     (new / "deploy.csv").write_text(f"kernel\n{kernel}\n")
-    (new / "deploy.json").write_text("{}")
+    (new / "deploy.json").write_text('{"complete": true, "settings": {}}')
     monkeypatch.setattr(document, "PAGES", ())
     monkeypatch.setattr(document, "draw_speed", lambda: None)
     monkeypatch.setattr(sys, "argv", ["document", str(new)])
     document.main()
     assert {path.stem for path in measured.glob("deploy*")} == {kept}
+
+
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({"complete": False, "settings": {}}, "steps.csv is of a run that was stopped"),
+        ({"complete": True, "settings": {"quick": True}}, "steps.csv was measured with quick True"),
+    ],
+)
+def test_figures_of_a_try_replace_none(about, reason, measured, tmp_path, monkeypatch):
+    new, before = tmp_path / "new", (measured / "steps.csv").read_bytes()
+    new.mkdir()
+    (new / "steps.csv").write_text("arch\nresnet20\n")
+    (new / "steps.json").write_text(json.dumps(about))
+    monkeypatch.setattr(sys, "argv", ["document", str(new)])
+    with pytest.raises(InputError, match=reason):
+        document.main()
+    assert (measured / "steps.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--only", "deploy", "--bits", "4"), "--bits is of the part steps: add --only steps"),
+        (("--avx2", "--precision", "bf16"), "--avx2 --precision bf16"),
+    ],
+)
+def test_an_option_of_the_benchmarks_without_effect_is_refused(words, reason, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words])
+    with pytest.raises(InputError, match=reason):
+        bench.main()
 
 
 def cells_of(table):
@@ -282,6 +313,7 @@ def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, m
             runs.append(run(method, "fp32", seed, 50.0))
             runs.append(run(method, "bf16", seed, 50.0 + change))
     runs.append(run("pact", "fp32", 3, 90.0))  # without its pair
+    runs += [run("pact", precision, 4, 60.0) for precision in ("fp32", "bf16")]  # direct lacks it
     (tmp_path / "precision" / "record").mkdir(parents=True)
     monkeypatch.setattr(evidence, "REFERENCE", tmp_path)
     monkeypatch.setattr(evidence.Record, "runs", runs)
@@ -290,7 +322,7 @@ def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, m
     assert [row[:4] for row in cells[:3]] == [
         ["Full precision", "50.00", "59.00", "3"],
         ["Direct + channel-aware", "50.00", "51.20", "3"],
-        ["PACT", "50.00", "49.50", "3"],
+        ["PACT", "52.50", "52.12", "4"],
     ]
     # The two methods change a start by 0.3, 0.35 and 0.4: error 0.05 / sqrt(3), t(2) = 4.303. Full
     # precision is no part of it.

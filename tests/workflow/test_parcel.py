@@ -229,6 +229,31 @@ def test_merging_takes_the_more_complete_of_each_run(tmp_path):
     assert not list(tmp_path.glob(".merge.*"))
 
 
+def test_a_damaged_run_gives_way_to_a_whole_copy(tmp_path):
+    start = RUNS[0]
+    finished(tmp_path / "a" / "runs", start)
+    damaged = finished(tmp_path / "there", start)
+    (damaged / "metrics.csv").write_text("damaged")
+    assert parcel.merge([packed(tmp_path / "a")], tmp_path / "there") == ["start"]
+    assert RunFolder(damaged).finished(weights=False) is not None
+
+
+def test_earlier_parcels_stay_until_the_new_ones_are_written(tmp_path, small_parcels, monkeypatch):
+    content = os.urandom(50_000)
+    parcel.write_parcels(tmp_path, "some", {"a": content})
+
+    def full(path, data):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(parcel, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        parcel.write_parcels(tmp_path, "some", {"b": b""})
+    assert parcel.open_parcels(tmp_path, "some").read("a") == content
+    monkeypatch.undo()
+    parcel.write_parcels(tmp_path, "some", {"b": b"1"})
+    assert {path.name for path in tmp_path.iterdir()} == {"some.1", "some.json"}
+
+
 def test_a_conflict_is_refused_in_one_sentence_and_nothing_is_copied(tmp_path):
     start, fp, _ = RUNS
     finished(tmp_path / "a" / "runs", start)
@@ -269,7 +294,7 @@ def test_a_run_that_trains_is_not_replaced(tmp_path):
 def test_parcels_write_nothing_outside(tmp_path):
     members = {"../../escaped/config.json": b"{}", "/tmp/escaped/config.json": b"{}"}
     parcel.write_parcels(tmp_path / "out", "runs", members)
-    with pytest.raises((InputError, KeyError)):
+    with pytest.raises(InputError, match="config.json of run escaped has no run_key"):
         parcel.merge([tmp_path / "out"], tmp_path / "results" / "runs")
     assert not list(tmp_path.rglob("config.json")) and not Path("/tmp/escaped").exists()
 

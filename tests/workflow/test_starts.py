@@ -8,6 +8,7 @@ import pytest
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder
 from workflow import starts
+from workflow.away.parcel import TOTAL_BYTES
 from workflow.suite.packing import Job
 from workflow.suite.suite import Suite
 
@@ -45,3 +46,14 @@ def test_what_cannot_be_kept_or_used_is_refused(tmp_path: Path):
     changed = Suite("made", {}, {"a": Job("a", tuple(other))})
     with pytest.raises(InputError, match="holds no start of this version of suite 'made'"):
         starts.use(changed, tmp_path / "kept", tmp_path / "there")
+
+
+def test_a_large_start_is_kept_with_its_weights(tmp_path: Path):
+    suite, there = trained(tmp_path / "here"), tmp_path / "there"
+    start = RunFolder(tmp_path / "here" / suite.runs[0]["run_id"])
+    with (start.path / WEIGHTS).open("wb") as file:
+        file.truncate(TOTAL_BYTES + 1)  # zeros, so that they compress to little
+    start.finish(start.read_json("final.json"))
+    starts.keep(suite, tmp_path / "here", tmp_path / "kept")
+    starts.use(suite, tmp_path / "kept", there)
+    assert (there / suite.runs[0]["run_id"] / WEIGHTS).stat().st_size == TOTAL_BYTES + 1

@@ -57,11 +57,11 @@ BAD = {
     "arch option": ((*E0, "arch_options"), {"depth": 3}, "experiments[0].arch", "depth"),
     "arch stem": ((*E0, "arch_options"), {"stem": "big"}, "'big'", "small_stride2"),
     "arch width -1": ((*E0, "arch_options"), {"width": -1}, "experiments[0]", "-1"),
-    "arch width 0": ((*E0, "arch_options"), {"width": 0}, "experiments[0]", "0"),
+    "arch width 0": ((*E0, "arch_options"), {"width": 0}, "arch_options.width: 0", "minimum of 0"),
     "arch width 7": ((*E0, "arch_options"), {"width": 7}, "experiments[0]", "7", "at least 8"),
     "arch width 1.5": ((*E0, "arch_options"), {"width": 1.5}, "experiments[0]", "1.5"),
-    "arch width word": ((*E0, "arch_options"), {"width": "a"}, "experiments[0]"),
-    "arch width huge": ((*E0, "arch_options"), {"width": 10**12}, "experiments[0]"),
+    "arch width word": ((*E0, "arch_options"), {"width": "a"}, "arch_options.width: 'a'", "number"),
+    "arch width huge": ((*E0, "arch_options"), {"width": 4097}, "width: 4097", "maximum of 4096"),
     "arch classes": ((*E0, "arch_options"), {"classes": 3}, "experiments[0]", "classes"),
     "arch option key": ((*E0, "arch_options"), {1: 2, "width": 8}, "'1'", "not text"),
     "dataset": ((*E0, "dataset"), "mnist", "experiments[0].dataset", "'mnist'", "fashion_mnist"),
@@ -148,7 +148,12 @@ BAD = {
         "1, 2, 3, 4, 8, 32",
     ),
     "exception 2.0": ((*E0, "policy"), {"exceptions": {"fc": {"w_bits": 2.0, "a_bits": 2}}}, "2.0"),
-    "exception key": ((*E0, "policy"), {"exceptions": {1: {"w_bits": 2, "a_bits": 2}}}, "1"),
+    "exception key": (
+        (*E0, "policy"),
+        {"exceptions": {1: {"w_bits": 2, "a_bits": 2}}},
+        "'1'",
+        "not text",
+    ),
     "suite": (("suite",), "My suite", "suite", "'My suite'", "does not match"),
     "compile": (("compile",), True, "compile", "True", "auto"),
     "loader": (("loader",), "dali", "loader", "'dali'", "ffcv"),
@@ -454,3 +459,11 @@ def test_a_part_of_a_suite_by_data_set():
     assert paper.only("").jobs == paper.jobs
     with pytest.raises(InputError, match="'mnist'.*cifar100, imagenet"):
         paper.only("cifar100,mnist")
+
+
+@pytest.mark.parametrize("names", [",", "digits,"])
+def test_a_data_set_without_a_name_is_refused(names):
+    suite = parse_suite(yaml.safe_dump(BASE), "my.yaml")
+    assert suite.only(" ").jobs == suite.jobs
+    with pytest.raises(InputError, match="configuration datasets"):
+        suite.only(names)

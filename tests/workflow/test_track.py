@@ -280,12 +280,14 @@ def test_a_watcher_follows_the_runs_that_a_sweep_lists(store, tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_an_error_is_printed_once_while_it_lasts(store, tmp_path, capfd):
-    (tmp_path / "config.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"suite": 1, "runs": []}'])
+def test_an_error_is_printed_once_while_it_lasts(text, store, tmp_path, capfd):
+    (tmp_path / "config.json").write_text(text)
     watcher = Watcher(store, tmp_path / "runs", tmp_path)
     watcher.look()
     watcher.look()
-    assert capfd.readouterr().err.count("tracking: ") == 1
+    said = capfd.readouterr().err
+    assert said.count("tracking: ") == 1 and str(tmp_path / "config.json") in said
 
 
 def test_an_experiment_opens_in_the_view_for_training(store, tmp_path):

@@ -45,13 +45,23 @@ def write_parcels(folder: Path, name: str, members: dict[str, bytes]) -> None:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, content in members.items():
             archive.writestr(member, content)
-    for old in folder.glob(f"{name}.*"):
-        old.unlink()
     buffer.seek(0)
     pieces = list(iter(lambda: buffer.read(PARCEL_BYTES), b""))
-    for number, piece in enumerate(pieces, 1):
-        write_bytes(folder / f"{name}.{number}", piece)
-    write_json(folder / f"{name}.json", [hashlib.sha256(piece).hexdigest() for piece in pieces])
+    paths = [folder / f"{name}.{number}" for number in range(1, len(pieces) + 1)]
+    with tempfile.TemporaryDirectory(dir=_made(folder), prefix=".new.") as scratch:
+        for path, piece in zip(paths, pieces, strict=True):
+            write_bytes(Path(scratch) / path.name, piece)
+        for path in paths:  # only now the earlier ones go
+            (Path(scratch) / path.name).replace(path)
+    index = folder / f"{name}.json"
+    write_json(index, [hashlib.sha256(piece).hexdigest() for piece in pieces])
+    for old in {*folder.glob(f"{name}.*")} - {*paths, index}:
+        old.unlink()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def open_parcels(folder: Path, name: str) -> zipfile.ZipFile:
@@ -144,7 +154,8 @@ def pack_runs(
 def merge(sources: Iterable[Path], runs: Path) -> list[str]:
     """Copy the runs in the parcels of `sources` to `runs`; returns those that are new or longer.
 
-    Nothing is copied, and InputError says why, if records disagree or a finished run is damaged.
+    A damaged run in `runs` gives way. Nothing is copied, and InputError says why, if records
+    disagree or a finished run in a parcel is damaged.
     """
     chosen: dict[str, Path] = {}
     runs.mkdir(parents=True, exist_ok=True)
@@ -157,7 +168,8 @@ def merge(sources: Iterable[Path], runs: Path) -> list[str]:
                 check_run_id(folder.name)
                 here = chosen.get(folder.name, runs / folder.name)
                 origin[folder] = source
-                both = [here, folder] if (here / "config.json").exists() else [folder]
+                is_compared = folder.name in chosen or _is_sound(here)
+                both = [here, folder] if is_compared else [folder]
                 _check_agreement(both, [origin.get(path, path) for path in both])
                 if max(both, key=_completeness) is folder:
                     chosen[folder.name] = folder
@@ -167,6 +179,18 @@ def merge(sources: Iterable[Path], runs: Path) -> list[str]:
                     (runs / run_id).rename(Path(scratch) / f"{run_id}.old")
                 folder.rename(runs / run_id)
     return sorted(chosen)
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether it holds a run whose files are as they were written."""
+    if not (folder / "config.json").exists():
+        return False
+    try:
+        RunFolder(folder).read_json("config.json")
+        RunFolder(folder).finished((folder / WEIGHTS).exists())
+    except InputError:
+        return False
+    return True
 
 
 def _completeness(folder: Path) -> tuple[bool, bool, int]:
@@ -197,7 +221,7 @@ def _check_agreement(folders: list[Path], origins: list[Path]) -> None:
     origins: the parcels, or the folder, that each came from.
     """
     run_id = folders[0].name
-    keys = [RunFolder(folder).read_json("config.json")["run_key"] for folder in folders]
+    keys = [_run_key(*both) for both in zip(folders, origins, strict=True)]
     if len({*keys}) > 1:
         pairs = zip(keys, origins, strict=True)
         both = " and ".join(f"{key} from {origin}" for key, origin in pairs)
@@ -209,6 +233,15 @@ def _check_agreement(folders: list[Path], origins: list[Path]) -> None:
         text = f"run {run_id} was trained twice with different results, top-1 {both}"
         places = " or in ".join(map(str, origins))
         raise InputError(f"{text}: remove the one that is not wanted, in {places}")
+
+
+def _run_key(folder: Path, origin: Path) -> str:
+    config = RunFolder(folder).read_json("config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("run_key"), str):
+        raise InputError(
+            f"{origin}: config.json of run {folder.name} has no run_key: pack it again"
+        )
+    return config["run_key"]
 
 
 def track(sources: Iterable[Path], runs: Path) -> None:

@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the queue to this folder")
     parser.add_argument("--data", type=Path, help="pack data sets and begun runs for it, too")
     arguments = parser.parse_args()
+    if arguments.data and not arguments.out:
+        raise InputError(f"--data {arguments.data}: name a folder to pack it into by --out, too")
     queue = suite_queue(arguments.suite, arguments.datasets, arguments.compile)
     print(describe(queue, arguments.runs))
     if arguments.out and arguments.data:

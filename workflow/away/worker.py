@@ -32,6 +32,7 @@ from workflow.train import train_one
 LAST_SECONDS = 20.0  # kept for saving and packing, at most a tenth of the time
 SAVE_SECONDS = 15.0  # that a process has for saving once it is asked to stop
 REPORT_SECONDS = 60.0
+STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit codes of a process that was asked to stop
 
 
 def child_main(run: dict, data: Path, runs: Path, workers: int, is_loaded: bool) -> None:
@@ -64,6 +65,8 @@ def train_queue(
         wait([process.sentinel for process in active.values()], timeout=0.5)
         for run_id in [name for name, process in active.items() if process.exitcode is not None]:
             code = active.pop(run_id).exitcode
+            if code in STOPPED and stopped:  # the signal reached it, too, and its state is saved
+                continue
             (failed if code else done).add(run_id)
             say(f"failed {run_id}: exit code {code}" if code else f"ends {run_id}")
         if time.monotonic() - reported > REPORT_SECONDS:

@@ -23,7 +23,7 @@ from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import json_lines, json_text
 from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunFolder
 from workflow.comparisons import load_comparisons
-from workflow.results.columns import grouped, read_sealed, write_sealed
+from workflow.results.columns import AGAIN, COMMITTED, grouped, read_sealed, write_sealed
 from workflow.suite.arguments import suite_parser
 from workflow.suite.jobs import check_jobs, check_run, read_jobs
 from workflow.suite.options import option_pairs
@@ -89,7 +89,15 @@ class Record:
     @cached_property
     def epochs(self) -> dict[str, list[dict]]:
         """{run_id: one row an epoch}, numbers as float, empty cells and NaN as None."""
-        return self._rows(EPOCHS, EPOCH_COLUMNS)
+        rows = self._rows(EPOCHS, EPOCH_COLUMNS)
+        for run in self.trained:
+            run_id = run["config"]["run_id"]
+            if run["final"]["status"] == "done" and run_id not in rows:
+                raise InputError(
+                    f"{self.folder / EPOCHS} has no epoch of run {run_id}, which {RUNS} lists: "
+                    f"{COMMITTED if self.is_committed else AGAIN}"
+                )
+        return rows
 
     @cached_property
     def channels(self) -> dict[str, list[dict]]:

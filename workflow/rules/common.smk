@@ -1,5 +1,4 @@
 # Loads and checks the configuration; holds no rules.
-import json
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from workflow.away.queue import describe, suite_queue
 from workflow.comparisons import load_comparisons
 from workflow.guard import begin, point_to
 from workflow.results.columns import TABLES as CSV_TABLES
+from workflow.results.record import Record
 from workflow.suite.identity import deploy_version
 from workflow.suite.settings import configured_suite
 from workflow.suite.suite import DEFAULT_SUITE
@@ -192,7 +192,10 @@ def ablation_record(wildcards):
 def committed_records():
     """Every committed record: (results folder, whether it has variants, options, deployment)."""
     for path in sorted(Path("results/reference").glob("*/record/suite.json")):
-        settings = json.loads(path.read_text())
+        try:
+            settings = Record(path.parent).settings
+        except InputError as error:
+            sys.exit(f"error: {error}")
         has_deploy = path.with_name("deploy.jsonl").exists()
         yield path.parents[1], settings["variants"], settings.get("options", False), has_deploy
 

@@ -103,8 +103,13 @@ def mend_jobs(paths: Iterable[str | Path], runs: Path) -> None:
     """Remove the final record of each run whose files are damaged, its network too, and its job."""
     for path in map(Path, paths):
         for run_id in read_job(path):
-            config = RunFolder(runs / run_id).read_json("config.json") or {}
-            status, damage = run_status(runs / run_id, config.get("run_key", ""), weights=True)
+            try:
+                config = RunFolder(runs / run_id).read_json("config.json") or {}
+            except InputError as error:
+                status, damage = RunStatus.DAMAGED, str(error)
+            else:
+                key = config.get("run_key", "")
+                status, damage = run_status(runs / run_id, key, weights=True)
             if status in (RunStatus.DAMAGED, RunStatus.ABSENT):
                 RunFolder(runs / run_id).remove("final.json")
                 path.unlink(missing_ok=True)

@@ -67,7 +67,7 @@ class Suite:
 
     def only(self, names: str) -> "Suite":
         """The jobs of the data sets in `names`, separated by commas; all of them if it is empty."""
-        chosen = [name.strip() for name in names.split(",") if name.strip()]
+        chosen = [name.strip() for name in names.split(",")] if names.strip() else []
         for name in chosen:
             check_choice(name, self.datasets, f"configuration datasets for suite {self.name!r}")
         jobs = {n: j for n, j in self.jobs.items() if j.runs[0]["dataset"] in chosen}
