@@ -1,6 +1,7 @@
 """What determines a run's identity: its configuration and the code that can change its numbers."""
 
 import copy
+import hashlib
 import re
 import shutil
 from dataclasses import replace
@@ -235,3 +236,39 @@ def test_every_way_to_import_a_baseline_counts(tree, monkeypatch, line):
     tree.append("baselines/dorefa.py", "\nfrom baselines import another\n")  # a circle, too
     after = tree.versions()
     assert after["another"] != before["another"] and after["fp"] == before["fp"]
+
+
+SOURCE = '''"""A docstring."""
+import math  # a comment
+
+class A(list[int]):
+    """Another."""
+    @property
+    def b(self, *, c: "int | None" = None) -> str:
+        return f"{self!r:>{c}} {'x'} {math.pi:.3f}" f'{c=}'
+
+async def f(x, /, y=1.5, *z, **k):
+    match x:
+        case {"a": [1, *_]}:
+            return [i async for i in y if (j := i) and not z]
+        case _:
+            del k["b"], x
+    try:
+        raise ValueError from None
+    except* (OSError, KeyError) as error:
+        yield lambda: (error, ..., 1j, b"\\0", True)
+'''
+
+
+def test_the_code_of_a_run_is_the_same_in_every_version_of_python():
+    """Golden, of Python 3.11.7, 3.12.1 and 3.13.0: another version must not train anew."""
+    digest = hashlib.sha256(identities.python_code(SOURCE).encode()).hexdigest()
+    assert digest[:12] == "00177fc3c8b4"
+
+
+@pytest.mark.parametrize(
+    ("text", "other"), [("1.5", "1.25"), ("not z", "z"), ("{'x'}", "{'y'}"), ("b: str", "b")]
+)
+def test_other_code_is_told_apart(text, other):
+    source = SOURCE.replace("def b(self", "def b(self, b: str")
+    assert identities.python_code(source) != identities.python_code(source.replace(text, other))

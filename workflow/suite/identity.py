@@ -116,11 +116,32 @@ def _code(path: Path) -> str:
     if path.suffix != ".py":
         bare = CPP_LITERAL_OR_COMMENT.sub(lambda m: m[0] if m[0][0] in "\"'" else " ", text)
         return "\n".join(line.strip() for line in bare.splitlines() if line.strip())
+    return python_code(text)
+
+
+def python_code(text: str) -> str:
+    """What a Python source says, the same text in every version of Python that can parse it.
+
+    `ast.unparse` is not: Python 3.12 writes f-strings with other quotes than 3.11.
+    """
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
             node.body = [n for n in body if not _is_text(n)] or [ast.Pass()]  # type: ignore
-    return ast.unparse(tree)
+    return _written(tree)
+
+
+def _written(part: object) -> str:
+    """A syntax tree as text. What is empty is left out: versions of Python differ in that."""
+    if isinstance(part, list):
+        return f"[{', '.join(map(_written, part))}]"
+    if not isinstance(part, ast.AST):
+        return repr(part)
+    if isinstance(part, ast.JoinedStr):  # Python 3.12 may end one with a text of no character
+        part.values = [value for value in part.values if getattr(value, "value", None) != ""]
+    fields = [(name, value) for name, value in ast.iter_fields(part) if value not in (None, [])]
+    inner = ", ".join(f"{name}={_written(value)}" for name, value in fields)
+    return f"{type(part).__name__}({inner})"
 
 
 def _is_text(node: ast.stmt) -> bool:
