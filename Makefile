@@ -31,7 +31,7 @@ soak: setup
 	.venv/bin/python -m pytest tests/fault tests/deploy -m soak -v
 
 bench: setup
-	.venv/bin/python tools/peers.py
+	.venv/bin/python tools/peers.py bench
 	.venv/bin/python -m benchmarks $(if $(JPEGS),--jpegs $(JPEGS))
 
 ui: setup

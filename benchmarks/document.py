@@ -82,11 +82,16 @@ def startup() -> str:
 
 def loaders() -> str:
     found = _read("loaders")
+    waits = found[found["wait_share"].notna()].set_index("data")["wait_share"]
     found = found[found["ratio"].notna()]
     table = pd.DataFrame({"data": [dataset_name(name) for name in found["data"]]})
     table["loader"] = found["loader"].to_list()
     table["images/s"] = [f"{rate:,.0f}" for rate in found["images_per_s"]]
     table["ratio"] = [f"{ratio:.3g}" for ratio in found["ratio"]]
+    table["waiting"] = [
+        f"{waits[row.data]:.1%}" if row.loader == "ffcv" and row.data in waits else None
+        for row in found.itertuples()
+    ]
     return markdown(table)
 
 
@@ -152,6 +157,10 @@ def deploy_avx2_threads() -> str:
     return deploy.threads_table(_read("deploy_avx2"))
 
 
+def deploy_sizes() -> str:
+    return deploy.sizes_table(evidence.REFERENCE / "models")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     table.__name__: table
     for table in (
@@ -159,7 +168,7 @@ TABLES: dict[str, Callable[[], str]] = {
         startup, loaders, machines,
         deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
         deploy_layers, deploy_threads, deploy_aims, deploy_amx_aims, deploy_avx2_resnet18,
-        deploy_avx2_resnet20, deploy_avx2_layers, deploy_avx2_threads,
+        deploy_avx2_resnet20, deploy_avx2_layers, deploy_avx2_threads, deploy_sizes,
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
         evidence.claims_training, evidence.claims_choices, evidence.cifar100_full_accuracy,
         evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,

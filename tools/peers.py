@@ -1,7 +1,10 @@
-"""Installs the peers of `make bench`, the extra `bench` of pyproject.toml, one after the other.
+"""Installs what an extra of pyproject.toml names, one package after the other.
 
-One that cannot be installed here is named; the benchmarks leave it out, so this succeeds all the
-same. The versions are those of constraints.txt.
+usage: tools/peers.py bench|onnx
+
+One that cannot be installed here is named; what needs it is left out (a peer of `make bench`, the
+export to ONNX and its tests), so this succeeds all the same. The versions are those of
+constraints.txt.
 """
 
 import re
@@ -27,12 +30,11 @@ def peers(project: dict, extra: str) -> Iterator[str]:
 
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for peer in peers(project, "bench"):
+    (extra,) = sys.argv[1:]
+    for peer in peers(project, extra):
         command = [*PIP, "-c", ROOT / "constraints.txt", peer]
         if subprocess.run(command, check=False).returncode:
-            print(
-                f"{peer}: not installed (pip's message is above): the benchmarks go on without it"
-            )
+            print(f"{peer}: not installed (pip's message is above): the rest goes on without it")
 
 
 if __name__ == "__main__":

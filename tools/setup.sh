@@ -96,6 +96,8 @@ make_environment() {
         die "pip could not install the pinned packages (see $LOG)"
     fi
     trap - INT TERM
+    # Not everywhere is there an onnxruntime: without it the export to ONNX is left out, and its tests.
+    .venv/bin/python tools/peers.py onnx
 }
 
 if [ -x .venv/bin/python ] && [ "$(cat .venv/stamp 2>/dev/null)" = "$(stamp)" ]; then

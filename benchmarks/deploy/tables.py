@@ -1,9 +1,14 @@
 """The tables of docs/deploy.md, from the rows of deploy.csv."""
 
+from pathlib import Path
+
 import pandas as pd
 
 from benchmarks.deploy.peers import PEERS
-from workflow.results.labels import method_label
+from deploy import fileformat
+from deploy.export.size import sizes
+from lowbit_core.quantizers.bits import bits_label
+from workflow.results.labels import method_label, method_order
 from workflow.results.main_table import markdown_table
 
 LABELS = {
@@ -130,3 +135,19 @@ def _without_empty(header: list[str], rows: list[list[str]]) -> str:
     return markdown_table(
         [header[i] for i in kept], cells, "".join(numbers.get(header[i], "r") for i in kept)
     )
+
+
+def sizes_table(folder: Path) -> str:
+    """Bytes of each exported file in a folder, of what it holds, and of what coders make of it."""
+    rows = []
+    for path in folder.glob("*.lowbit"):
+        graph, about = fileformat.load(path)
+        method, bits = about.origin["method"], (about.origin["w_bits"], about.origin["a_bits"])
+        found = sizes(path, graph)
+        cells = [f"{method_label(method)}, {bits_label(*bits)}"]
+        cells += [f"{found[name]:,}" for name in ("float32", "information", "file")]
+        cells += [f"{100 * (found['file'] / found['information'] - 1):.1f} %"]
+        cells += [f"{found[name]:,}" for name in ("entropy", "compressed")]
+        rows.append((bits, method_order(method), cells))
+    header = ["network", "float32", "information", "file", "more", "ideal coder", "LZMA"]
+    return markdown_table(header, [cells for *_, cells in sorted(rows)], "l" + "r" * 6)
