@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploy import fileformat
+from deploy import fileformat, int8, onnxfile
 from deploy.engine.build import library
 from deploy.export.check import compare
 from deploy.export.run import TrainedRun, about, read_run
@@ -60,7 +60,8 @@ def measure_runs(
     top1_training: of all test images, as the final record says it; agreement: the share of the
     images to which torch gives the same class, in percent. file_bytes, float32_bytes;
     entropy_bytes: of the file if an ideal coder packed its codes. ms: processor time of one image
-    on one thread; x_torch: that of torch with the network in float32, divided by it; kernels: those
+    on one thread; x_torch: that of torch with the network in float32, divided by it; x_ort_int8:
+    that of onnxruntime with the network in 8 bits, None where it is not installed; kernels: those
     that count, the one with the most layers first. codes: [layer, how many weights have each code]
     of each quantized layer; predictions: classes of the first images.
 
@@ -82,12 +83,15 @@ def summary(row: dict) -> str:
     """A row in one line."""
     if row["status"] != EXPORTED:
         return f"{row['status']}: {row['reason']}"
+    ratio = row["x_ort_int8"]
+    in_8_bits = "" if ratio is None else f", onnxruntime in int8: {ratio:.1f}"
     return (
         f"top-1 {row['top1']:.2f} % of {row['images']} images ({row['top1_training']:.2f} % after "
         f"training), {row['agreement']:.2f} % as torch, {row['file_bytes']:,} bytes "
         f"({row['float32_bytes'] / row['file_bytes']:.1f} times less than float32; "
         f"{row['entropy_bytes']:,} if an ideal coder packed the codes), "
-        f"{row['ms']:.3f} ms an image (torch in float32: {row['x_torch']:.1f} times as long)"
+        f"{row['ms']:.3f} ms an image (torch in float32: {row['x_torch']:.1f} times as long"
+        f"{in_8_bits})"
     )
 
 
@@ -98,7 +102,7 @@ class _Bench:
     data_folder: Path
     most: int | None
     batches: dict[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
-    peers: dict[str, Call] = field(default_factory=dict)
+    peers: dict[str, dict[str, Call]] = field(default_factory=dict)
 
     def test_batches(self, run: TrainedRun) -> Iterable[tuple[np.ndarray, np.ndarray]]:
         """Normalised test images (N, C, H, W) with labels (N,), kept where they are small."""
@@ -124,12 +128,13 @@ class _Bench:
         for images, labels in loader.epoch(0):
             yield images.contiguous().numpy().copy(), labels.numpy().copy()
 
-    def peer(self, run: TrainedRun) -> Call:
-        """Torch with the run's network in float32 and one image, in its faster memory layout."""
+    def peers_of(self, run: TrainedRun) -> dict[str, Call]:
+        """What computes one image by a network like the run's: `torch` in float32, in its faster
+        memory layout, and `ort_int8` if onnxruntime is installed."""
         config = run.config
         key = json.dumps([run.data.name, config["arch"], config["arch_options"]], sort_keys=True)
         if key not in self.peers:
-            self.peers[key] = _torch_call(config["arch"], config["arch_options"], run.data)
+            self.peers[key] = _peers(config["arch"], config["arch_options"], run.data)
         return self.peers[key]
 
 
@@ -163,7 +168,7 @@ def _measure(folder: Path, bench: _Bench) -> dict:
         "file_bytes": file_bytes,
         "entropy_bytes": entropy_bytes(file_bytes, graph),
         "float32_bytes": float32_bytes(graph),
-        **_latency(network, bench.peer(run), shape),
+        **_latency(network, bench.peers_of(run), shape),
         "codes": code_counts(graph),
         "predictions": found.classes[:FIRST_PREDICTIONS],
     }
@@ -188,21 +193,45 @@ def code_counts(graph: Graph) -> list[tuple[str, list[int]]]:
 # -- time ------------------------------------------------------------------------------------
 
 
-def _latency(network: Network, peer: Call, shape: tuple[int, int, int]) -> dict:
+def _latency(network: Network, peers: dict[str, Call], shape: tuple[int, int, int]) -> dict:
     image = np.random.default_rng(0).normal(0, 1, (1, *shape)).astype(np.float32)
-    seconds = _timed({"file": lambda: network.scores(image), "torch": peer})
+    seconds = _timed({"file": lambda: network.scores(image), **peers})
+
+    def times_as_long(name: str) -> float | None:
+        if name not in seconds:
+            return None
+        return float(np.median(np.divide(seconds[name], seconds["file"])))
+
     return {
         "ms": 1000 * float(np.median(seconds["file"])),
-        "x_torch": float(np.median(np.divide(seconds["torch"], seconds["file"]))),
+        "x_torch": times_as_long("torch"),
+        "x_ort_int8": times_as_long("ort_int8"),
         "kernels": network.counting_kernels(),
     }
 
 
-def _torch_call(arch: str, options: dict, data: Dataset) -> Call:
+def _peers(arch: str, options: dict, data: Dataset) -> dict[str, Call]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = models.build(arch, data.classes, data.channels, **options).eval()
-        image = torch.randn(1, data.channels, data.side, data.side)
+        images = torch.randn(int8.CALIBRATION_IMAGES, data.channels, data.side, data.side)
+    peers = {"torch": _torch_call(model, images[:1])}
+    if all(map(onnxfile.is_installed, int8.NEEDS)):
+        peers["ort_int8"] = _int8_call(model, images.numpy())
+    return peers
+
+
+def _int8_call(model: nn.Module, images: np.ndarray) -> Call:
+    from deploy.export.onnx import onnx_model
+
+    with tempfile.TemporaryDirectory() as temporary:
+        float32, in_8_bits = (Path(temporary) / name for name in ("float32.onnx", "int8.onnx"))
+        float32.write_bytes(onnx_model(trace(model, images.shape[1:])).SerializeToString())
+        int8.write_int8(float32, in_8_bits, images)
+        return int8.onnxruntime_call(in_8_bits, images[:1], threads=1)
+
+
+def _torch_call(model: nn.Module, image: torch.Tensor) -> Call:
     layouts = (torch.contiguous_format, torch.channels_last)
     calls = {str(layout): _in_layout(model, image, layout) for layout in layouts}
     seconds = _timed(calls)

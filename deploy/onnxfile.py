@@ -24,12 +24,19 @@ class NotInstalled(InputError):
     """A package that computes ONNX files is missing. The message says what installs it."""
 
 
-def need(package: str) -> None:
-    """Raises NotInstalled where a package cannot be imported."""
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
     try:
         import_module(package)
     except ImportError:
-        raise NotInstalled(f"the package {package} is not installed: {INSTALL}") from None
+        return False
+    return True
+
+
+def need(package: str) -> None:
+    """Raises NotInstalled where a package cannot be imported."""
+    if not is_installed(package):
+        raise NotInstalled(f"the package {package} is not installed: {INSTALL}")
 
 
 class OnnxNetwork:

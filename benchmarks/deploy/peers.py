@@ -1,14 +1,12 @@
 """The peers: torch, onnxruntime and OpenVINO, with the network in float32 and in 8 bits.
 
-The 8-bit form is onnxruntime's static quantization of every layer, the first and the last among
-them: weights in int8 with a scale for each channel, activations in uint8. OpenVINO reads that file.
+The 8-bit form is onnxruntime's (see deploy/int8.py). OpenVINO reads the same file.
 """
 
 import copy
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
@@ -20,10 +18,12 @@ from torch import nn
 
 from benchmarks.deploy.subjects import CALIBRATION_IMAGES, Subject
 from benchmarks.timing import now, timed
+from deploy.int8 import NEEDS as INT8
+from deploy.int8 import onnxruntime_call, write_int8
 from lowbit_core.quantizers.bits import FLOAT_BITS
 from lowbit_core.runtime.progress import say
 
-INPUT = "image"  # the name of the input in the ONNX files
+FLOAT32 = ("onnx", "onnxruntime")
 Call = Callable[[], np.ndarray]
 
 
@@ -91,43 +91,10 @@ def write_files(subject: Subject, folder: Path) -> Files:
     if not found("onnx"):
         return Files(subject.model(), None, None)
     subject.write_onnx(float32)
-    if not found("onnxruntime.quantization"):
+    if not found(*INT8):
         return Files(subject.model(), float32, None)
-    _quantize(subject, float32, int8)
+    write_int8(float32, int8, subject.images(CALIBRATION_IMAGES))
     return Files(subject.model(), float32, int8)
-
-
-def _quantize(subject: Subject, source: Path, target: Path) -> None:
-    from onnxruntime import quantization
-
-    class Images(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(subject.images(CALIBRATION_IMAGES)[:, None])
-
-        def get_next(self) -> dict | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch}
-
-    with _quiet():
-        quantization.quantize_static(
-            source,
-            target,
-            Images(),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the advice to fold batch norm first, which is done already."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 # -- torch -----------------------------------------------------------------------------------
@@ -162,18 +129,6 @@ def _torch(files: Files, images: np.ndarray, frozen: bool) -> Call:
 # -- onnxruntime and OpenVINO ----------------------------------------------------------------
 
 
-def _onnxruntime(path: Path, images: np.ndarray, threads: int) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    # Its threads must not go on spinning in the next contender's turn.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {INPUT: images})[0]
-
-
 def _openvino(path: Path, images: np.ndarray, threads: int) -> Call:
     import openvino
 
@@ -185,16 +140,13 @@ def _openvino(path: Path, images: np.ndarray, threads: int) -> Call:
     return lambda: next(iter(request.infer({0: images}, share_inputs=True).values()))
 
 
-FLOAT32 = ("onnx", "onnxruntime")
-INT8 = ("onnx", "onnxruntime.quantization")
-
 PEERS = {
     "torch": Peer("torch", 32, (), lambda files, x, _: _torch(files, x, frozen=False)),
     "torch_frozen": Peer(
         "torch, frozen", 32, (), lambda files, x, _: _torch(files, x, frozen=True)
     ),
-    "ort_fp32": Peer("onnxruntime", 32, FLOAT32, lambda f, x, n: _onnxruntime(f.float32, x, n)),
-    "ort_int8": Peer("onnxruntime", 8, INT8, lambda f, x, n: _onnxruntime(f.int8, x, n)),
+    "ort_fp32": Peer("onnxruntime", 32, FLOAT32, lambda f, x, n: onnxruntime_call(f.float32, x, n)),
+    "ort_int8": Peer("onnxruntime", 8, INT8, lambda f, x, n: onnxruntime_call(f.int8, x, n)),
     "openvino_int8": Peer(
         "OpenVINO", 8, (*INT8, "openvino"), lambda f, x, n: _openvino(f.int8, x, n)
     ),

@@ -26,7 +26,7 @@ from lowbit_core.runtime.run_folder import RunFolder
 from lowbit_core.training.run import Place, train_run
 
 ROOT = Path(__file__).parents[2]
-TIMES = {"ms", "x_torch", "kernels"}  # what the machine says, and not the run
+TIMES = {"ms", "x_torch", "x_ort_int8", "kernels"}  # what the machine says, and not the run
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,15 @@ def test_the_file_is_as_accurate_as_training_measured(rows, runs, digits_root, t
     assert (row["file_bytes"], row["float32_bytes"]) == (sizes["file"], sizes["float32"])
     assert row["entropy_bytes"] < row["file_bytes"] < row["float32_bytes"]
     assert row["ms"] > 0 and row["x_torch"] > 0 and row["kernels"]
+
+
+def test_onnxruntime_is_measured_where_it_is_installed(rows, runs, digits_root, monkeypatch):
+    pytest.importorskip("onnxruntime.quantization")
+    assert all(row["x_ort_int8"] > 0 for row in rows.values())
+    assert "onnxruntime in int8: " in measure.summary(rows["pact"])
+    monkeypatch.setattr(measure.onnxfile, "is_installed", lambda _: False)
+    [row] = measure.measure_runs([runs / "pact"], digits_root, 40)
+    assert row["x_ort_int8"] is None and "int8" not in measure.summary(row)
 
 
 def test_predictions_are_the_classes_that_the_accuracy_counts(rows, digits_root):

@@ -146,7 +146,8 @@ NAMES = {
         top1_difference_high p p_adjusted verdict note""",
     "table_deploy.csv": f"""
         {NETWORK} method w_bits a_bits seed role export reason images top1 top1_training difference
-        agreement file_bytes entropy_bytes float32_bytes compression ms x_torch kernels run_id""",
+        agreement file_bytes entropy_bytes float32_bytes compression ms x_torch x_ort_int8
+        kernels run_id""",
     "variants.csv": f"""
         {NETWORK} bits method recipe change n diverged val_top1_mean val_top1_std
         top1_difference_mean top1_difference_low top1_difference_high p p_adjusted verdict""",

@@ -200,4 +200,5 @@ DEPLOY: Columns = {
     "Entropy coded": ("entropy_bytes", lambda row: si(row["entropy_bytes"], "B")),
     "Times smaller": ("compression", ".1f"), "ms an image": ("ms", ".3f"),
     "Torch in float32, times as long": ("x_torch", ".2f"),
+    "onnxruntime int8, times as long": ("x_ort_int8", ".2f"),
 }  # fmt: skip

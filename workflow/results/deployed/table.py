@@ -19,9 +19,9 @@ from workflow.suite.jobs import ROLES
 CONFIG = ("dataset", "arch", "method", "w_bits", "a_bits", "seed", "run_id")
 HEADINGS = (
     "method", "bits", "seed", "role", "top-1", "after training", "as torch", "bytes",
-    "entropy-coded", "x smaller", "ms", "x torch",
+    "entropy-coded", "x smaller", "ms", "x torch", "x int8",
 )  # fmt: skip
-ALIGN = "llrlrrrrrrrr"
+ALIGN = "llrlrrrrrrrrr"
 
 
 def deploy_rows(record: Record) -> list[dict]:
@@ -66,6 +66,7 @@ def cells_of(row: dict) -> list[str]:
         *begin, f"{row['top1']:.2f}", f"{row['top1_training']:.2f}", f"{row['agreement']:.2f}",
         f"{row['file_bytes']:,}", f"{row['entropy_bytes']:,}", f"{row['compression']:.1f}",
         f"{row['ms']:.3f}", f"{row['x_torch']:.2f}",
+        "-" if row["x_ort_int8"] is None else f"{row['x_ort_int8']:.2f}",
     ]  # fmt: skip
 
 
@@ -78,7 +79,8 @@ def caption(rows: list[dict], suite: str) -> str:
         "on all of them; the share of the images to which torch gives the same class; bytes of the "
         "file, those if an ideal coder packed its codes, and how much smaller the file is than "
         "float32; milliseconds of processor time of one image on one thread, and how many times as "
-        "long torch takes in float32. The last two columns depend on the machine."
+        "long torch takes in float32, and onnxruntime in int8. The last three columns depend on "
+        "the machine."
     )
 
 
