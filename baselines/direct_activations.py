@@ -1,8 +1,9 @@
 """`direct` with activations whose levels learn by the gradient of the task, not by a refit alone.
 
 They ask where accuracy is lost: two-bit activations cost more of it than two-bit weights do. The
-gradient of a level is divided by sqrt(N Qp), as LSQ divides that of its step (arXiv:1902.08153,
-section 2.2). Levels of weights have a rate of their own, so these are in the group `clip`.
+gradient of a level is divided by sqrt(N (2^K - 1)), as LSQ divides that of its step size
+(arXiv:1902.08153, section 2.2). Levels of weights have a rate of their own, so these are in the
+group `clip`.
 """
 
 import torch
@@ -18,11 +19,11 @@ from lowbit_core.quantizers.interface import Method
 from lowbit_core.quantizers.piecewise import Pieces, PiecewiseActivation, with_ends
 
 WEIGHTING = "inverse_variance"
-PULL = 0.1  # of the step that `direct` takes towards the fit: one hundredth of the way
+PULL = 0.1  # of the way that `direct` goes towards the fit: one hundredth of the whole
 
 
 class StepActivation(LSQActivation):
-    """LSQ's learned step."""
+    """LSQ's learned step size."""
 
     GROUPS = {"step": "clip"}
 

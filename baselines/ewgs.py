@@ -15,7 +15,7 @@ from baselines.lsq import LSQActivation, LSQWeight, StepGrid, half_numbers
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.quantizers.piecewise import Pieces
 
-DELTA = 0.2  # for u - q in steps: the gradient changes by at most a tenth
+DELTA = 0.2  # for u - q in step sizes: the gradient changes by at most a tenth
 
 
 def with_scaled_gradient(grid: StepGrid, s: Tensor, gradient_scale: Tensor) -> Pieces:

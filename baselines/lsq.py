@@ -1,8 +1,8 @@
-"""LSQ (Esser et al. 2020, arXiv:1902.08153): levels s q for whole q, with the step s learned.
+"""LSQ (Esser et al. 2020, arXiv:1902.08153): levels s q for whole q, with the step size s learned.
 
 `lsq_plus` adds a learned offset where activations can be negative (Bhalgat et al. 2020,
 arXiv:2004.09576). `lsq_midrise` has the grid without zero, +-s/2, +-3s/2, ..., which DoReFa, EWGS,
-N2UQ and `direct` have, too: it separates the grid from how its step is found.
+N2UQ and `direct` have, too: it separates the grid from how its step size is found.
 
 Published recipe (the paper's ImageNet runs): 90 epochs from a full-precision network, learning
 rate 0.01 with a cosine, weight decay 1e-4 at 4 bits, half of it at 3 and a quarter at 2; s has the
@@ -36,13 +36,13 @@ def half_numbers(bits: int, signed: bool) -> Tensor:
 
 
 def positive(s: Tensor) -> Tensor:
-    """|s|, at least SMALLEST_STEP; the gradient is that of |s|, so that no step is stuck there."""
+    """|s|, at least SMALLEST_STEP; the gradient is that of |s|, so that no s is stuck there."""
     size = s.abs()
     return size + (SMALLEST_STEP - size.detach()).clamp_min(0)
 
 
 def first_step(x: Tensor, numbers: Tensor) -> Tensor:
-    """The step that LSQ starts from, 2 mean|x| / sqrt(Qp); for two signs, levels +-mean|x|."""
+    """The step size that LSQ starts from, 2 mean|x| / sqrt(Qp); for two signs, levels +-mean|x|."""
     top, mean = numbers[-1], x.abs().mean()
     is_sign = len(numbers) == 2 and numbers[0] < 0
     return (mean / top if is_sign else 2 * mean / top.sqrt()).clamp_min(SMALLEST_STEP)
@@ -86,7 +86,7 @@ class StepGrid(nn.Module):
 
 
 class LSQWeight(ShadowWeight):
-    """A full-precision shadow weight, quantized with one learned step for the layer."""
+    """A full-precision shadow weight, quantized with one learned step size for the layer."""
 
     GROUPS = {"weight": "weights", "step": "levels"}
     GRANULARITY = "per_layer"
@@ -119,7 +119,7 @@ class LSQWeight(ShadowWeight):
 
 
 class LSQActivation(PiecewiseActivation):
-    """One learned step for the layer: q from 0 to 2^K - 1, or those of weights when signed."""
+    """One learned step size for the layer: q from 0 to 2^K - 1, or those of weights when signed."""
 
     GROUPS = {"step": "levels"}
     INIT = "mean magnitude of the first batch"
@@ -134,7 +134,10 @@ class LSQActivation(PiecewiseActivation):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
-        """The first step, and the gradient scale 1 / sqrt(N Qp) for the N values of one image."""
+        """The step size at the start, and 1 / sqrt(N Qp), the scale of its gradient.
+
+        N: the values of one image.
+        """
         x = rectified(x.to(self.step.dtype), self.signed, self.ceiling)
         self.gradient_scale.copy_((x[0].numel() * self.grid.numbers[-1]).rsqrt())
         self.step.copy_(first_step(x, self.grid.numbers))

@@ -1,4 +1,4 @@
-"""The quantizer of N2UQ (Liu et al. 2022, arXiv:2111.14826): learned thresholds, equal steps.
+"""The quantizer of N2UQ (Liu et al. 2022, arXiv:2111.14826): learned thresholds, uniform levels.
 
 The mirror image of learned levels. What else the paper's networks have (bias and PReLU around each
 layer, distillation from a ResNet-101 without labels) is not part of a quantizer and is left out.

@@ -24,9 +24,10 @@ PACKED = 3  # counts below 256 that one float32 holds exactly
 
 
 def ordered(v: Tensor) -> Tensor:
-    """The nearest ordered basis to v (..., K).
+    """An ordered basis made from v (..., K).
 
-    The |v_k| are sorted, and each that is less than the sum of those before it is raised to it.
+    The |v_k| are sorted, and each that is less than the sum of those before it is raised to it. As
+    none is lowered, it is not the nearest one.
     """
     columns = v.abs().sort(dim=-1).values.unbind(-1)
     kept, below = [columns[0]], columns[0]

@@ -52,8 +52,8 @@ def direct_weight(z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def direct_gradient(g: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """(Preconditioned straight-through gradient of z, exact gradient of v), from g, that of w.
 
-    The gradient of z is g d_o, times 1 / d_o^2 so that a step of size lr moves the weight by lr g.
-    It is zero where z is more than 1 outside [0, L - 1].
+    The gradient of z is g d_o, times 1 / d_o^2 so that a step of size lr moves the weight by lr g
+    where levels are uniform. It is zero where z is more than 1 outside [0, L - 1].
     """
     bits = v.shape[1]
     outside = (z < -1) | (z > 2**bits)
@@ -117,7 +117,7 @@ class _BasisWeight(WeightQuantizer):
         return all_levels(ordered(self.v), signed=True)
 
     def _project(self, v: Tensor) -> None:
-        """Set the basis to v, the nearest ordered one: gradient steps may disorder it."""
+        """Set the basis to v, which `ordered` made from it: gradient steps may disorder it."""
         if self.training:
             with torch.no_grad():
                 self.v.copy_(v)

@@ -60,7 +60,8 @@ class ClipRound(torch.autograd.Function):
     """(`clip_round` of x, whether x is not finite), and relu(x) after them if `also_relu`.
 
     Straight-through estimator inside [bottom, top): dy/dx = 1 there, else 0, times that of the ReLU
-    when unsigned; dy/dtop = [x >= top]; dy/dbottom = [x <= bottom] when signed (PACT, eq. 3).
+    when unsigned; dy/dtop = [x >= top] (PACT, eq. 3); when signed dy/dbottom = [x <= bottom], which
+    is ours.
     """
 
     @staticmethod
