@@ -116,7 +116,8 @@ class APoTWeight(WeightQuantizer):
 class APoTActivation(PiecewiseActivation):
     """Clips to [0, alpha] ([-alpha, alpha] when signed: our extension), then as the weights.
 
-    But the gradient of x is zero outside the clip at every bit-width. alpha starts at the clip of least squared error on the first batch.
+    But the gradient of x is zero outside the clip at every bit-width. alpha starts at the clip of
+    least squared error on the first batch.
     """
 
     GROUPS = {"alpha": "clip"}
