@@ -33,14 +33,14 @@ EPOCH = 50_000  # images of CIFAR-100
 LATEST = {"eager": 0.15, "kernels": 0.3, "quantizers": 0.5, "processes": 0.6, "model": 0.65}
 BITS = (2, 1, 4, 3, 8)  # the most important first: time may run out
 KINDS = {None: "weight", False: "unsigned activation", True: "signed activation"}
-BOUNDARY = 1e-3  # share of values that may disagree: those on a boundary of two levels
+MOST_DISAGREEING = 1e-3  # share of values: those that lie on the boundary of two levels
 SMALL = {"stem": "small"}
 NETWORKS_OF_GPU = (NETWORKS["resnet20"], Network("resnet18", SMALL), Network("mobilenetv2", SMALL))
 TINY = Network("resnet20", {"width": 8}, batch=8, side=8)
 
 
 @dataclass
-class Contact:
+class GpuCheck:
     """The device, the time there is, and what was found so far."""
 
     device: torch.device
@@ -70,42 +70,42 @@ class Contact:
         write_json(self.path, self.found)
 
 
-def check_agreement(contact: Contact) -> None:
+def check_agreement(check: GpuCheck) -> None:
     """Every method, bit-width, sign and type; on a GPU eager first, then as kernels."""
     names = [name for name, method in baselines.METHODS.items() if method.weight is not None]
-    bits = BITS[:1] if contact.tiny else BITS
+    bits = BITS[:1] if check.tiny else BITS
     cases = [
         case
         for case in product(bits, names, KINDS, (torch.float32, torch.bfloat16))
         if case[2] is not None or baselines.method(case[1]).offers(case[0])
     ]
     checked, disagree = 0, {}
-    for mode in ("kernels",) if contact.device.type == "cpu" else ("eager", "kernels"):
+    for mode in ("kernels",) if check.device.type == "cpu" else ("eager", "kernels"):
         say(f"agreement with the processor, {mode}")
         for width, name, signed, dtype in cases:
             label = f"{mode}, {width} bits, {name}, {KINDS[signed]}, {str(dtype)[6:]}"
-            given = ((name, width, signed, dtype), contact.device, contact.tiny, mode == "kernels")
-            if shares := contact.attempt(mode, label, disagreement, *given):
+            given = ((name, width, signed, dtype), check.device, check.tiny, mode == "kernels")
+            if shares := check.attempt(mode, label, disagreement, *given):
                 checked += 1
-                if max(shares.values()) > BOUNDARY:
+                if max(shares.values()) > MOST_DISAGREEING:
                     disagree[label] = shares
-    contact.found["agreement"] = {"checked": checked, "disagree": disagree}
-    contact.verdict("agreement", len(disagree), 0)
-    contact.found["verdicts"]["agreement"]["ok"] &= checked > 0
-    contact.save()
+    check.found["agreement"] = {"checked": checked, "disagree": disagree}
+    check.verdict("agreement", len(disagree), 0)
+    check.found["verdicts"]["agreement"]["ok"] &= checked > 0
+    check.save()
 
 
-def measure_steps(contact: Contact, network: Network, compile: str, methods: tuple) -> None:
+def measure_steps(check: GpuCheck, network: Network, compile: str, methods: tuple) -> None:
     """Rows of `compare` in bfloat16, with the seconds of an epoch; a verdict for each method."""
-    setting = Setting(network, precision="bf16", compile=compile, device=contact.device)
+    setting = Setting(network, precision="bf16", compile=compile, device=check.device)
     label = f"steps of {network.arch}, compile {compile}, {', '.join(methods)}"
     say(label)
-    rows = contact.attempt(compile, label, compare, setting, methods, 3 if contact.tiny else 15)
+    rows = check.attempt(compile, label, compare, setting, methods, 3 if check.tiny else 15)
     for row in rows or ():
-        contact.found["steps"].append(row | {"epoch_s": EPOCH / network.batch * row["ms"] / 1000})
+        check.found["steps"].append(row | {"epoch_s": EPOCH / network.batch * row["ms"] / 1000})
         if row["method"] != "fp":
-            contact.verdict(f"{row['arch']}, {compile}, {row['method']}", row["ratio"], RATIO_BAR)
-    contact.save()
+            check.verdict(f"{row['arch']}, {compile}, {row['method']}", row["ratio"], RATIO_BAR)
+    check.save()
 
 
 _worker: dict = {}  # of a process that shares the device: what `_prepare` made
@@ -163,19 +163,19 @@ def main() -> None:
     found |= {"instruction_set": hardware.instruction_set(), "commit": hardware.git_commit()}
     found |= {"cuda": torch.version.cuda, "tiny": tiny, "steps": [], "verdicts": {}}
     found |= {"left_out": [], "errors": {}}
-    contact = Contact(device, tiny, 60 * given.minutes, found, given.out)
+    check = GpuCheck(device, tiny, 60 * given.minutes, found, given.out)
     networks = (TINY,) if tiny else NETWORKS_OF_GPU
-    check_agreement(contact)
+    check_agreement(check)
     for network in networks:
-        measure_steps(contact, network, "quantizers", ("fp", "direct") if tiny else CORE)
+        measure_steps(check, network, "quantizers", ("fp", "direct") if tiny else CORE)
     say("processes that share the device")
     setting = Setting(networks[0], precision="bf16", device=device)
     how = ((2, 1), 0.1) if tiny else ((8, 4, 2, 1), 3.0)
-    found["processes"] = contact.attempt("processes", "processes", share_device, setting, *how)
+    found["processes"] = check.attempt("processes", "processes", share_device, setting, *how)
     for methods in () if tiny else (("fp", "direct"), ("fp", "dorefa", "pact", "lq_nets")):
         for network in networks:
-            measure_steps(contact, network, "model", methods)
-    contact.save()
+            measure_steps(check, network, "model", methods)
+    check.save()
     for name, verdict in found["verdicts"].items():
         word = "met" if verdict["ok"] else "NOT met"
         print(f"{name}: {verdict['value']:.3g}, at most {verdict['bar']}: {word}")

@@ -68,7 +68,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from deploy.export.check import check_run, most_apart
 
     found = check_run(
-        arguments.model, arguments.run, arguments.data, arguments.threads, arguments.most
+        arguments.model, arguments.run, arguments.data, arguments.threads, arguments.max_images
     )
     print(
         f"{found['images']} test images: top-1 {found['top1']:.2f} % by the file, "
@@ -87,9 +87,9 @@ def _measure(arguments: argparse.Namespace) -> None:
     from deploy.measure import measure_runs, summary, write_measurements
 
     if arguments.out is not None:
-        write_measurements(arguments.out, arguments.runs, arguments.data, arguments.most)
+        write_measurements(arguments.out, arguments.runs, arguments.data, arguments.max_images)
         return
-    for row in measure_runs(arguments.runs, arguments.data, arguments.most):
+    for row in measure_runs(arguments.runs, arguments.data, arguments.max_images):
         print(f"{row['run_id']}: {summary(row)}")
 
 
@@ -128,13 +128,15 @@ def _arguments() -> argparse.Namespace:
     check.add_argument("run", type=Path)
     check.add_argument("--data", **data)
     check.add_argument("--threads", **threads)
-    check.add_argument("--most", type=int, help="test images to use; all of them if left out")
+    check.add_argument("--max-images", type=int, help="test images to use; all by default")
     check.set_defaults(call=_check)
 
     measure = commands.add_parser("measure", help="accuracy, size and time of the files of runs")
     measure.add_argument("runs", type=Path, nargs="+", help="run folders, results/runs/<run>")
     measure.add_argument("--data", **data)
-    measure.add_argument("--most", type=int, help="test images to use; all of them if left out")
+    measure.add_argument(
+        "--max-images", type=int, help="test images to use; all of them if left out"
+    )
     measure.add_argument("--out", type=Path, help="write one JSON line for each run there")
     measure.set_defaults(call=_measure)
 
@@ -149,8 +151,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = _arguments()
-    if getattr(arguments, "most", None) is not None and arguments.most < 1:
-        raise InputError(f"--most {arguments.most}: must be at least 1")
+    if getattr(arguments, "max_images", None) is not None and arguments.max_images < 1:
+        raise InputError(f"--max-images {arguments.max_images}: must be at least 1")
     check_threads(getattr(arguments, "threads", 1), "--threads")
     arguments.call(arguments)
 

@@ -111,9 +111,9 @@ def _index(out: Path) -> dict[str, dict[str, str]]:
 def _is_better(
     row: dict[str, str], run: Path, kept: dict[str, str], out: Path, table: Path
 ) -> bool:
-    """Whether the run is to replace the file: it is better, or the same and its row has gaps.
+    """Whether the run replaces the file: it is better, or the same with another val_top1 or gaps.
 
-    Raises InputError if the file holds another network, as of another width or resolution.
+    Raises InputError if the file holds another network, such as one of another width.
     """
     path = out / kept["file"]
     origin, config = fileformat.load(path)[1].origin, RunFolder(run).read_json("config.json") or {}

@@ -1,4 +1,4 @@
-"""A network in full precision as onnxruntime computes it in 8 bits: the honest opponent of a file.
+"""A network in full precision as onnxruntime computes it in 8 bits, to compare a file with.
 
 It is onnxruntime's static quantization of every layer, the first and the last among them: weights
 in int8 with a scale for each channel, activations in uint8. Only measurements need it.

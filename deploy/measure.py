@@ -18,7 +18,7 @@ from torch import nn
 
 from deploy import fileformat, int8, onnxfile
 from deploy.engine.build import library
-from deploy.export.check import compare
+from deploy.export.check import compare, first_images
 from deploy.export.run import TrainedRun, about, read_run
 from deploy.export.size import entropy_bytes, float32_bytes
 from deploy.export.trace import trace
@@ -41,17 +41,19 @@ ROUNDS, CALLS = 7, 3  # of a latency: turns, and calls that are timed together
 Call = Callable[[], object]
 
 
-def write_measurements(path: Path, folders: Iterable[Path], data: Path, most: int | None) -> None:
+def write_measurements(
+    path: Path, folders: Iterable[Path], data: Path, max_images: int | None
+) -> None:
     """Measure each run and write one JSON line for each, in their order."""
     rows = []
-    for row in measure_runs(folders, data, most):
+    for row in measure_runs(folders, data, max_images):
         say(f"{row['run_id']}: {summary(row)}")
         rows.append(row)
     write_text(path, json_lines(rows))
 
 
 def measure_runs(
-    folders: Iterable[Path], data_folder: Path, most: int | None = None
+    folders: Iterable[Path], data_folder: Path, max_images: int | None = None
 ) -> Iterator[dict]:
     """One row for each run folder.
 
@@ -65,11 +67,11 @@ def measure_runs(
     that count, the one with the most layers first. codes: [layer, how many weights have each code]
     of each quantized layer; predictions: classes of the first images.
 
-    most: test images to use, None for all. Raises InputError where a run is unfinished or damaged,
-    or its test images are missing.
+    max_images: test images to use, None for all. Raises InputError where a run is unfinished or
+    damaged, or its test images are missing.
     """
     library()  # without a compiler nothing can be measured
-    bench = _Bench(data_folder, most)
+    bench = _Bench(data_folder, max_images)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -100,7 +102,7 @@ class _Bench:
     """What the runs of one process share: test images, and float32 networks to compare with."""
 
     data_folder: Path
-    most: int | None
+    max_images: int | None
     batches: dict[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
     peers: dict[str, dict[str, Call]] = field(default_factory=dict)
 
@@ -122,7 +124,7 @@ class _Bench:
             "test",
             batch_size=BATCH,
             train=False,
-            indices=None if self.most is None else np.arange(min(self.most, data.test_images)),
+            indices=first_images(self.max_images, data),
             backend=backend,
         )
         for images, labels in loader.epoch(0):

@@ -54,18 +54,18 @@ OF_CODE = (
 class Joined:
     """The runs of a new record and of an earlier one, as lists of runs."""
 
-    stays: list[dict] = field(default_factory=list)
-    """New runs that stay."""
-    kept: list[dict] = field(default_factory=list)
-    """Earlier runs that are kept."""
+    from_new: list[dict] = field(default_factory=list)
+    """Runs of the new record that the joined one has."""
+    from_earlier: list[dict] = field(default_factory=list)
+    """Runs of the earlier record that the joined one has."""
     replaced: list[dict] = field(default_factory=list)
-    """Earlier runs whose start was trained again, with as many new runs or more."""
+    """Earlier runs left out: their start was trained again, with as many new runs or more."""
     refused: list[dict] = field(default_factory=list)
-    """New runs of whose start, another network, the earlier record has more."""
+    """New runs left out: the earlier record has more runs, of another start for the same seed."""
     foreign: list[dict] = field(default_factory=list)
-    """Runs of another suite's record whose start is another network than that of the new runs."""
+    """Runs of another suite's record left out: their start is not that of the new runs."""
     outside: list[dict] = field(default_factory=list)
-    """Earlier runs that the suite no longer asks for, or for whose start it does not."""
+    """Earlier runs left out: the suite no longer trains them, or no longer their start."""
 
 
 def add_earlier(earlier: Path, new: Path, suite: Suite, is_other: bool = False) -> Joined:
@@ -73,13 +73,13 @@ def add_earlier(earlier: Path, new: Path, suite: Suite, is_other: bool = False) 
 
     is_other: `earlier` is the record of another suite, whose runs replace none.
 
-    Runs are compared in pairs that start from the same full-precision network, and that network
-    has other weights on another machine or by other code. So the runs of a start stay together: of
-    a start that was trained again, the record with more runs of it counts, and `new` if they have
-    as many. A start that is the same network in both records, since it was kept
-    (workflow/starts.py) or came out the same to the last digit, has the runs of both, and all name
-    the one in `new` (see start_of). Runs whose setting, or whose start's, is no longer in the suite
-    are left out. Raises InputError if a record is damaged.
+    Runs are compared in pairs that start from the same full-precision network, their start. Trained
+    again on another machine or by other code, a start has other weights, so its runs are not mixed
+    with those of the first: the record that has more runs of the seed counts, on a tie `new`. A
+    start that is the same network in both records (kept by workflow/starts.py, or with equal test
+    results) has the runs of both, which then name the start in `new` (see start_of). Runs that the
+    suite no longer trains, or whose start it does not, are left out. Raises InputError if a record
+    is damaged.
     """
     records = Record(new), Record(earlier)
     new_runs, all_old = (record.trained for record in records)
@@ -89,13 +89,13 @@ def add_earlier(earlier: Path, new: Path, suite: Suite, is_other: bool = False) 
     old_runs = [run for run in all_old if not gone & {_id(run), start_of(run)}]
     joined = _joined_starts(new_runs, old_runs, is_other)
     joined.outside.extend(run for run in all_old if run not in old_runs)
-    if not joined.kept:
+    if not joined.from_earlier:
         return joined
-    runs = [*joined.stays, *joined.kept]
+    runs = [*joined.from_new, *joined.from_earlier]
     runs.sort(key=lambda run: order[_training_of(run["config"])])
     roles = [asked[order[_training_of(run["config"])]]["role"] for run in runs]
     runs = [run | {"role": role} for run, role in zip(runs, roles, strict=True)]
-    ids, kept_ids = list(map(_id, runs)), {*map(_id, joined.kept)}
+    ids, kept_ids = list(map(_id, runs)), {*map(_id, joined.from_earlier)}
     parts = [(new, {*ids} - kept_ids), (earlier, kept_ids)]
     shown = next(
         (
@@ -144,18 +144,18 @@ def _joined_starts(new: list[dict], old: list[dict], is_other: bool) -> Joined:
     joined = Joined()
     for start in {**by_start[0], **by_start[1]}:
         ours, theirs = (runs.get(start, []) for runs in by_start)
-        if _networks(ours) and _networks(ours) == _networks(theirs):
+        if _start_results(ours) and _start_results(ours) == _start_results(theirs):
             again = {_training_of(run["config"]) for run in ours}
-            joined.stays.extend(ours)
+            joined.from_new.extend(ours)
             ids = ([_id(run) for run in _starts(runs)] for runs in (theirs, ours))
             same = dict(zip(*ids, strict=True))
             rest = [run for run in theirs if _training_of(run["config"]) not in again]
-            joined.kept.extend(_from_start(run, same) for run in rest)
+            joined.from_earlier.extend(_from_start(run, same) for run in rest)
         elif ours and (is_other or len(ours) >= len(theirs)):
-            joined.stays.extend(ours)
+            joined.from_new.extend(ours)
             (joined.foreign if is_other else joined.replaced).extend(theirs)
         else:
-            joined.kept.extend(theirs)
+            joined.from_earlier.extend(theirs)
             joined.refused.extend(ours)
     return joined
 
@@ -170,7 +170,7 @@ def _starts(runs: list[dict]) -> list[dict]:
     return [run for run in runs if run["config"]["pretrained"] is None]
 
 
-def _networks(runs: list[dict]) -> list[tuple]:
+def _start_results(runs: list[dict]) -> list[tuple]:
     """What tells the full-precision starts among `runs` apart: equal test losses, equal weights."""
     finals = [run["final"] for run in _starts(runs)]
     return [(final["top1"], final["top5"], final["test_loss"]) for final in finals]
@@ -239,16 +239,17 @@ def main(argv: list[str] | None = None) -> None:
                 )
         for name in reversed(FILES):  # the list of runs last: until then the old one counts
             write_sealed(out / name, read_sealed(new / name))
+    others = sum(len(one.from_earlier) for one in also)
     say(
         f"{out} holds {len(Record(out).trained)} runs of {len(suite.runs)} of suite {args.suite}, "
-        f"{len(joined.kept)} of them kept, {sum(len(one.kept) for one in also)} from other suites"
+        f"{len(joined.from_earlier)} of them kept, {others} from other suites"
     )
     foreign = [run for one in also for run in one.foreign]
     for left_out, why in (
-        (joined.refused, "new, but the record has more runs of their start, another network"),
+        (joined.refused, "new: the record has more runs of this seed, from another start"),
         (joined.replaced, "replaced, since their start was trained again"),
         (joined.outside, "no longer in the suite"),
-        (foreign, "of another suite, since their start is another network"),
+        (foreign, "of another suite: their start is another network"),
     ):
         if left_out:
             say(f"left out, {why}: {', '.join(sorted(map(_id, left_out)))}")

@@ -26,8 +26,8 @@ ABOUT = About({}, tuple(map(str, range(CLASSES))), (0.5,) * CHANNELS, (0.25,) * 
 class Subject:
     """A network or a layer: how to build it, and the shape (C, H, W) of one input.
 
-    A layer is one convolution without padding of its output to scores: it has no file. calls: how
-    many calls are timed together, so that the clock does not count.
+    A layer is one convolution; its output is not scores of classes, so it has no file. calls: how
+    many calls are timed together, so that reading the clock takes no part of the time.
     """
 
     name: str

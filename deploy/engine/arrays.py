@@ -102,10 +102,10 @@ class Filled:
 
 
 def _halves(planes: Planes, largest: float) -> int:
-    """The offset of the levels of an input as a number of halves of the only value; 0: it is none.
+    """The offset of an input's levels in units of value / 2: a whole number; 0 where it is not one.
 
-    largest: the magnitude of the levels. The engine then adds integers instead of the two floats,
-    which nearly cancel where inputs are signed.
+    Also 0 with several values, or above MOST_HALVES. largest: the largest magnitude of the levels.
+    With it the engine adds integers, not two floats, which nearly cancel where inputs are signed.
     """
     offset, values = planes.offset[0], planes.values[0]
     near = abs(offset) <= MOST_HALVES / 2 * abs(values[0])

@@ -12,7 +12,7 @@
 #include "kernel.h"
 #include "lanes.h"
 
-constexpr int KEPT = 2048;  // counts of a tile, for which the first cache has room
+constexpr int L1_COUNTS = 2048;  // counts of a tile, for which the L1 data cache has room
 
 void prepare_counts(Layer& layer) {
     const Step& s = layer.step;
@@ -31,7 +31,7 @@ void prepare_counts(Layer& layer) {
     layer.kernel->pack_weights(layer);
     const int pixel = s.w_groups * layer.a_terms() * BLOCK * layer.tile_blocks;
     if (layer.kernel->rows > 0) {
-        const int most = std::max(1, std::min({KEPT / (pixel * layer.tile_wide), layer.kernel->rows, s.out_high}));
+        const int most = std::max(1, std::min({L1_COUNTS / (pixel * layer.tile_wide), layer.kernel->rows, s.out_high}));
         const int tiles = (s.out_high + most - 1) / most;
         layer.tile_high = (s.out_high + tiles - 1) / tiles;  // equal parts of the image
     }
@@ -97,9 +97,9 @@ void add_offset_terms(const Layer& layer, const Tile& t, int32_t* counts) {
 // What `finish` needs of a layer for one block of outputs.
 struct Values {
     const float *shift, *w_value, *w_offset;  // of the block's first output; w_offset may be null
-    float a_value[MOST_TERMS];                // of each term, the offset last; with halves of one half
+    float a_value[MOST_TERMS];                // of each term, the offset last; the first is halved if halves != 0
     int terms, groups, outputs, used;         // outputs: floats between groups; used: of the block
-    int halves;  // of a_value, in its offset; 0: see finish
+    int halves;  // Step::a_halves: if not 0, both terms are added as one integer
     bool relu;
     float ceiling;
 };
@@ -204,8 +204,7 @@ Finish finish_for(int terms, int groups, bool halves) {
     return terms == 3 && groups == 3 ? finish<3, 3> : finish<0, 0>;
 }
 
-// to[i] = the sum of from[i], from[step + i], ... of so many numbers. What lies behind `from` is read, as
-// far as a vector.
+// to[i] = from[i] + from[i + step] + ... (`numbers` terms), for i < n. Up to a vector behind `from` is read as well.
 void add_up(const int32_t* from, size_t step, int numbers, int n, int32_t* to) {
     for (int i = 0; i < n; i += FLOATS) {
         Integers sum = {};
@@ -304,7 +303,7 @@ struct Call {
             finish_tile(t, own);
     }
 
-    // The rows of a tile: fewer than there may be, where threads would have nothing to do.
+    // Output rows of a tile: halved, if there are several threads, until there are two tiles for each.
     int tile_rows(int blocks) const {
         int rows = layer.tile_high;
         while (kernel.rows > 0 && rows > 1 && threads > 1 && blocks * ((s.out_high + rows - 1) / rows) < 2 * threads)

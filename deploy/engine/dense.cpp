@@ -16,9 +16,9 @@ namespace {
 
 constexpr int PART = 64;
 constexpr int VECTORS = BLOCK / FLOATS;
-// So many that the registers of AVX-512 hold the sums and the parts, and those of AVX2 the parts.
+// Pixels at a time. With AVX-512 registers hold their totals and parts, with AVX2 the parts alone.
 constexpr int PIXELS = FLOATS == 16 ? 6 : FLOATS == 8 ? 5 : 2;
-constexpr int BLOCKS = FLOATS == 16 ? 2 : 1;  // at a time, so that each input is read once for both
+constexpr int BLOCKS = FLOATS == 16 ? 2 : 1;  // at a time: with two, each input is read once for both
 
 struct Operands {
     const float* x;       // the first tap of the first pixel
@@ -131,7 +131,7 @@ void run_row(const Layer& layer, const float* x, int block, int blocks, int oy, 
     });
 }
 
-// The same of the blocks from `block` on, as many as go together.
+// Row oy of the output, of BLOCKS blocks from `block` on; at the end of the blocks, of each that is left.
 void run_blocks(const Layer& layer, const float* x, int block, int oy, const float* other, float* y) {
     const int left = layer.blocks() - block;
     if (left >= BLOCKS) return run_row(layer, x, block, BLOCKS, oy, other, y);

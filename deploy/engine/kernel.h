@@ -14,10 +14,12 @@
 
 struct Kernel;
 
-// Of a plane of weights and one of inputs, or a group of them: counts[place] += factor x sum, for each pixel, or
-// counts[place] = factor x sum - each x the codes' sum of `term` where it is the first of its groups.
+// A plane p of the weights' group g with a plane or group of the input's group h. Since
+// W_g = sum_p m_p (2 bit_p - 1), W_g A_h = sum_p 2 m_p bit_p A_h - (sum_p m_p) A_h. Each pair adds factor x its sum
+// to counts[place]; the first one of (g, h) sets it instead, and subtracts weights x sums[term]: weights = sum_p m_p,
+// term = h.
 struct Pair {
-    int place, factor, each, term;
+    int place, factor, weights, term;
     bool first;
 };
 
@@ -40,16 +42,16 @@ struct Layer {
     int padded_wide() const { return ::padded_wide(step); }
     int tile_wide = 1, tile_high = 1;  // output pixels of a tile, at most
     int tile_blocks = 1;               // blocks of outputs of a tile; there may be fewer
-    int unit_pixels = 1, unit_rows = 1;  // of a matrix, with what lies between its rows (matrices.cpp)
+    int unit_pixels = 1, unit_rows = 1;  // of a matrix of inputs: its rows (one a pixel), the output rows it joins
     bool by_block = false;  // a block's weights are made ready once: its tiles must follow one another
     int blocks() const { return (step.outputs + BLOCK - 1) / BLOCK; }
     // Groups of the input's integers, and one more for its offset.
     int a_terms() const { return step.a_groups + (step.a_offset != 0); }
-    // Set offsets: `run` for each kernel row, `step` apart; `row` lies between the first of two rows.
-    void set_offsets(int row, int run, int step) {
+    // offsets: row x ky + distance x i for each kernel row ky and each i < count.
+    void set_offsets(int row, int count, int distance) {
         offsets.clear();
-        for (int ky = 0; ky < this->step.kernel_high; ky++)
-            for (int i = 0; i < run; i++) offsets.push_back(row * ky + step * i);
+        for (int ky = 0; ky < step.kernel_high; ky++)
+            for (int i = 0; i < count; i++) offsets.push_back(row * ky + distance * i);
     }
     // Numbers in Scratch::sums: of each pixel of the padded input, a vector, and of each output pixel.
     size_t pixel_sums() const { return size_t(padded_high()) * padded_wide() * step.a_groups + FLOATS; }
@@ -144,7 +146,7 @@ extern const Kernel POPCOUNT;
 const Kernel* choose_kernel(const Step&);
 
 // In which order the tiles of an output are made, numbered along its blocks, rows and columns. The blocks of
-// one place follow one another, since their inputs are then in the first cache; where the weights are large,
+// one place follow one another, since their inputs are then in the L1 data cache; where the weights are large,
 // the places of one block do.
 struct Order {
     int blocks, rows, columns;

@@ -1,7 +1,7 @@
 // Vectors of 32-bit words that count bits, one output channel a lane, for each instruction set.
 //
-// add_bits(counts, w, a) adds the number of bits of w & a to each lane's counts. Counts may be kept
-// in parts of a lane, so `flush` must come after at most `most` calls.
+// add_bits(counts, w, a) adds the number of ones of w & a to each lane's counts. Counts may be kept
+// in parts of a lane: after at most `most` calls, `whole` must add these up.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -155,7 +155,7 @@ inline Floats fused(Floats a, Floats b, Floats c) {
         const double lost = (product - (sum - part)) + (more - part);
         int64_t bits;
         std::memcpy(&bits, &sum, sizeof bits);
-        // Not a number, where the sum is none or infinite: then nothing is lost.
+        // lost is NaN where sum is NaN or infinite: both comparisons are false then, and sum stays as it is.
         if ((lost > 0 || lost < 0) && !(bits & 1)) bits += (lost > 0) == (sum > 0) ? 1 : -1;
         std::memcpy(&sum, &bits, sizeof sum);
         c[i] = float(sum);

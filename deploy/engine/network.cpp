@@ -45,7 +45,7 @@ bool takes_codes(const Layer& layer) {
     return layer.step.kind == COUNTS && layer.step.thresholds <= MOST_HANDED && layer.step.channels % BLOCK == 0;
 }
 
-// The only step that reads the output of step k; 0 if there are several or none.
+// The step whose input is the output of step k, if that has no other use (a sum, the scores); 0: there is none.
 size_t only_reader(const std::vector<Layer>& layers, size_t k, int output) {
     const int32_t made = layers[k].step.output;
     size_t reader = 0;
@@ -57,12 +57,12 @@ size_t only_reader(const std::vector<Layer>& layers, size_t k, int output) {
     return readers == 1 ? reader : 0;
 }
 
-// Let a layer whose output only one other layer reads write the codes that that one would make of it.
-// Where floats are read as well, writing both gains nothing.
+// Where the output of a step has one reader: a convolution by counts writes the codes that the reader's quantizer
+// would make of it. With other readers it would have to write floats as well, which gains nothing.
 //
-// A convolution in float32 computes the pool that reads it, where a window has few rows and the weights stay in
-// a cache. The pool's output may then lie where the convolution's inputs do, which nothing reads later: so the
-// convolution must add no other tensor and read a copy, as it does where it pads, and the pool come next.
+// A float32 convolution computes the max pool that reads it, if a window has few rows and the weights stay in a
+// cache. The pool's output may lie where the input of the convolution does. So the convolution must read a padded
+// copy and add no other tensor, and the pool must come next.
 void join_steps(Network& network, int output) {
     auto& layers = network.layers;
     network.joined.resize(layers.size());

@@ -107,7 +107,7 @@ def _unchanged_by_relu(step: Planned, ceiling: float) -> bool:
 
 
 def _fuse_relus(network: Graph, steps: list[Planned]) -> list[Planned]:
-    """Let the step before do a ReLU, where every reader of its result reads the same after it."""
+    """Let the step before a ReLU do it, if all readers of that step's output then read the same."""
     readers = _readers(steps)
     makers = {step.output for step in steps if step.kind not in (DEQUANTIZE, RELU)}
     ceilings: dict[str, float] = {}

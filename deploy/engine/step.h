@@ -1,4 +1,7 @@
-// One step of a network, as deploy/engine/plan.py fills it; the two definitions must agree.
+// One step of a network: declared again in deploy/engine/build.py (Step), filled in deploy/engine/arrays.py.
+//
+// Float addition is not associative, and results must not depend on the instruction set: every sum of the engine
+// has one fixed order, and a vector holds different outputs, never parts of one sum.
 #pragma once
 #include <cstdint>
 
@@ -42,8 +45,7 @@ struct Step {
     int32_t kernel;  // 0: the fastest, else the number of one of KERNELS in kernels/choose.cpp, from 1
 };
 
-// Float addition is not associative, and results must not depend on the instruction set: every sum
-// below has one fixed order, and a vector holds different outputs, never parts of one sum.
+// y after the step's ReLU, in [0, ceiling]; y itself where the step has none.
 inline float limited(const Step& step, float y) {
     if (!step.relu) return y;
     y = y > 0 ? y : 0;

@@ -13,6 +13,7 @@ from deploy.export.run import ORIGIN, read_run
 from deploy.network import Network, load
 from deploy.onnxfile import OnnxNetwork
 from lowbit_core.data.loader import channels_last, make_loader
+from lowbit_core.datasets.catalog import Dataset
 from lowbit_core.runtime.backend import pick_backend
 from lowbit_core.runtime.errors import InputError
 
@@ -26,6 +27,11 @@ def most_apart(images: int) -> float:
     Both compute the same sums in another order, so a value at a threshold may get another code.
     """
     return max(MOST_POINTS_APART, 100 * MOST_IMAGES_APART / images)
+
+
+def first_images(count: int | None, data: Dataset) -> np.ndarray | None:
+    """The indices of the first `count` test images; None for all."""
+    return None if count is None else np.arange(min(count, data.test_images))
 
 
 class Compared(NamedTuple):
@@ -58,12 +64,12 @@ def compare(
 
 
 def check_run(
-    path: Path, folder: Path, data_folder: Path, threads: int = 1, most: int | None = None
+    path: Path, folder: Path, data_folder: Path, threads: int = 1, max_images: int | None = None
 ) -> dict:
     """Accuracy of the file and of torch on the test split, and how often they agree.
 
     Returns images; top1, top1_torch and agreement in percent; top1_training as the final record
-    says it. `most` images: None for all.
+    says it. `max_images`: None for all.
     A file whose name ends with .onnx is ONNX. Raises InputError where the file is not of this run.
     """
     read = onnxfile.load if path.suffix == ".onnx" else load
@@ -79,7 +85,7 @@ def check_run(
         "test",
         batch_size=100,
         train=False,
-        indices=None if most is None else np.arange(min(most, run.data.test_images)),
+        indices=first_images(max_images, run.data),
         backend=pick_backend(run.config["loader"]),
     )
     batches = ((x.numpy(), labels.numpy()) for x, labels in channels_last(loader.epoch(0)))

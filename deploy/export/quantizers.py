@@ -44,7 +44,7 @@ def weight_codes(layer: str, quantizer: WeightQuantizer) -> Weight:
 def _basis_of(levels: np.ndarray) -> np.ndarray | None:
     """The basis (R, K) whose signed sums are the levels (R, 2^K); None if there is none.
 
-    None, too, where one row of levels is smaller than to make it worth it: a table is exact.
+    None, too, for one row of levels (R = 1): a table of them is small, and exact.
     """
     count = (levels.shape[1] - 1).bit_length()
     if levels.shape[1] != 2**count or levels.shape[0] == 1:

@@ -176,7 +176,10 @@ def test_the_command_writes_a_line_for_each_run(rows, runs, digits_root, tmp_pat
 
 @pytest.mark.parametrize(
     ("words", "reason"),
-    [(("x", "--most", "0"), "--most 0: must be at least 1"), (("x",), "no such run folder")],
+    [
+        (("x", "--max-images", "0"), "--max-images 0: must be at least 1"),
+        (("x",), "no such run folder"),
+    ],
 )
 def test_the_command_refuses_in_one_sentence(words, reason, tmp_path):
     done = command(*words, "--out", tmp_path / "out.jsonl")

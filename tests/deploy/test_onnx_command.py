@@ -84,7 +84,7 @@ def test_a_file_is_written_verified_and_checked(
     assert said and float(said[1]) < 0.1 and int(said[2]) >= 6 and float(said[3]) < 1e-5
     assert list(tmp_path.iterdir()) == [path]
 
-    words = ("check", path, trained, "--data", digits_root, "--most", 100)
+    words = ("check", path, trained, "--data", digits_root, "--max-images", 100)
     assert said_here(monkeypatch, capsys, *words).startswith("100 test images: top-1 ")
     export_run(trained, tmp_path / "model.lowbit", digits_root)
     assert onnxfile.load(path).about == load(tmp_path / "model.lowbit").about

@@ -84,7 +84,7 @@ def test_a_record_grows_by_whole_starts(tmp_path: Path):
     )
     train(tmp_path / "b", {1: ["direct"], 2: ["direct"], 3: ["direct"]}, "new", tmp_path / "new")
     epochs = {**Record(tmp_path / "old").epochs, **Record(tmp_path / "new").epochs}
-    assert len(reference.add_earlier(tmp_path / "old", tmp_path / "new", suite).kept) == 5
+    assert len(reference.add_earlier(tmp_path / "old", tmp_path / "new", suite).from_earlier) == 5
     assert found(tmp_path / "new") == {
         (0, "fp", "old"), (0, "direct", "old"),
         (1, "fp", "old"), (1, "direct", "old"), (1, "lsq", "old"),
@@ -103,7 +103,7 @@ def test_runs_from_one_start_come_together_from_two_machines(tmp_path: Path):
     old, new = tmp_path / "old", tmp_path / "new"
     train(tmp_path / "a", {0: ["direct", "lsq"]}, "old", old, lr=0.25)
     train(tmp_path / "b", {0: ["lsq", "pact"]}, "new", new, starts_of="a")
-    assert len(reference.add_earlier(old, new, suite).kept) == 1
+    assert len(reference.add_earlier(old, new, suite).from_earlier) == 1
     assert found(new) == {
         (0, "fp", "new"), (0, "direct", "old"), (0, "lsq", "new"), (0, "pact", "new"),
     }  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_start_that_was_trained_again_and_came_out_the_same_counts_once(tmp_pa
     start = next(run["config"]["run_id"] for run in Record(old).runs if run["role"] == "checkpoint")
     write_texts(old, {"runs.jsonl": lines.replace(start, f"{start}-earlier")})
     for again in ("c", "d"):  # the second time from the record that was joined
-        assert len(reference.add_earlier(old, new, suite).kept) == 1
+        assert len(reference.add_earlier(old, new, suite).from_earlier) == 1
         rows = {row["method"]: row for row in results(Record(new)) if row["role"] == "run"}
         assert rows["lsq"]["pretrained"] == rows["direct"]["pretrained"] == start
         assert len(pair_runs([rows["direct"]], [rows["lsq"]]).keys) == 1
@@ -133,7 +133,7 @@ def test_runs_of_a_machine_without_ffcv_stay_in_the_record(tmp_path: Path):
     suite = train(tmp_path / "all", {0: ["direct"], 1: ["direct"]}, "new", tmp_path / "unused")
     train(tmp_path / "a", {0: ["direct"]}, "old", tmp_path / "old", loader="torch")
     train(tmp_path / "b", {1: ["direct"]}, "new", tmp_path / "new", loader="torch")
-    assert len(reference.add_earlier(tmp_path / "old", tmp_path / "new", suite).kept) == 2
+    assert len(reference.add_earlier(tmp_path / "old", tmp_path / "new", suite).from_earlier) == 2
     assert {seed for seed, *_ in found(tmp_path / "new")} == {0, 1}
 
 
@@ -143,7 +143,7 @@ def test_epochs_are_those_of_the_training_that_is_kept(tmp_path: Path):
     train(tmp_path / "b", {0: ["direct"]}, "same", tmp_path / "new")
     before, other = Record(tmp_path / "old").epochs, Record(tmp_path / "new").epochs
     assert before.keys() > other.keys() and all(before[run] != other[run] for run in other)
-    assert len(reference.add_earlier(tmp_path / "old", tmp_path / "new", suite).kept) == 3
+    assert len(reference.add_earlier(tmp_path / "old", tmp_path / "new", suite).from_earlier) == 3
     assert Record(tmp_path / "new").epochs == before
 
 
@@ -151,7 +151,7 @@ def test_runs_that_left_the_suite_leave_its_record(tmp_path: Path):
     train(tmp_path / "a", {0: ["direct", "pact"]}, "old", tmp_path / "old")
     suite = train(tmp_path / "b", {0: ["direct"], 1: ["direct"]}, "new", tmp_path / "new")
     before = [(tmp_path / "new" / name).read_bytes() for name in FILES]
-    assert len(reference.add_earlier(tmp_path / "old", tmp_path / "new", suite).kept) == 0
+    assert len(reference.add_earlier(tmp_path / "old", tmp_path / "new", suite).from_earlier) == 0
     assert [(tmp_path / "new" / name).read_bytes() for name in FILES] == before
 
 
@@ -162,7 +162,7 @@ def test_runs_of_a_start_whose_recipe_changed_leave_the_record(tmp_path: Path):
     start = next(run for run in suite.runs if run["pretrained"] is None)
     start["recipe"] = start["recipe"] | {"epochs": 99}
     joined = reference.add_earlier(tmp_path / "old", tmp_path / "new", suite)
-    assert not joined.kept and len(joined.outside) == 4
+    assert not joined.from_earlier and len(joined.outside) == 4
     assert {version for *_, version in found(tmp_path / "new")} == {"new"}
 
 
@@ -220,7 +220,7 @@ def test_another_suite_s_record_replaces_nothing(tmp_path: Path, monkeypatch, ca
     call = ["--suite", "made", "--runs", str(tmp_path / "a"), "--out", str(out)]
     reference.main([*call, "--also", str(other)])
     assert found(out) == before
-    assert "of another suite, since their start is another network" in capsys.readouterr().err
+    assert "of another suite: their start is another network" in capsys.readouterr().err
     settings = json.loads((other / "suite.json").read_text()) | {"variants": True}
     write_texts(other, {"suite.json": json.dumps(settings)})
     with pytest.raises(InputError, match="no test accuracy"):

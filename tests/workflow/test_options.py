@@ -68,11 +68,11 @@ def refused(made, message):
     ([{"distill": {"teacher": {"arch": "vgg"}}}], r"teacher: unknown arch 'vgg': it must"),
     ([{"distill": {"teacher": {"arch": "alexnet", "arch_options": {"stem": "none"}}}}],
      r"distill.teacher: .*'none'"),
-    ([{"distill": {"teacher": "W2A2"}}], r"'W2A2': it must be a higher width than W2A2"),
+    ([{"distill": {"teacher": "W2A2"}}], r"'W2A2': its bits must be higher than W2A2"),
     ([{"distill": {"teacher": "W5A5"}}], r"5 bits are not offered"),
     ([{"start_from": "W9A9"}], r"9 bits are not offered"),
     ([{"start_from": "above"}], r"'above' is not a bit setting"),
-    ([{"start_from": "W1A32"}], r"start_from 'W1A32': it must be a higher width than W2A2"),
+    ([{"start_from": "W1A32"}], r"start_from 'W1A32': its bits must be higher than W2A2"),
     ([{"start_from": "FP"}], r"start_from: policy: method 'direct' at W32A32"),
 ))  # fmt: skip
 def test_values_that_are_refused(options, message):
@@ -81,8 +81,8 @@ def test_values_that_are_refused(options, message):
 
 def test_what_makes_no_sense_is_refused():
     up = [{"start_from": "next_width"}]
-    refused(suite_with(up, bits=["W4A4"]), "'next_width': W4A4 is the highest width at which this")
-    refused(suite_with(up, methods=["fp"]), "method 'fp' has no other width to start from")
+    refused(suite_with(up, bits=["W4A4"]), "'next_width': W4A4 is the highest bit-width at which")
+    refused(suite_with(up, methods=["fp"]), "method 'fp' has no other bit-width to start from")
     refused(suite_with([{"distill": {"teacher": "W4A4"}}], methods=["fp"]), "'fp' has no such bits")
     for option in ({"distill": {}}, {"start_from": "W8A8"}):
         made = suite_with([{"distill": {}}])

@@ -127,8 +127,8 @@ def pack_runs(
 ) -> list[str]:
     """Pack the folders in `root` of the given runs; returns the files that are left out.
 
-    Records are packed first, then weights that others start from and states to resume from, then
-    other weights; all of them while they have at most `total` bytes, records in any case.
+    Tables and other small files are packed in any case. Then, as far as `total` bytes suffice,
+    weights that others start from and states to resume from, and last the other weights.
     """
     starts = {run["run_id"] for run in runs if run["pretrained"] is None}
     starts = starts.union(*map(loaded_runs, runs))

@@ -61,9 +61,9 @@ def result_row(suite: str, run: dict) -> dict:
     """One row of results.csv, without what other runs determine."""
     config, final = run["config"], run["final"]
     recipe, exceptions = config["recipe"], config["policy"]["exceptions"]
-    top1 = dict.fromkeys(("top1", "top5", "val_top1"))
+    accuracies = dict.fromkeys(("top1", "top5", "val_top1"))
     if final["status"] == "done":
-        top1 = {key: float(final[key]) for key in top1}
+        accuracies = {key: float(final[key]) for key in accuracies}
     return {
         **recipe,  # what has no line below stands in one of these under its column's name
         **config["policy"],
@@ -71,7 +71,7 @@ def result_row(suite: str, run: dict) -> dict:
         **final,
         **final["versions"],
         **quantizer_facts(config["method"], config["w_bits"], config["a_bits"]),
-        **top1,
+        **accuracies,
         "pretrained": start_of(run),
         "suite": suite,
         "width_of": run.get("width_of"),  # not a column

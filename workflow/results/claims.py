@@ -65,11 +65,11 @@ def _rows(settings: list[PairedSetting]) -> list[dict]:
 
 
 def _over_all(settings: list[PairedSetting]) -> dict:
-    """All settings of a data set: the differences of one checkpoint are averaged over them first.
+    """The row over all settings: the differences of a checkpoint are averaged over settings first.
 
-    Every checkpoint of a network has the same settings, or the differences between settings would
-    count as differences between checkpoints. Networks with too few checkpoints for an interval are
-    left out, unless all are. Runs that diverged count wherever they are.
+    Only settings and checkpoints that all have in common are used (_common); otherwise differences
+    between settings would count as differences between checkpoints. Networks with too few
+    checkpoints for an interval are left out, unless all are. Runs that diverged always count.
     """
     networks = {arch: _common([s for s in settings if s[0] == arch]) for arch, _, _ in settings}
     enough = {arch: used for arch, used in networks.items() if len(used[0][2].keys) >= FEWEST}
@@ -92,10 +92,10 @@ def _over_all(settings: list[PairedSetting]) -> dict:
 
 
 def _common(settings: list[PairedSetting]) -> list[PairedSetting]:
-    """Of one network: settings with the checkpoints that all of them have.
+    """The settings of one network, each reduced to the checkpoints that all of them have.
 
-    A setting with fewer than half of the checkpoints of the largest is left out, since the answer
-    would rest on these few. Of the others, the smallest ones are, until enough are common.
+    A setting with fewer than half as many checkpoints as the one with most is left out. Then the
+    one with fewest is left out, again and again, until at least FEWEST checkpoints are common.
     """
     most = max(len(pairs.keys) for _, _, pairs in settings)
     ranked = sorted(
@@ -182,7 +182,7 @@ def caption(suite: str) -> str:
         "(bold), or the only setting, answers the question. The bold rows of a question are "
         "adjusted for their number (Holm) before they get a verdict, and so are the others: one "
         "whose interval leaves out 0 can still be undecided. Diverged: runs of the method / of the "
-        "other that enter no difference; a method with one leads nothing."
+        "other, which enter no difference; a method of which a run diverged leads and equals none."
     )
 
 

@@ -231,8 +231,8 @@ def write_sealed(path: str | Path, data: bytes) -> None:
 def read_sealed(path: str | Path, committed: bool = False) -> bytes:
     """What `write_sealed` wrote; InputError if it is missing or not what was written.
 
-    committed: no command makes the file again, since its runs may be nowhere. Git checks what it
-    holds, and replaces the file without the digest beside it, so that is not compared then.
+    committed: the file is in Git, and its runs may be lost, so that no command can make it again.
+    Git replaces it, but not the hidden digest beside it, so the digest is not compared.
     """
     path = Path(path)
     again, missing = (COMMITTED, COMMITTED) if committed else (AGAIN, "run `snakemake` again")

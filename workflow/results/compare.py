@@ -35,6 +35,7 @@ class Pairs:
     runs: list[tuple[dict, dict]]
     differences: list[float]
     diverged: int
+    """Pairs in which the run of the first method did not finish; other_diverged: of the second."""
     other_diverged: int
 
     def only(self, keys: set[tuple[int, str]]) -> "Pairs":
@@ -88,7 +89,7 @@ class Difference:
 def difference(
     networks: list[list[float]], diverged: int = 0, other_diverged: int = 0
 ) -> Difference:
-    """The mean of the networks' mean differences; `networks` hold the differences of one each.
+    """The mean of the networks' mean differences. networks: for each, its differences, in points.
 
     Several networks: standard error sqrt(sum s_i^2 / n_i) / k, degrees of freedom by Welch and
     Satterthwaite.

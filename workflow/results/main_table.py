@@ -121,7 +121,7 @@ def our_policy(runs: list[dict]) -> dict[str, str]:
 
 
 def policy_differences(ours: dict[str, str], source: dict) -> str:
-    """How a published row was made otherwise than ours: `shortcut: ours quantized, theirs ...`."""
+    """How the policy of a published row differs: `shortcut: ours quantized, theirs ...`."""
     keys = ["pretrained", "epochs"] if source["method"] == "fp" else list(ours)
     if "shortcut" in keys and not source["arch"].startswith("resnet"):
         keys.remove("shortcut")
@@ -225,7 +225,7 @@ def markdown(rows: list[dict], suite: str) -> str:
         align = "ll" + "r" * len(block["bits"])
         parts += [f"## {block['title']}", markdown_table(header, lines, align)]
     if known := [row for row in rows if row.get("published_top1")]:
-        header = ["setting", "method", "ours", "published", "difference", "made otherwise"]
+        header = ["setting", "method", "ours", "published", "difference", "policy differs in"]
         lines = list(map(_beside_published, known))
         parts += ["## Beside published values", markdown_table(header, lines, "llrrrl")]
     return "\n\n".join(parts) + "\n"

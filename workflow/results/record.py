@@ -71,9 +71,8 @@ class Record:
     def runs(self) -> list[dict]:
         """One dict a run: role, config, final, signed_layers, zero_level, checkpoint_top1.
 
-        A record that was written before there was a zero_level has none.
-        A run that was trained for several widths gives one more for each lower width, which names
-        it as `width_of`.
+        Old records have no zero_level. A run of the option `widths` is followed by a dict for each
+        lower bit-width, whose `width_of` is the run_id of the run.
         """
         with self._reading(RUNS) as text:
             runs = [json.loads(line) for line in text.splitlines()]
@@ -177,9 +176,9 @@ def finite(text: str) -> float | None:
 
 
 def start_of(run: dict) -> str | None:
-    """The id of the full-precision network in the record that a run of it starts from.
+    """The id, in the record, of the full-precision network that a run starts from.
 
-    Trained again by later code, that network has another id than the run's configuration says.
+    It differs from the one in the run's configuration if later code trained that network again.
     """
     return run.get("start", run["config"]["pretrained"])
 
@@ -192,8 +191,8 @@ def write_record(
 ) -> None:
     """Write the record of the runs in `roles` ({run_id: role}, all of them finished) to `out`.
 
-    `settings`: the suite's file; `has_variants`: it compares recipes on validation data, so only of
-    its starts is the accuracy on test images recorded. Raises InputError if a run is damaged.
+    `settings`: the suite's file; `has_variants`: it compares recipes on validation data, so test
+    accuracies are recorded of its starts alone. Raises InputError if a run is damaged.
     """
     records = [_run(runs / run_id, role) for run_id, role in roles.items()]
     tops = {record["config"]["run_id"]: record["final"]["top1"] for record in records}

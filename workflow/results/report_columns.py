@@ -136,7 +136,7 @@ def distinct(rows: list[dict], column: str) -> str:
 PUBLISHED: Columns = {
     "Setting · method": ("method", setting), "Ours": ("top1_mean", accuracy),
     "Published": ("published_top1", published), "Difference": ("published_difference", "+.2f"),
-    "Made otherwise": ("published_policy", ""), "Note": ("published_note", ""),
+    "Policy differs in": ("published_policy", ""), "Note": ("published_note", ""),
 }  # fmt: skip
 CLAIMS: Columns = {
     "Methods": ("method", pair), "Setting": ("arch", claims.place_text),
@@ -195,7 +195,7 @@ TIMINGS: Columns = {
 DEPLOY: Columns = {
     "Setting · method": ("method", setting), "Runs": ("runs", "d"),
     "Top-1 of the file": ("top1", ".2f"), "After training": ("top1_training", ".2f"),
-    "As torch (%)": ("agreement", ".2f"),
+    "Same class as torch (%)": ("agreement", ".2f"),
     "File": ("file_bytes", lambda row: si(row["file_bytes"], "B")),
     "Entropy coded": ("entropy_bytes", lambda row: si(row["entropy_bytes"], "B")),
     "Times smaller": ("compression", ".1f"), "ms an image": ("ms", ".3f"),

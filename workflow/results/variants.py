@@ -1,7 +1,7 @@
 """Variants of the method's free choices, compared on the validation split alone.
 
-A variant is a recipe (suite: `recipes`) or a method that is a setting of another; all of them train
-from the same checkpoints. Test data are not looked at: what is chosen here must not know them.
+A variant is a method with a recipe of the suite; all of them train from the same checkpoints. Test
+data are not looked at: what is chosen here must not know them.
 """
 
 import pandas as pd
@@ -29,10 +29,10 @@ def change(recipe: dict, base: dict) -> str:
 def variant_rows(suite: dict, records: list[dict]) -> list[dict]:
     """One row per setting and variant, from the runs of a record (config, final and role).
 
-    suite: its file. Each variant is compared, in pairs, to the first method that the suite names at
-    its setting: by that one's first recipe if it is that method itself, by its own recipe if it is
-    a rival. Rows of one setting are adjusted together. A setting with one variant compares nothing
-    and has no row.
+    suite: its file. The base of a setting is the method and recipe that it names first. Other
+    recipes of that method are compared with the base, in pairs; another method with the base's
+    method by the same recipe or, where that was not trained, with the base. Rows of one setting
+    are adjusted together. A setting with one variant compares nothing and has no row.
     """
     runs = [
         {

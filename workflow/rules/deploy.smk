@@ -17,7 +17,7 @@ rule deploy:
         folders=start_folders,
         runs=unrecorded(RUNS),
         data=unrecorded(config["data"]),
-        most=["--most", SUITE.config["deploy_images"]] if SUITE.config["deploy_images"] else [],
+        most=["--max-images", SUITE.config["deploy_images"]] if SUITE.config["deploy_images"] else [],
         run_keys=start_keys,
         version=deploy_version(),
     resources:

@@ -100,7 +100,7 @@ def check_jobs(paths: Iterable[str | Path], runs: Path) -> None:
 
 
 def mend_jobs(paths: Iterable[str | Path], runs: Path) -> None:
-    """Remove the final record of each run whose files are damaged, its network too, and its job."""
+    """Remove final.json and the job file of runs that are missing or damaged, weights included."""
     for path in map(Path, paths):
         for run_id in read_job(path):
             try:

@@ -138,19 +138,19 @@ def predecessor(training: Training, offered: Iterable[Bits], place: str) -> Trai
     where, label = f"{place}: start_from {named!r}", bits_label(*training.bits)
     if training.method.weight is None:
         raise DoesNotApply(
-            f"{where}: method {training.method.name!r} has no other width to start from"
+            f"{where}: method {training.method.name!r} has no other bit-width to start from"
         )
     if named != NEXT_WIDTH:
         bits = parse_bits(named, f"{place}.start_from")
         if not _is_higher(bits, training.bits):
-            raise DoesNotApply(f"{where}: it must be a higher width than {label} of the run itself")
+            raise DoesNotApply(f"{where}: its bits must be higher than {label} of the run itself")
         return replace(training.without("start_from"), bits=bits)
     higher = {bits: _next_higher(bits, offered) for bits in (training.bits, *offered)}
     following = higher[training.bits]
     if following is None:
         raise DoesNotApply(
-            f"{where}: {label} is the highest width at which this experiment trains method "
-            f"{training.method.name!r}: leave {label} out, or name a width such as W8A8"
+            f"{where}: {label} is the highest bit-width at which this experiment trains method "
+            f"{training.method.name!r}: leave {label} out, or name bits such as W8A8"
         )
     found = training if higher[following] is not None else training.without("start_from")
     return replace(found, bits=following)
@@ -184,7 +184,7 @@ def teacher_training(training: Training, label: str, place: str) -> Training:
         )
     if not _is_higher(bits, training.bits):
         raise DoesNotApply(
-            f"{where} is {label!r}: it must be a higher width than {bits_label(*training.bits)} of "
+            f"{where} is {label!r}: its bits must be higher than {bits_label(*training.bits)} of "
             "the run itself"
         )
     return replace(training.without("distill", "start_from"), bits=bits)

@@ -95,8 +95,8 @@ const Kernel* fastest(const Step& whole, const std::vector<const Kernel*>& kerne
     std::vector<float> y(size_t(step.out_high) * step.out_wide * step.outputs);
     for (int i = 0; i < REPEATS; i++)
         for (Trial& trial : trials) trial.run(x.data(), y.data());
-    const auto slower = [](const Trial& a, const Trial& b) { return a.seconds < b.seconds; };
-    return std::min_element(trials.begin(), trials.end(), slower)->layer.kernel;
+    const auto is_faster = [](const Trial& a, const Trial& b) { return a.seconds < b.seconds; };
+    return std::min_element(trials.begin(), trials.end(), is_faster)->layer.kernel;
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 #include "../reached.h"
 
 constexpr int GROUP = 4;
-constexpr int MOST_STEPS = 255;  // thresholds of a quantizer
+constexpr int MOST_THRESHOLDS = 255;  // of a quantizer
 
 inline int pixel_groups(const Step& s) { return (s.channels + GROUP - 1) / GROUP; }
 
@@ -36,7 +36,7 @@ inline int top_weight(const Step& s, int group = 0) {
     return sum;
 }
 
-// What becomes of the sums of the codes of group h of the input whose bits of plane p of the weights are one.
+// The pair of plane p and group h: it sums the codes of group h where bit p of the weight is one.
 inline Pair pair_of(const Layer& layer, int p, int h) {
     const Step& s = layer.step;
     const int group = s.w_group[p];
@@ -55,18 +55,18 @@ inline size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 // The most bytes of a padded input as tables: offsets have 32 bits, and larger ones fit no cache.
 constexpr size_t MOST_TABLES = size_t(1) << 31;
 
-// The steps of the staircase from x to its code: the code rises by rise[i] where x >= threshold[i].
+// The staircase from x to its code, which rises by rise[i] where x >= threshold[i].
 struct Staircase {
-    int steps;
+    int thresholds;
     const float* threshold;
-    int32_t rise[MOST_STEPS];
+    int32_t rise[MOST_THRESHOLDS];
     // Of one group of planes.
-    explicit Staircase(const Step& s, int group = 0) : steps(s.thresholds), threshold(s.threshold) {
-        std::fill(rise, rise + steps, 0);
-        for (int i = 0; i < steps; i++)
+    explicit Staircase(const Step& s, int group = 0) : thresholds(s.thresholds), threshold(s.threshold) {
+        std::fill(rise, rise + thresholds, 0);
+        for (int i = 0; i < thresholds; i++)
             for (int j = 0; j < s.a_planes; j++) {
                 if (s.a_group[j] != group) continue;
-                const uint8_t* bits = s.a_bits + j * (steps + 1);
+                const uint8_t* bits = s.a_bits + j * (thresholds + 1);
                 rise[i] += s.a_multiplier[j] * (bits[i + 1] - bits[i]);
             }
     }
@@ -74,7 +74,7 @@ struct Staircase {
 
 inline FewBytes few_codes(const Staircase& stairs, const float* x) {
     Integers code = {};
-    for (int i = 0; i < stairs.steps; i++)
+    for (int i = 0; i < stairs.thresholds; i++)
         code += (Integers)(read<Floats>(x) >= stairs.threshold[i]) & stairs.rise[i];
     return bytes_of(code);
 }
@@ -83,10 +83,10 @@ inline FewBytes few_codes(const Staircase& stairs, const float* x) {
 inline void codes_of(const Staircase& stairs, const float* x, int n, uint8_t* to) {
     int i = 0;
 #if defined(__AVX512BW__)
-    if (stairs.steps <= MOST_REACHED) {
-        const Reached reached(stairs.threshold, stairs.steps);
+    if (stairs.thresholds <= MOST_REACHED) {
+        const Reached reached(stairs.threshold, stairs.thresholds);
         int32_t code[MOST_REACHED + 1] = {};
-        for (int k = 0; k < stairs.steps; k++) code[k + 1] = code[k] + stairs.rise[k];
+        for (int k = 0; k < stairs.thresholds; k++) code[k + 1] = code[k] + stairs.rise[k];
         const __m512i codes = _mm512_loadu_si512(code);
         const auto code_of = [&](const float* x) {
             return _mm512_cvtepi32_epi8(_mm512_permutexvar_epi32((__m512i)reached(read<Floats>(x)), codes));
@@ -98,7 +98,7 @@ inline void codes_of(const Staircase& stairs, const float* x, int n, uint8_t* to
     }
     for (; i + 64 <= n; i += 64) {
         __m512i code[4] = {};
-        for (int k = 0; k < stairs.steps; k++) {
+        for (int k = 0; k < stairs.thresholds; k++) {
             const __m512 t = _mm512_set1_ps(stairs.threshold[k]);
             const __m512i rise = _mm512_set1_epi32(stairs.rise[k]);
 #pragma GCC unroll 4
@@ -116,7 +116,7 @@ inline void codes_of(const Staircase& stairs, const float* x, int n, uint8_t* to
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     for (; i + 32 <= n; i += 32) {
         __m256i code[4] = {};
-        for (int k = 0; k < stairs.steps; k++) {
+        for (int k = 0; k < stairs.thresholds; k++) {
             const __m256 t = _mm256_set1_ps(stairs.threshold[k]);
             const __m256i rise = _mm256_set1_epi32(stairs.rise[k]);
 #pragma GCC unroll 4
@@ -152,8 +152,8 @@ inline void row_codes(const Step& s, const Staircase& stairs, const float* x, in
     }
 }
 
-// The codes of all groups of planes: those of the levels themselves where their number is small, which
-// a table of sixteen bytes turns into those of each group, and else one staircase for each group.
+// The codes of every group of planes. With at most MOST_HANDED thresholds, the number of those reached is computed
+// once, and a table of each group turns it into the group's code. With more, each group has its own staircase.
 class GroupCodes {
     std::vector<Staircase> stairs;
     std::vector<uint8_t> table;  // (groups, 16)

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int DEEP = 64, MOST_HIGH = 16;         // bytes of a row, rows of a matrix register
 constexpr int MATRIX = DEEP * BLOCK;             // bytes of the weights' matrix
-constexpr size_t KEPT = 1 << 18;                 // bytes of a layer's weights that caches may keep
+constexpr size_t CACHED_BYTES = 1 << 18;                 // bytes of a layer's weights that caches may keep
 constexpr int AT_ONCE = 4;                       // matrices of sums, as many as hide the latency
 constexpr int ASK_FOR_PERMISSION = 0x1023, MATRICES = 18;  // of arch_prctl; the state of matrices
 
@@ -69,8 +69,8 @@ size_t weight_bytes(const Step& s) { return size_t(s.kernel_high) * depth(s) * M
 // stay in the caches, and where no bytes of zero are needed beyond a row of taps or the channels.
 bool as_codes(const Step& s) {
     const size_t bytes = weight_bytes(s) * s.w_groups * s.outputs / BLOCK;
-    return bytes >= KEPT && bytes >= sizeof(float) * s.out_high * s.out_wide * s.outputs && s.w_levels <= MOST_LEVELS &&
-           s.kernel_wide * s.channels % DEEP == 0 && s.channels % GROUP == 0;
+    const bool is_large = bytes >= CACHED_BYTES && bytes >= sizeof(float) * s.out_high * s.out_wide * s.outputs;
+    return is_large && s.w_levels <= MOST_LEVELS && s.kernel_wide * s.channels % DEEP == 0 && s.channels % GROUP == 0;
 }
 
 // A row of the output is cut into as few equal parts as possible.
@@ -90,9 +90,10 @@ void choose_tile(Layer& layer) {
     layer.tile_high = std::max(1, matrices / used);
 }
 
-// The integer of each level: (groups, MOST_LEVELS at least).
+// Entries of the table of a group: one a level, and at least as many as split_codes reads.
 size_t table_size(const Step& s) { return std::max(MOST_LEVELS, s.w_levels); }
 
+// The integer of each level: (groups, table_size).
 std::vector<int8_t> integers(const Step& s) {
     std::vector<int8_t> table(s.w_groups * table_size(s));
     for (int p = 0; p < s.w_planes; p++)

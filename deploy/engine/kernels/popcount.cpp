@@ -77,7 +77,7 @@ void pack_weights(Layer& layer) {
 
 constexpr int MANY = 64;  // codes whose bits are taken together
 
-// Bit i: the bit of code number i, from a table of the bits of all numbers, in the highest of a byte.
+// Bit i of the result: the highest bit of table[numbers[i]], for i below MANY.
 uint64_t bits_of(const uint8_t* numbers, const uint8_t* table) {
 #if defined(__AVX512BW__)
     const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
@@ -183,7 +183,7 @@ void pack(const Layer& layer, const In* x, uint8_t* packed, int first, int end) 
     const size_t row = row_bytes(layer);
     const int n = s.wide * s.channels;
     Staircase stairs(s);
-    std::fill(stairs.rise, stairs.rise + stairs.steps, 1);
+    std::fill(stairs.rise, stairs.rise + stairs.thresholds, 1);
     std::vector<uint8_t> numbers(n);
     each_padded_row(s, first, end, [&](int padded, int y) {
         uint8_t* to = packed + row * s.a_planes * padded;
@@ -274,7 +274,7 @@ void count_ones(const Operands& at) {
         for (int k = 0; k < P * J; k++) {
             const Pair pair = at.pairs[k];  // a copy, which no count can overwrite
             const bool first = pair.first && !again;
-            const Sums factor = Sums{} + pair.factor, each = Sums{} + pair.each;
+            const Sums factor = Sums{} + pair.factor, each = Sums{} + pair.weights;
             int32_t* to = at.counts + pair.place;
             const int32_t* sum = at.sums + pair.term * at.wide;
 #pragma GCC unroll 8

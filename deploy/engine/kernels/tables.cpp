@@ -13,14 +13,14 @@ namespace {
 
 constexpr int TABLE = 16;  // bytes
 constexpr int TILE = 32;         // pixels
-constexpr int KEPT = 2048;       // counts of a tile, for which the first cache has room
+constexpr int L1_COUNTS = 2048;  // counts of a tile, for which the L1 data cache has room
 constexpr int MOST_VECTORS = 8;  // of sums, which registers hold
-constexpr int MOST_SUM = 255, MOST_PARTS = 65535;  // of a byte, of a 16-bit word
+constexpr int MOST_SUM = 255, MOST_WORD = 65535;  // the largest number of a byte, of a 16-bit word
 constexpr int MOST_WEIGHT = 64;  // the multipliers of a group of planes together
-static_assert(MOST_SUM * MOST_WEIGHT * TABLES <= MOST_PARTS, "two planes that are summed as one");
+static_assert(MOST_SUM * MOST_WEIGHT * TABLES <= MOST_WORD, "two planes that are summed as one");
 
 int run(const Step& s) { return s.kernel_wide * pixel_groups(s); }  // tables of a row of taps
-int steps(const Step& s) { return (run(s) + TABLES - 1) / TABLES; }
+int lookups(const Step& s) { return (run(s) + TABLES - 1) / TABLES; }
 
 // A row, of one group of planes: its tables, empty ones for the last step of the last pixel, and the sums
 // of the pixels. The rows of all groups follow one another.
@@ -39,14 +39,14 @@ size_t input_bytes(const Layer& layer) { return input_bytes(layer.step); }
 // Weights [block][kernel row][step][plane][part][lane]: four bits each. Of two planes, [half of the
 // outputs][part][lane][plane].
 size_t block_bytes(const Step& s) {
-    return size_t(s.kernel_high) * steps(s) * s.w_planes * TABLES * BLOCK;
+    return size_t(s.kernel_high) * lookups(s) * s.w_planes * TABLES * BLOCK;
 }
 
 void pack_weights(Layer& layer) {
     const Step& s = layer.step;
-    const int most = KEPT / (s.w_groups * layer.a_terms() * BLOCK);
+    const int most = L1_COUNTS / (s.w_groups * layer.a_terms() * BLOCK);
     layer.tile_wide = std::min(layer.tile_wide, std::max(MOST_VECTORS, most));
-    layer.set_offsets(int(row_bytes(layer.step) * s.a_groups), steps(s), sizeof(Bytes));
+    layer.set_offsets(int(row_bytes(layer.step) * s.a_groups), lookups(s), sizeof(Bytes));
     layer.packed.assign(block_bytes(s) * layer.blocks() / 4 + 16, 0);
     uint8_t* packed = (uint8_t*)aligned(layer.packed.data());
     const uint8_t* code = s.w_codes;
@@ -55,7 +55,7 @@ void pack_weights(Layer& layer) {
             for (int kx = 0; kx < s.kernel_wide; kx++)
                 for (int c = 0; c < s.channels; c++, code++) {
                     const int group = kx * pixel_groups(s) + c / GROUP;
-                    const size_t step = size_t(ky) * steps(s) + group / TABLES;
+                    const size_t step = size_t(ky) * lookups(s) + group / TABLES;
                     uint8_t* to = packed + block_bytes(s) * (o / BLOCK) +
                                   (step * s.w_planes * TABLES + group % TABLES) * BLOCK;
                     for (int p = 0; p < s.w_planes; p++) {
@@ -132,10 +132,10 @@ void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums)
 struct Operands {
     const uint8_t* weights;  // of the first plane
     const uint8_t* input;    // the tables of the first pixel's first tap
-    const int32_t* offsets;  // of the tables of each step from there
-    int steps;               // look-ups of a pixel
+    const int32_t* offsets;  // of the tables of each look-up from there
+    int lookups;             // of a pixel
     int most;                // of them, whose sum a byte holds
-    size_t pixel, step;      // bytes between output pixels, and between the weights of two steps
+    size_t pixel, step;      // bytes between output pixels, and between the weights of two look-ups
     int multiplier[2];       // of both planes, where these are summed as one
     int flushes;             // that a 16-bit word holds
     Pair pairs[2];           // of each plane; of the first for both, where these are summed as one
@@ -147,7 +147,7 @@ struct Operands {
 typedef int32_t Eight __attribute__((vector_size(32)));
 typedef uint16_t EightWords __attribute__((vector_size(16)));
 
-// What a plane is, or two planes that are summed as one.
+// How planes of the weights are summed: one alone, two apart, or two of one group, weighted and added as one.
 enum Form { ALONE, APART, FUSED };
 
 inline EightWords folded(Words words) {
@@ -160,7 +160,7 @@ inline EightWords folded(Words words) {
 // To the counts of eight outputs of pixel x. again: they are not the first sums of this pair.
 inline void add_to(const Operands& at, const Pair& pair, int x, int lane, bool again, EightWords words) {
     int32_t* to = at.counts + at.count * x + pair.place + lane;
-    const Eight old = pair.first && !again ? Eight{} - pair.each * at.sums[x] : read<Eight>(to);
+    const Eight old = pair.first && !again ? Eight{} - pair.weights * at.sums[x] : read<Eight>(to);
     const Eight sum = old + __builtin_convertvector(words, Eight) * pair.factor;
     std::memcpy(to, &sum, sizeof sum);
 }
@@ -217,7 +217,7 @@ void add_codes(const Operands& at) {
     const uint8_t* weights = at.weights;
     const int32_t* offset = at.offsets;
     // Parts of one length, whose end the processor foresees.
-    in_equal_parts(at.steps, at.most, [&](int n) {
+    in_equal_parts(at.lookups, at.most, [&](int n) {
         for (auto& pixel : bytes)
             for (auto& cell : pixel) cell = Bytes{};
         for (int i = 0; i < n; i++, weights += at.step, offset++) {
@@ -260,7 +260,7 @@ void add_planes(const Layer& layer, int n, int first, int h, Operands at) {
         largest = at.multiplier[0] + at.multiplier[1];
     }
     at.most = MOST_SUM / (GROUP * std::max(1, top_code(s, h)));
-    at.flushes = MOST_PARTS / (MOST_SUM * TABLES * largest);
+    at.flushes = MOST_WORD / (MOST_SUM * TABLES * largest);
     in_equal_parts(n, form == ALONE ? MOST_VECTORS : MOST_VECTORS / 2, [&](int X) {
         ADD[form][X - 1](at);
         at.input += X * at.pixel;
@@ -276,7 +276,7 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
     Operands at{};
     at.input = aligned(packed) + row * t.y * s.stride_high + pixel * t.x;
     at.offsets = layer.offsets.data();
-    at.steps = int(layer.offsets.size());
+    at.lookups = int(layer.offsets.size());
     at.pixel = pixel;
     at.step = s.w_planes * sizeof(Bytes);
     at.counts = counts;

@@ -17,7 +17,7 @@ constexpr int SIX = 6, TABLE = 64;  // codes of a table, and its bytes
 constexpr int WIDE = 64 / BLOCK;    // blocks of outputs
 constexpr int TILE = 32, ROWS = 2;   // pixels of a tile in a row, and its rows
 constexpr int MOST_SUM = 255, MOST_FLUSHES = 65535 / MOST_SUM;  // of a byte; into a 16-bit word
-constexpr int KEPT = 4096;          // counts of a tile, for which the first cache has room
+constexpr int L1_COUNTS = 4096;     // counts of a tile, for which the L1 data cache has room
 constexpr int ROOM = 9;             // pixels x planes whose sums are in registers
 
 int groups(const Step& s) { return (s.channels + SIX - 1) / SIX; }  // of a pixel
@@ -40,7 +40,7 @@ int lane(int output) { return output % 32 * 2 + output / 32; }
 void pack_weights(Layer& layer) {
     const Step& s = layer.step;
     layer.tile_blocks = WIDE;
-    const int most = std::max(1, KEPT / (s.w_groups * layer.a_terms() * TABLE));  // pixels of a tile
+    const int most = std::max(1, L1_COUNTS / (s.w_groups * layer.a_terms() * TABLE));  // pixels of a tile
     layer.tile_wide = std::min(layer.tile_wide, most);
     layer.tile_high = std::max(1, std::min({ROWS, s.out_high, most / layer.tile_wide}));
     const int wide = (layer.blocks() + WIDE - 1) / WIDE;
@@ -131,7 +131,7 @@ struct Operands {
 inline void finish(const Operands& at, const Pair& pair, int x, __m512i all, __m512i odd) {
     const __m512i even = _mm512_sub_epi16(all, _mm512_slli_epi16(odd, 8));
     const __m512i factor = _mm512_set1_epi32(pair.factor);
-    const __m512i start = _mm512_set1_epi32(-pair.each * at.sums[x]);
+    const __m512i start = _mm512_set1_epi32(-pair.weights * at.sums[x]);
     int32_t* to = at.counts + pair.place + at.count * x;
 #pragma GCC unroll 4
     for (int b = 0; b < WIDE; b++, to += at.block) {
@@ -206,7 +206,7 @@ constexpr std::array<Add, sizeof...(X)> up_to(std::integer_sequence<int, X...>) 
     return {add_codes<P, X + 1>...};
 }
 
-// n pixels of each row. The rows follow one another, so that the first cache holds the tables of both.
+// n pixels of each row. The rows follow one another, so that the L1 data cache holds the tables of both.
 template <int P>
 void add_pixels(Operands at, int n, Rows rows) {
     constexpr int MOST = ROOM / P;

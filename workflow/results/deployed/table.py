@@ -18,7 +18,7 @@ from workflow.suite.jobs import ROLES
 
 CONFIG = ("dataset", "arch", "method", "w_bits", "a_bits", "seed", "run_id")
 HEADINGS = (
-    "method", "bits", "seed", "role", "top-1", "after training", "as torch", "bytes",
+    "method", "bits", "seed", "role", "top-1", "after training", "same class, %", "bytes",
     "entropy-coded", "x smaller", "ms", "x torch", "x int8",
 )  # fmt: skip
 ALIGN = "llrlrrrrrrrrr"
