@@ -38,7 +38,7 @@ LARGEST_WINDOW = 256  # kernel, stride or padding
 class About:
     """What a file says besides the graph.
 
-    origin: where the network comes from (run, data set, method, widths, policy). classes: their
+    origin: where the network comes from (run, data set, method, bit-widths, policy). classes: their
     names, in the order of the scores. mean, std: of each channel, for pixels in [0, 1]. crop: the
     share of the shorter side that a central crop keeps; None: the whole image is resized.
     """

@@ -170,7 +170,7 @@ class Network:
         y, counts, pointer = np.empty(out_shape, np.float32), None, None
         if other is not None:
             other = np.ascontiguousarray(other, np.float32).reshape(out_shape)
-        if step.kind == plan.COUNT:
+        if step.kind == plan.Kind.COUNTS:
             counts = np.empty(filled.terms(), np.int32)
             pointer = counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         threads = self._threads()
@@ -194,7 +194,7 @@ class Network:
                 how = self._library.network_kernel(self._pointer, number).decode()
                 counts = how != ""
                 if not counts:
-                    how = "depthwise float32" if step.kind == plan.DEPTHWISE else "float32"
+                    how = "depthwise float32" if step.kind == plan.Kind.DEPTHWISE else "float32"
                     if step.operation.weight.codes is not None:
                         how = f"dequantized {how}"
                 rows.append(Computed(step.operation.layer, how, counts))

@@ -24,7 +24,7 @@ from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.progress import say
 
 METHODS = ("pact", "lq_nets")  # uniform levels; levels on a basis
-WIDTHS = ((1, 1), (1, 2), (2, 2), (3, 3), (4, 4))
+BITS = ((1, 1), (1, 2), (2, 2), (3, 3), (4, 4))
 NETWORKS = (
     network("resnet20", 32, calls=5, width=16),
     network("resnet18", 224, width=64, stem="imagenet"),
@@ -42,7 +42,7 @@ class Setting:
 
     batch: int
     threads: int
-    widths: tuple[tuple[int, int], ...] = WIDTHS
+    bits: tuple[tuple[int, int], ...] = BITS
     rounds: int = 15
 
 
@@ -78,11 +78,11 @@ def measure(quick: bool = False) -> Iterator[dict]:
 
 def compare(subject: Subject, settings: tuple[Setting, ...], folder: Path) -> list[dict]:
     """The rows of one network or layer; `folder` takes its files."""
-    widths = dict.fromkeys(width for setting in settings for width in setting.widths)
+    all_bits = dict.fromkeys(bits for setting in settings for bits in setting.bits)
     with _torch_threads(1):  # quantizing calls many small operations
         files = peers.write_files(subject, folder)
         exported = [
-            subject.exported(method, *width, folder) for method in METHODS for width in widths
+            subject.exported(method, *bits, folder) for method in METHODS for bits in all_bits
         ]
     rows = []
     for setting in settings:
@@ -90,7 +90,7 @@ def compare(subject: Subject, settings: tuple[Setting, ...], folder: Path) -> li
         with _torch_threads(setting.threads):
             contenders = _peers(files, subject.images(setting.batch), setting)
             for one in exported:
-                if (one.w_bits, one.a_bits) in setting.widths:
+                if (one.w_bits, one.a_bits) in setting.bits:
                     contenders[one.name] = _lowbit(subject, one, setting)
             rows += _rows(subject, setting, contenders)
     return rows

@@ -34,7 +34,7 @@ FLOORS = {
     (3, 3, UNIFORM): (4, 1, 0.85, 1),
     (4, 4, UNIFORM): (4, 0.95, 0.8, 1),
 }
-"""The least ratio of each width and method, in the order of AIM_COLUMNS."""
+"""The least ratio of each bit-width and method, in the order of AIM_COLUMNS."""
 AIMS = {
     (1, 1, UNIFORM): (13, 3, 2.5, 3),
     (1, 2, UNIFORM): (10, 2.3, 1.9, 2.2),
@@ -47,7 +47,7 @@ AIMS = {
 
 
 def network_table(found: pd.DataFrame, network: str, batch: int, threads: int = 1) -> str:
-    """A row for each peer and width: kernels, ms, the ratio to every peer, and bytes."""
+    """A row for each peer and bit-width: kernels, ms, the ratio to every peer, and bytes."""
     found = found.query("network == @network and batch == @batch and threads == @threads")
     rows = [
         [
@@ -100,7 +100,7 @@ def aims_table(found: pd.DataFrame) -> str:
 
 
 def threads_table(found: pd.DataFrame) -> str:
-    """ms of one image on one thread and on two, and the ratio, of each peer and width."""
+    """ms of one image on one thread and on two, and the ratio, of each peer and bit-width."""
     networks = {name: label for name, label, _ in AIM_COLUMNS}
     found = found[(found["batch"] == 1) & found["network"].isin(list(networks))]
     names = found.apply(_name, axis=1)

@@ -3,9 +3,8 @@
 import numpy as np
 
 from deploy import graph
-from deploy.engine import plan
 from deploy.engine.build import Step
-from deploy.engine.plan import Memory, Planned
+from deploy.engine.plan import Kind, Memory, Planned
 from deploy.graph import Convolution, Pool
 from deploy.planes import TOLERANCE, Planes, signed, split
 
@@ -39,13 +38,13 @@ class Filled:
         op = planned.operation
         if isinstance(op, Convolution):
             self._convolution(op)
-            (self._counts if planned.kind == plan.COUNT else self._floats)(op)
-        if planned.kind in (plan.COUNT, plan.DEQUANTIZE):
+            (self._counts if planned.kind == Kind.COUNTS else self._floats)(op)
+        if planned.kind in (Kind.COUNTS, Kind.DEQUANTIZE):
             quantizer = op if planned.quantizer is None else planned.quantizer
             self._point("threshold", quantizer.thresholds, np.float32)
             self._point("level", quantizer.levels, np.float32)
             self.step.thresholds = len(quantizer.thresholds)
-            if planned.kind == plan.COUNT:
+            if planned.kind == Kind.COUNTS:
                 self._inputs(quantizer.levels)
         if isinstance(op, Pool):
             sides = ((high, 0), (wide, 1))

@@ -7,6 +7,7 @@ that reads it, a residual sum and a ReLU are the end of the operation before the
 import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import numpy as np
 
@@ -14,9 +15,17 @@ from deploy import graph
 from deploy.graph import COUNTS, Add, Convolution, Graph, Operation, Pool, Quantize, Relu
 from lowbit_core.runtime.errors import InputError
 
-COUNT, DENSE, DEPTHWISE, DEQUANTIZE, ADD, RELU, MAX_POOL, MEAN_POOL = range(8)  # Kind in step.h
 LINE = 16  # floats: tensors begin at a multiple of it
 KERNELS = ("popcount", "tables", "products", "matrices", "wide")  # as in kernels/choose.cpp
+
+
+class Kind(IntEnum):
+    """How a step is computed: the enum Kind of step.h, in the same order."""
+
+    COUNTS, DENSE, DEPTHWISE, DEQUANTIZE, ADD, RELU, MAX_POOL, MEAN_POOL = range(8)
+
+
+CONVOLUTIONS = (Kind.COUNTS, Kind.DENSE, Kind.DEPTHWISE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +36,7 @@ class Planned:
     relu: the result is limited to [0, ceiling].
     """
 
-    kind: int
+    kind: Kind
     operation: Operation
     input: str
     output: str
@@ -63,24 +72,24 @@ def _steps(network: Graph) -> list[Planned]:
     for op in network.operations:
         if isinstance(op, Convolution) and op.compute == COUNTS:
             quantizer = quantizers[op.input]
-            steps.append(Planned(COUNT, op, quantizer.input, op.output, quantizer=quantizer))
+            steps.append(Planned(Kind.COUNTS, op, quantizer.input, op.output, quantizer=quantizer))
         elif isinstance(op, Quantize):
             if op.output in floats:
-                steps.append(Planned(DEQUANTIZE, op, op.input, op.output))
+                steps.append(Planned(Kind.DEQUANTIZE, op, op.input, op.output))
         elif isinstance(op, Add):
-            steps.append(Planned(ADD, op, op.input, op.output, other=op.other))
+            steps.append(Planned(Kind.ADD, op, op.input, op.output, other=op.other))
         elif isinstance(op, Relu):
             ceiling = math.inf if op.ceiling is None else op.ceiling
-            steps.append(Planned(RELU, op, op.input, op.output, relu=True, ceiling=ceiling))
+            steps.append(Planned(Kind.RELU, op, op.input, op.output, relu=True, ceiling=ceiling))
         else:
             steps.append(Planned(_kind(op), op, op.input, op.output))
     return steps
 
 
-def _kind(op: Convolution | Pool) -> int:
+def _kind(op: Convolution | Pool) -> Kind:
     if isinstance(op, Pool):
-        return MEAN_POOL if op.mean else MAX_POOL
-    return DEPTHWISE if op.depthwise else DENSE
+        return Kind.MEAN_POOL if op.mean else Kind.MAX_POOL
+    return Kind.DEPTHWISE if op.depthwise else Kind.DENSE
 
 
 def _reads(step: Planned) -> tuple[str, ...]:
@@ -97,9 +106,9 @@ def _readers(steps: list[Planned]) -> dict[str, list[Planned]]:
 
 def _unchanged_by_relu(step: Planned, ceiling: float) -> bool:
     """Whether a step reads the same from min(max(x, 0), ceiling) as from x."""
-    if step.kind == RELU:
+    if step.kind == Kind.RELU:
         return step.ceiling == ceiling
-    quantizer = step.operation if step.kind == DEQUANTIZE else step.quantizer
+    quantizer = step.operation if step.kind == Kind.DEQUANTIZE else step.quantizer
     if quantizer is None:
         return False
     reachable = quantizer.thresholds[np.isfinite(quantizer.thresholds)]
@@ -109,19 +118,19 @@ def _unchanged_by_relu(step: Planned, ceiling: float) -> bool:
 def _fuse_relus(network: Graph, steps: list[Planned]) -> list[Planned]:
     """Let the step before a ReLU do it, if all readers of that step's output then read the same."""
     readers = _readers(steps)
-    makers = {step.output for step in steps if step.kind not in (DEQUANTIZE, RELU)}
+    makers = {step.output for step in steps if step.kind not in (Kind.DEQUANTIZE, Kind.RELU)}
     ceilings: dict[str, float] = {}
     renamed: dict[str, str] = {}
     for step in steps:
         source = step.input
-        if step.kind != RELU or source not in makers or source == network.output:
+        if step.kind != Kind.RELU or source not in makers or source == network.output:
             continue
         if all(_unchanged_by_relu(reader, step.ceiling) for reader in readers[source]):
             ceilings[source] = step.ceiling
             renamed[step.output] = source
     fused = []
     for step in steps:
-        if step.output in renamed and step.kind == RELU:
+        if step.output in renamed and step.kind == Kind.RELU:
             continue
         if step.output in ceilings and not step.relu:
             step = replace(step, relu=True, ceiling=ceilings[step.output])
@@ -136,12 +145,16 @@ def _fuse_additions(network: Graph, steps: list[Planned]) -> list[Planned]:
     place = {step.output: number for number, step in enumerate(steps)}
     fused = list(steps)
     for number, step in enumerate(steps):
-        if step.kind != ADD or step.input == step.other:
+        if step.kind != Kind.ADD or step.input == step.other:
             continue
         for mine, other in ((step.input, step.other), (step.other, step.input)):
             at = place.get(mine, -1)
             maker = fused[at] if at >= 0 else None
-            if maker is None or maker.kind not in (COUNT, DENSE, DEPTHWISE) or maker.relu:
+            if (
+                maker is None
+                or maker.kind not in (Kind.COUNTS, Kind.DENSE, Kind.DEPTHWISE)
+                or maker.relu
+            ):
                 continue
             if mine == scores:
                 continue

@@ -11,7 +11,7 @@ from slow_reference import codes_of, step
 from small_networks import CHANNELS, SIDE, about, quantized
 from torch import Tensor, nn
 
-from deploy.engine.plan import DEQUANTIZE
+from deploy.engine.plan import Kind
 from deploy.export.trace import trace
 from deploy.network import Network
 from lowbit_core.conversion.layers import QuantLayer
@@ -64,7 +64,7 @@ class Steps:
             limited = np.clip(expected, 0, planned.ceiling) if planned.relu else expected
             self.apart[name] = max(self.apart[name], np.abs(y - limited).max())
             self.largest[name] = max(self.largest[name], np.abs(expected).max())
-            quantizer = planned.operation if planned.kind == DEQUANTIZE else planned.quantizer
+            quantizer = planned.operation if planned.kind == Kind.DEQUANTIZE else planned.quantizer
             if quantizer is not None:
                 made[quantizer.layer] = quantizer.levels[codes_of(x, quantizer)].transpose(2, 0, 1)
         np.testing.assert_array_equal(self.net.scores(image[None])[0], y.ravel())

@@ -82,7 +82,7 @@ class Record:
 
     @property
     def trained(self) -> list[dict]:
-        """The runs that were trained: `runs` without the rows of lower widths."""
+        """The runs that were trained: `runs` without the rows of lower bit-widths."""
         return [run for run in self.runs if "width_of" not in run]
 
     @cached_property
@@ -151,9 +151,9 @@ class Record:
 
 
 def _lower_widths(run: dict) -> Iterator[dict]:
-    """The lower widths of a run as runs of their own; their run_id ends with their bits.
+    """The lower bit-widths of a run as runs of their own; their run_id ends with their bits.
 
-    Of a run that diverged nothing was measured, and each of its widths has diverged.
+    Of a run that diverged nothing was measured, and each of its bit-widths has diverged.
     """
     rows = run.get("widths", [])
     if run["final"]["status"] == "diverged" and "widths" in run["config"]["recipe"]:
@@ -164,7 +164,7 @@ def _lower_widths(run: dict) -> Iterator[dict]:
         bits = {"w_bits": row["w_bits"], "a_bits": row["a_bits"]}
         run_id = f"{run['config']['run_id']}.{bits_label(*bits.values()).lower()}"
         config = {**run["config"], **bits, "run_id": run_id}
-        # At another width the grid may hold zero or not: the report of layers does not say.
+        # At another bit-width the grid may hold zero or not: the report of layers does not say.
         whole = {"width_of": run["config"]["run_id"], "zero_level": None}
         yield {**run, **whole, "config": config, "final": {**run["final"], **row}}
 

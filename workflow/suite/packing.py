@@ -8,7 +8,7 @@ from workflow.comparisons import load_comparisons
 from workflow.suite.jobs import main_role
 
 OPTIONS = "options"
-"""The jobs of runs with options."""
+"""The kind of the jobs whose runs have options."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Job:
 def pack(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
     """The jobs of runs, of which each comes after the runs that it loads."""
     starts: dict[str, str] = {}
-    levels: dict[str, int] = {}
+    depths: dict[str, int] = {}
     unique: dict[str, dict] = {}
     for run in runs:
         run_id = run["run_id"]
-        levels[run_id] = 1 + max((levels[name] for name in loaded_runs(run)), default=-1)
+        depths[run_id] = 1 + max((depths[name] for name in loaded_runs(run)), default=-1)
         role = main_role(run["role"], unique.get(run_id, run)["role"])
         unique[run_id] = {**run, "role": role}
         if not run["pretrained"]:
@@ -41,27 +41,27 @@ def pack(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
             starts[run_id] = base
     # The runs that feed the ablation tables go into jobs of their own, so that
     # `snakemake results/ablation_channel_error.csv` trains little else. So do runs with options,
-    # by the number of runs that come one before the other: no two jobs need each other then.
+    # by their depth (the longest chain of runs that each loads): no two jobs need each other then.
     ablation_methods = {"fp", *load_comparisons().ablation_methods}
     members: dict[str, dict[tuple[str, int], list[dict]]] = {base: {} for base in starts.values()}
     for run_id, run in unique.items():
         if run["pretrained"]:
-            family = "ablation" if run["method"] in ablation_methods else "rest"
-            if run["role"] == "option" or levels[run_id] > 1:
-                family = OPTIONS
-            families = members[starts[run["pretrained"]]]
-            families.setdefault((family, levels[run_id]), []).append(run)
+            kind = "ablation" if run["method"] in ablation_methods else "rest"
+            if run["role"] == "option" or depths[run_id] > 1:
+                kind = OPTIONS
+            kinds = members[starts[run["pretrained"]]]
+            kinds.setdefault((kind, depths[run_id]), []).append(run)
     jobs, owner = {}, {}
     for run_id, base in starts.items():
         owner[run_id] = name = f"{base}-checkpoint"
         jobs[name] = Job(name, (unique[run_id],))
-    for base, families in members.items():
+    for base, kinds in members.items():
         parts: dict[str, itertools.count] = {}
-        for (family, _), chosen in sorted(families.items(), key=_order):
-            count = parts.setdefault(family, itertools.count())
+        for (kind, _), chosen in sorted(kinds.items(), key=_order):
+            count = parts.setdefault(kind, itertools.count())
             for start in range(0, len(chosen), runs_per_job):
                 packed = tuple(chosen[start : start + runs_per_job])
-                name = f"{base}-{family}{next(count)}"
+                name = f"{base}-{kind}{next(count)}"
                 needs = (owner[loaded] for run in packed for loaded in loaded_runs(run))
                 jobs[name] = Job(name, packed, tuple(dict.fromkeys(needs)))
                 owner |= dict.fromkeys((run["run_id"] for run in packed), name)
@@ -69,5 +69,5 @@ def pack(runs: list[dict], runs_per_job: int) -> dict[str, Job]:
 
 
 def _order(item: tuple[tuple[str, int], list[dict]]) -> tuple:
-    family, level = item[0]
-    return family == OPTIONS, family, level  # runs with options load runs of the other families
+    kind, depth = item[0]
+    return kind == OPTIONS, kind, depth  # runs with options load runs of the other kinds

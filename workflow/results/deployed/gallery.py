@@ -1,6 +1,6 @@
 """What the gallery of a record shows: learned levels, codes, and images that few bits get wrong.
 
-Of one representative network and width it has every method: the levels of three layers epoch by
+Of one representative network and bit-width it has every method: the levels of three layers epoch by
 epoch, and how many weights have each code. Of every network it has a few test images that full
 precision classifies right and one quantized run wrong.
 """

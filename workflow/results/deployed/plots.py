@@ -40,7 +40,7 @@ LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73")
 class Data:
     """What these plots are made from.
 
-    cells: one row for each network, width and method of the main runs, the means over seeds: n,
+    cells: one row for each network, bit-width and method of the main runs, the means over seeds: n,
     top1_mean (on all test images: of the file if it saw them, else after training), file_bytes, ms;
     quantized: those that are not full precision; methods: the runs of the gallery, in the order of
     legends. Raises InputError if a file is missing or damaged.
