@@ -170,7 +170,8 @@ TABLES: dict[str, Callable[[], str]] = {
         deploy_layers, deploy_threads, deploy_aims, deploy_amx_aims, deploy_avx2_resnet18,
         deploy_avx2_resnet20, deploy_avx2_layers, deploy_avx2_threads, deploy_sizes,
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
-        evidence.claims_training, evidence.claims_choices, evidence.cifar100_full_accuracy,
+        evidence.claims_training, evidence.claims_decomposition, evidence.claims_choices,
+        evidence.cifar100_full_accuracy,
         evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
         evidence.cpu_short_accuracy, evidence.cpu_short_answers,
     )

@@ -21,6 +21,7 @@ TRAINING_COLUMNS = (
     ("mismatch", "mismatch", "{:.3f}"),
 )
 """What a table shows of an epoch: its name, the column of the record, and the form of a number."""
+DECOMPOSITION = ((2, 32), (32, 2), (2, 4), (4, 2), (2, 2))  # bits of weights and activations
 
 
 class NotMeasured(Exception):
@@ -114,6 +115,29 @@ def claims_training() -> str:
 
 def claims_answers() -> str:
     return _comparisons("claims")
+
+
+def claims_decomposition() -> str:
+    """Test top-1 of `direct` with few bits in weights, activations or both, and the loss to `fp`.
+
+    All rows are of the starts that all of them have. A loss is paired by start.
+    """
+    runs = [run for run in _table("claims", "results.csv") if run["status"] == "done"]
+    trained = grouped((run for run in runs if not run["options"]), "method")
+    by_bits = grouped(trained.get("direct", []), "w_bits", "a_bits")
+    shown = [bits for bits in DECOMPOSITION if bits in by_bits]
+    full = [run for run in trained["fp"] if run["role"] != "checkpoint"]
+    pairs = {bits: pair_runs(by_bits[bits], full, "top1") for bits in shown}
+    common = set.intersection(*({*found.keys} for found in pairs.values()))
+    rows = []
+    for bits in shown:
+        found = pairs[bits].only(common)
+        top1 = [mine["top1"] for mine, _ in found.runs]
+        middle = mean_text(mean(top1), stdev(top1) if len(top1) > 1 else None)
+        loss = difference_text(difference([found.differences]).columns)
+        rows.append({"bits": bits_label(*bits), "top-1": middle, "minus full precision": loss})
+        rows[-1]["n"] = str(len(top1))
+    return markdown(pd.DataFrame(rows))
 
 
 def zoo_answers() -> str:

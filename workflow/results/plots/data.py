@@ -63,7 +63,7 @@ def note_of(record: Record) -> str:
 
 
 class Cells(Protocol):
-    """What a plot of accuracies needs: a row for each network, bits and method, with `top1_mean`."""
+    """What a plot of accuracies needs: one row a network, bits and method, with `top1_mean`."""
 
     cells: pd.DataFrame
     quantized: pd.DataFrame
