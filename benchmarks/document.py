@@ -222,7 +222,9 @@ def _kept_name(path: Path) -> str:
 def _check_measured(path: Path) -> None:
     """Raise InputError for a table that is not what the pages show, before anything is written."""
     about = json.loads(path.with_suffix(".json").read_text())
-    if not about.get("complete"):
+    if "complete" not in about:
+        raise InputError(f"{path} is of an earlier version of the benchmarks: measure it again")
+    if not about["complete"]:
         raise InputError(f"{path} is of a run that was stopped: run `make bench` to its end")
     if about["settings"]:
         options = ", ".join(f"{name} {value}" for name, value in about["settings"].items())

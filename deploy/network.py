@@ -54,15 +54,18 @@ def check_threads(threads: int, where: str) -> int:
 
 
 class _Process:
-    """What a forked process must know: threads that were started before the fork are gone."""
+    """What a forked process must know: the threads of its parent are gone.
 
-    used_threads = False  # here or, before a fork, in the parent
+    They may be torch's as well, which shares the library of threads with the engine, so nothing
+    here can tell whether there were any.
+    """
+
     may_start = True
     networks: weakref.WeakSet = weakref.WeakSet()
 
     @classmethod
     def forked(cls) -> None:
-        cls.may_start = not cls.used_threads
+        cls.may_start = False
         for network in cls.networks:  # a thread of the parent may have held the lock
             network._lock = threading.Lock()
 
@@ -77,7 +80,7 @@ class Network:
     Results are the same to the bit on every instruction set, with any number of threads and with
     every kernel. kernel: None measures the kernels that serve a layer and takes the fastest;
     `popcount`, `tables`, `products`, `matrices` or `wide` (tables of 64 outputs) is taken wherever
-    it serves, else popcount. A process that was forked after several threads ran computes on one.
+    it serves, else popcount. A forked process computes on one thread.
     """
 
     def __init__(
@@ -127,7 +130,11 @@ class Network:
         The channels may lie last in memory: with many of them that is faster. InputError names a
         wrong shape or type. A pixel that is not a number reaches no threshold.
         """
-        images = np.asarray(images)
+        try:
+            images = np.asarray(images)
+        except (ValueError, TypeError, RuntimeError) as error:
+            kind = type(images).__name__
+            raise InputError(f"images of type {kind} are no array of numbers ({error})") from None
         if images.dtype.kind not in "biuf":
             raise InputError(f"images of type {images.dtype}: must be real numbers")
         if images.ndim != 4 or images.shape[1:] != self.graph.input_shape:
@@ -151,10 +158,7 @@ class Network:
 
     def _threads(self) -> int:
         """Those that this process may use: with more, it would wait for threads that are gone."""
-        if self.threads == 1 or not _Process.may_start:
-            return 1
-        _Process.used_threads = True
-        return self.threads
+        return self.threads if _Process.may_start else 1
 
     def run_step(
         self, number: int, x: np.ndarray, other: np.ndarray | None = None

@@ -78,7 +78,8 @@ class OnnxNetwork:
             return About(value["origin"], crop=json.loads(held["crop"]), **tuples)
         except (KeyError, ValueError, TypeError):
             raise InputError(
-                f"{self.name}: its metadata are not those that `python -m deploy export` writes"
+                f"{self.name}: its metadata are not those that `python -m deploy export` writes: "
+                "export it again"
             ) from None
 
     def values(self, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -262,7 +262,7 @@ class Watcher:
 
     def look(self) -> None:
         """Copy what changed since the last look. An error is printed once, and tried again."""
-        results = self.runs.parent
+        results = path = self.runs.parent
         try:
             for path in (results / "config.json", *sorted(results.glob("*/config.json"))):
                 if path.exists():

@@ -8,10 +8,11 @@ import pandas as pd
 from lowbit_core.quantizers.bits import bits_label
 from workflow.results.claims import difference_text, p_text
 from workflow.results.columns import grouped, read_table
-from workflow.results.compare import Difference, difference, judge, pair_runs
+from workflow.results.compare import FEWEST, Difference, difference, judge, pair_runs
 from workflow.results.labels import method_label, method_order
 from workflow.results.main_table import markdown_table, mean_text
 from workflow.results.record import Record, mean_of, start_of
+from workflow.results.variants import variant_rows
 from workflow.suite.suite import ROOT
 
 REFERENCE = ROOT / "results" / "reference"
@@ -125,12 +126,13 @@ def claims_decomposition() -> str:
     runs = [run for run in _table("claims", "results.csv") if run["status"] == "done"]
     trained = grouped((run for run in runs if not run["options"]), "method")
     by_bits = grouped(trained.get("direct", []), "w_bits", "a_bits")
-    shown = [bits for bits in DECOMPOSITION if bits in by_bits]
-    full = [run for run in trained["fp"] if run["role"] != "checkpoint"]
-    pairs = {bits: pair_runs(by_bits[bits], full, "top1") for bits in shown}
+    full = [run for run in trained.get("fp", []) if run["role"] != "checkpoint"]
+    pairs = {bits: pair_runs(by_bits.get(bits, []), full, "top1") for bits in DECOMPOSITION}
     common = set.intersection(*({*found.keys} for found in pairs.values()))
+    if len(common) < FEWEST:
+        raise NotMeasured(f"of `direct` fewer than {FEWEST} starts have all of these bits")
     rows = []
-    for bits in shown:
+    for bits in DECOMPOSITION:
         found = pairs[bits].only(common)
         top1 = [mine["top1"] for mine, _ in found.runs]
         middle = mean_text(mean(top1), stdev(top1) if len(top1) > 1 else None)
@@ -190,13 +192,14 @@ def _answers(rows: list[dict], settings: list[str]) -> Iterator[dict[str, str]]:
 def claims_choices() -> str:
     """Validation top-1 of every variant of the method's choices, and its difference."""
     cells = []
-    for row in _table("claims_choices", "variants.csv"):
+    record = _record("claims_choices")
+    for row in variant_rows(record.settings["suite"], record.runs):
         middle = mean_text(row["val_top1_mean"], row["val_top1_std"])
         cells.append(
             {"method": method_label(row["method"]), "what it changes": row["change"] or ""}
         )
         cells[-1]["validation top-1"] = f"{middle} ({row['n']})"
-        if row["p"] is not None:
+        if row.get("p") is not None:
             cells[-1] |= {"difference": difference_text(row), "p, adjusted": p_text(row)}
             cells[-1]["verdict"] = row["verdict"]
     return markdown(pd.DataFrame(cells))
@@ -228,7 +231,7 @@ def precision() -> str:
     # Runs that share their start are not independent: each start counts once, by its mean over the
     # methods. Starts that a method lacks would add differences between methods.
     common = set.intersection(*map(set, quantized)) if quantized else set()
-    means = [mean_of(found[key] for found in quantized) for key in quantized[0] if key in common]
+    means = [mean_of(found[key] for found in quantized) for key in sorted(common)]
     rows.append({"found": difference([means])})
     judge(rows[-1:])
     return markdown(pd.DataFrame(map(_precision_cells, rows)))

@@ -200,6 +200,10 @@ def test_a_forked_process_computes_on_one_thread():
     expected = net.scores(images)
     two = Network(graph, about(), threads=2)
     two.scores(images)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # torch's threads are of the same library, and gone as well
+    torch.randn(500, 500).sigmoid().sum()
+    torch.set_num_threads(before)
     read, write = os.pipe()
     child = os.fork()
     if child == 0:  # whatever happens, it does not go on with the tests

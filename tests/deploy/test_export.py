@@ -15,6 +15,8 @@ from tiny_run import config
 from torch import nn
 
 import baselines
+from deploy.__main__ import main
+from deploy.export import check
 from deploy.export.check import check_run
 from deploy.export.quantizers import activation_thresholds, weight_codes
 from deploy.export.run import ORIGIN, export_run
@@ -99,6 +101,24 @@ def test_a_file_of_quick_is_little_larger_than_what_it_holds(method, tmp_path):
     save(path, graph, About(origin, CLASSES, (0.2860,), (0.3530,), None))
     found = sizes(path, graph)
     assert found["information"] < found["entropy"] <= found["file"] <= 1.03 * found["information"]
+
+
+@pytest.mark.parametrize(
+    ("images", "apart", "is_refused"),
+    [(10_000, 0.05, False), (10_000, 0.06, True), (360, 3 / 3.6, False), (360, 4 / 3.6, True)],
+)
+def test_check_ends_with_an_error_where_a_file_is_not_as_accurate(
+    images, apart, is_refused, monkeypatch, capsys
+):
+    found = {"images": images, "top1": 50.0, "top1_torch": 50 + apart, "top1_training": 50.0}
+    monkeypatch.setattr(check, "check_run", lambda *_: found | {"agreement": 99.0})
+    monkeypatch.setattr(sys, "argv", ["deploy", "check", "model.lowbit", "run"])
+    if is_refused:
+        with pytest.raises(InputError, match=f"its top-1 is {apart:.2f} points from that of torch"):
+            main()
+    else:
+        main()
+    assert f"{images} test images: top-1 50.00 %" in capsys.readouterr().out
 
 
 def test_a_file_of_another_run_is_not_checked(trained, digits_root, tmp_path):

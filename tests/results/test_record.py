@@ -108,6 +108,17 @@ def without_last_run(data: bytes) -> bytes:
     return gzip.compress("".join(line for line in lines if not line.startswith(last)).encode())
 
 
+def test_epochs_of_runs_that_are_not_listed_count_for_nothing(quick: Path, tmp_path: Path):
+    """As after a stop before the list of runs, the last file of a record, was written."""
+    shutil.copytree(quick / "record", tmp_path / "record")
+    lines = (tmp_path / "record" / "runs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "record" / "runs.jsonl").write_text("".join(lines[:-1]))
+    (tmp_path / "record" / ".runs.jsonl.sha256").unlink()
+    left = json.loads(lines[-1])["config"]["run_id"]
+    assert left in Record(quick / "record").epochs
+    assert left not in Record(tmp_path / "record").epochs | Record(tmp_path / "record").channels
+
+
 def test_git_may_replace_a_file_of_a_committed_record(quick: Path, tmp_path: Path, monkeypatch):
     """The digest beside it, which git does not know, is then that of another version."""
     monkeypatch.setattr(record, "ROOT", tmp_path)

@@ -329,6 +329,30 @@ def test_precisions_are_compared_in_pairs_and_each_start_counts_once(tmp_path, m
     assert cells[3] == ["quantized methods", "", "", "3", "+0.35 [+0.23, +0.47]", "leads"]
 
 
+def test_the_decomposition_has_the_starts_that_all_bits_have(monkeypatch):
+    def run(method, bits, seed, top1):
+        w_bits, a_bits = bits
+        return {
+            "method": method, "w_bits": w_bits, "a_bits": a_bits, "seed": seed, "top1": top1,
+            "pretrained": f"start{seed}", "status": "done", "options": None, "role": "run",
+        }  # fmt: skip
+
+    full = [run("fp", (32, 32), seed, 60.0 + seed) for seed in range(5)]
+    runs = [
+        run("direct", bits, seed, 60.0 + seed - loss - 0.1 * (seed == 1))
+        for loss, bits in enumerate(evidence.DECOMPOSITION, 1)
+        for seed in range(5 if bits == (2, 2) else 3)
+    ]
+    monkeypatch.setattr(evidence, "_table", lambda *_: [*full, *runs])
+    cells = cells_of(evidence.claims_decomposition())
+    assert [row[0] for row in cells] == ["W2A32", "W32A2", "W2A4", "W4A2", "W2A2"]
+    # The losses of the first row are 1, 1.1 and 1: error 0.0577 / sqrt(3), t(2) = 4.303.
+    assert cells[0][2:] == ["−1.03 [−1.18, −0.89]", "3"] and cells[4][3] == "3"
+    monkeypatch.setattr(evidence, "_table", lambda *_: [*full, *runs[:-1][:11]])
+    with pytest.raises(evidence.NotMeasured, match="fewer than 3 starts"):
+        evidence.claims_decomposition()
+
+
 def test_a_table_that_is_not_known_is_refused(measured):
     with pytest.raises(InputError, match="'stepz'.*steps"):
         document.page(region("stepz"))

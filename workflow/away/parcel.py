@@ -154,8 +154,8 @@ def pack_runs(
 def merge(sources: Iterable[Path], runs: Path) -> list[str]:
     """Copy the runs in the parcels of `sources` to `runs`; returns those that are new or longer.
 
-    A damaged run in `runs` gives way. Nothing is copied, and InputError says why, if records
-    disagree or a finished run in a parcel is damaged.
+    A damaged run in `runs` gives way to a finished one. Nothing is copied, and InputError says why,
+    if records disagree or a finished run in a parcel is damaged.
     """
     chosen: dict[str, Path] = {}
     runs.mkdir(parents=True, exist_ok=True)
@@ -168,8 +168,10 @@ def merge(sources: Iterable[Path], runs: Path) -> list[str]:
                 check_run_id(folder.name)
                 here = chosen.get(folder.name, runs / folder.name)
                 origin[folder] = source
-                is_compared = folder.name in chosen or _is_sound(here)
-                both = [here, folder] if is_compared else [folder]
+                gives_way = (folder / "final.json").exists() and not _is_sound(here)
+                is_here = (here / "config.json").exists()
+                is_alone = folder.name not in chosen and (gives_way or not is_here)
+                both = [folder] if is_alone else [here, folder]
                 _check_agreement(both, [origin.get(path, path) for path in both])
                 if max(both, key=_completeness) is folder:
                     chosen[folder.name] = folder

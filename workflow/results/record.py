@@ -134,8 +134,14 @@ class Record:
             if tuple(header) not in (columns, (*columns, OSCILLATING)):
                 raise ValueError(f"its columns must be {', '.join(columns)}")
             cells = [dict(zip(header, row, strict=True)) for row in rows]
+            # A stop between two files of a record leaves rows of runs that are not listed yet.
+            listed = {run["config"]["run_id"] for run in self.trained}
             return grouped(
-                ({k: v if k in TEXTS else finite(v) for k, v in row.items()} for row in cells),
+                (
+                    {k: v if k in TEXTS else finite(v) for k, v in row.items()}
+                    for row in cells
+                    if row["run_id"] in listed
+                ),
                 "run_id",
             )
 

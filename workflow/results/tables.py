@@ -22,9 +22,8 @@ from workflow.results.record import Record
 def write_tables(folder: Path, record: Record) -> None:
     """results.csv and its kin, the main table and the claims; or the table of variants."""
     if record.settings["variants"]:
-        made = variants.variant_rows(record.settings["suite"], record.runs)
-        write_table(folder / "variants.csv", made)
-        rows = read_table(folder / "variants.csv")  # so that every table shows the same digits
+        rows = variants.variant_rows(record.settings["suite"], record.runs)
+        write_table(folder / "variants.csv", rows)
         write_text(folder / "variants.md", variants.markdown(rows, record.suite))
         return
     results = analysis.results(record)

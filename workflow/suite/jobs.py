@@ -105,6 +105,8 @@ def mend_jobs(paths: Iterable[str | Path], runs: Path) -> None:
         for run_id in read_job(path):
             try:
                 config = RunFolder(runs / run_id).read_json("config.json") or {}
+                if not isinstance(config, dict):
+                    raise InputError(f"{runs / run_id / 'config.json'} is no object")
             except InputError as error:
                 status, damage = RunStatus.DAMAGED, str(error)
             else:
