@@ -53,7 +53,7 @@ def _arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.jpegs and not any(given.jpegs.glob("*.JPEG")):
         raise InputError(f"--jpegs {given.jpegs}: it must be a folder that holds *.JPEG files")
-    of_part = {"arch": "steps", "bits": "steps", "compile": "steps", "precision": "steps"}
+    of_part = dict.fromkeys(("arch", "bits", "compile", "precision"), "steps")
     for option, part in (of_part | {"jpegs": "loaders"}).items():
         is_given = getattr(given, option) != parser.get_default(option)
         if is_given and given.only and part not in given.only:
@@ -65,9 +65,9 @@ def _arguments() -> argparse.Namespace:
 
 def _settings(given: argparse.Namespace) -> dict:
     """The options that make the figures others than those of the pages, with their values."""
-    names = ("quick", "arch", "bits", "compile", "precision")
     usual = {"quick": False, "arch": None, "bits": 2, "compile": "quantizers", "precision": None}
-    return {name: getattr(given, name) for name in names if getattr(given, name) != usual[name]}
+    found = {name: getattr(given, name) for name in usual}
+    return {name: value for name, value in found.items() if value != usual[name]}
 
 
 def _about(given: argparse.Namespace) -> dict:

@@ -134,9 +134,7 @@ def _arguments() -> argparse.Namespace:
     measure = commands.add_parser("measure", help="accuracy, size and time of the files of runs")
     measure.add_argument("runs", type=Path, nargs="+", help="run folders, results/runs/<run>")
     measure.add_argument("--data", **data)
-    measure.add_argument(
-        "--max-images", type=int, help="test images to use; all of them if left out"
-    )
+    measure.add_argument("--max-images", type=int, help="test images to use; all by default")
     measure.add_argument("--out", type=Path, help="write one JSON line for each run there")
     measure.set_defaults(call=_measure)
 
