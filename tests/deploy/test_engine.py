@@ -155,10 +155,13 @@ def test_a_residual_sum_and_relus_take_no_step_of_their_own():
 def test_what_is_not_counted_is_listed():
     model, _ = quantized("mobilenetv2", "direct", 2, 2, first_last="8bit")
     net = Network(trace(model, (CHANNELS, SIDE, SIDE)), about())
-    listed = {row.layer: row.how for row in net.kernels()}
-    assert listed["features.0.0"] == "dequantized float32"
-    assert listed["features.1.conv.0.0"] == "dequantized depthwise float32"
-    assert listed["features.2.conv.0.0"].startswith(("popcount", "matrices"))
+    listed = {row.layer: row for row in net.kernels()}
+    assert listed["features.0.0"].how == "dequantized float32"
+    assert listed["features.1.conv.0.0"].how == "dequantized depthwise float32"
+    assert not listed["features.0.0"].counts and not listed["features.1.conv.0.0"].counts
+    # Which kernel counts is chosen by its time, so only its kind is certain.
+    assert listed["features.2.conv.0.0"].counts
+    assert not listed["features.2.conv.0.0"].how.startswith("dequantized")
 
 
 def _scores_and_slow_scores(tail, output):
