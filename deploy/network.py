@@ -196,9 +196,11 @@ class Network:
         for number, step in enumerate(self.steps):
             if isinstance(step.operation, Convolution):
                 how = self._library.network_kernel(self._pointer, number).decode()
-                counts = how != ""
+                counts = step.kind == plan.Kind.COUNTS
                 if not counts:
-                    how = "depthwise float32" if step.kind == plan.Kind.DEPTHWISE else "float32"
+                    how = f"float32 ({how})" if how else "float32"
+                    if step.kind == plan.Kind.DEPTHWISE:
+                        how = f"depthwise {how}"
                     if step.operation.weight.codes is not None:
                         how = f"dequantized {how}"
                 rows.append(Computed(step.operation.layer, how, counts))

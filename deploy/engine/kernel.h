@@ -7,12 +7,27 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "reached.h"
 #include "step.h"
 
 struct Kernel;
+
+// Memory that begins at a cache line, so that no vector lies in two of them.
+template <class T>
+struct Lines {
+    using value_type = T;
+    static constexpr std::align_val_t LINE{64};
+    Lines() = default;
+    template <class U>
+    Lines(const Lines<U>&) {}
+    T* allocate(size_t n) { return (T*)::operator new(n * sizeof(T), LINE); }
+    void deallocate(T* p, size_t) { ::operator delete(p, LINE); }
+    bool operator==(const Lines&) const { return true; }
+    bool operator!=(const Lines&) const { return false; }
+};
 
 // A plane p of the weights' group g with a plane or group of the input's group h. Since
 // W_g = sum_p m_p (2 bit_p - 1), W_g A_h = sum_p 2 m_p bit_p A_h - (sum_p m_p) A_h. Each pair adds factor x its sum
@@ -35,7 +50,9 @@ struct Layer {
     std::vector<int32_t> offsets;     // popcount: of the words of the taps in the packed input; products:
                                       // of their groups of codes; tables: of their tables;
                                       // DENSE: of each tap and channel in the padded input, in floats
-    std::vector<float> weight, shift; // in blocks of output channels, filled up with zeros
+    std::vector<float, Lines<float>> weight; // in blocks of output channels, filled up with zeros
+    std::vector<float> shift;         // likewise
+    std::vector<float, Lines<float>> columns;  // winograd.cpp: what each column of a tile adds to its points
     std::vector<float> w_value, w_offset;
     std::vector<int32_t> prefix;      // sums of W_g over taps, for inputs with an offset
     int padded_high() const { return ::padded_high(step); }

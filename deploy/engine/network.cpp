@@ -5,7 +5,7 @@
 #include <new>
 
 #include "kernel.h"
-#include "pool.h"
+#include "floats/pool.h"
 
 namespace {
 
@@ -141,10 +141,10 @@ void* network_new(const Step* steps, int32_t count, const int64_t* offsets, int3
 
 void network_free(void* network) { delete (Network*)network; }
 
-// The name of the kernel of a step; empty where it counts nothing.
+// The name of the kernel of a step that counts; the method of one in float32, empty for the direct sum.
 const char* network_kernel(void* network, int32_t step) {
-    const Kernel* kernel = ((Network*)network)->layers[step].kernel;
-    return kernel ? kernel->name : "";
+    const Layer& layer = ((Network*)network)->layers[step];
+    return layer.kernel ? layer.kernel->name : layer.columns.empty() ? "" : "Winograd";
 }
 
 // images (n, C, H, W), or (n, H, W, C) with `last` -> scores (n, classes).

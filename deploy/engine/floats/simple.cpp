@@ -1,7 +1,7 @@
 // Steps without weights: pools, sums, ReLUs, and codes turned back into levels.
 #include <algorithm>
 
-#include "kernel.h"
+#include "../kernel.h"
 #include "pool.h"
 
 void run_dequantize(const Layer& layer, const float* x, float* y, int threads) {

@@ -1,4 +1,4 @@
-// Convolutions in float32: the first and last layer, and what is dequantized.
+// Convolutions in float32: the first and last layer, and what is dequantized; some of them by winograd.cpp.
 //
 // A vector holds neighbouring outputs. Each output is a sum of products in one order: kernel rows,
 // then columns, then channels, with a new partial sum after every PART products. A product and the sum
@@ -9,8 +9,9 @@
 #include <memory>
 #include <utility>
 
-#include "kernel.h"
+#include "dense.h"
 #include "pool.h"
+#include "winograd.h"
 
 namespace {
 
@@ -79,7 +80,51 @@ constexpr std::array<Products, sizeof...(X)> up_to(std::integer_sequence<int, X.
 constexpr std::array<Products, PIXELS> PRODUCTS_OF[] = {
     up_to<1>(std::make_integer_sequence<int, PIXELS>{}), up_to<BLOCKS>(std::make_integer_sequence<int, PIXELS>{})};
 
-// The outputs of n pixels and a block: the sums, `step` floats apart, with shift, the other tensor and ReLU.
+// Row oy of the output, of one block or BLOCKS. other, y: that row of the tensors.
+void run_row(const Layer& layer, const float* x, int block, int blocks, int oy, const float* other, float* y) {
+    const Step& s = layer.step;
+    const size_t row = size_t(layer.padded_wide()) * s.channels;
+    const int taps = int(layer.offsets.size());
+    Operands at{x + row * oy * s.stride_high, layer.weight.data() + size_t(block) * taps * BLOCK,
+                layer.offsets.data(), taps, size_t(s.stride_wide) * s.channels};
+    float sums[PIXELS * BLOCKS * BLOCK];
+    size_t to = size_t(block) * BLOCK;
+    in_equal_parts(s.out_wide, PIXELS, [&](int n) {
+        PRODUCTS_OF[blocks > 1][n - 1](at, sums);
+        for (int b = 0; b < blocks; b++)
+            finish(layer, block + b, n, sums + b * BLOCK, blocks * BLOCK, other ? other + to + b * BLOCK : nullptr,
+                   y + to + b * BLOCK);
+        at.x += n * at.pixel;
+        to += size_t(n) * s.outputs;
+    });
+}
+
+// Row oy of the output, of BLOCKS blocks from `block` on; at the end of the blocks, of each that is left.
+void run_blocks(const Layer& layer, const float* x, int block, int oy, const float* other, float* y) {
+    const int left = layer.blocks() - block;
+    if (left >= BLOCKS) return run_row(layer, x, block, BLOCKS, oy, other, y);
+    for (int b = 0; b < left; b++) run_row(layer, x, block + b, 1, oy, other, y);
+}
+
+// x (H, W, C) with its zero padding; x itself where there is none.
+const float* padded(const Layer& layer, const float* x, Scratch& scratch, int threads) {
+    const Step& s = layer.step;
+    if (s.pad_high == 0 && s.pad_wide == 0) return x;
+    const size_t row = size_t(s.wide) * s.channels, side = size_t(s.pad_wide) * s.channels, wide = row + 2 * side;
+    float* padded = scratch.padded.data();
+    share(threads, layer.padded_high(), [&](int64_t y) {
+        float* to = padded + wide * y;
+        const int64_t from = y - s.pad_high;
+        if (from < 0 || from >= s.high) return void(std::fill_n(to, wide, 0.0f));
+        std::fill_n(to, side, 0.0f);
+        std::memcpy(to + side, x + row * from, sizeof(float) * row);
+        std::fill_n(to + side + row, side, 0.0f);
+    });
+    return padded;
+}
+
+}  // namespace
+
 void finish(const Layer& layer, int block, int n, const float* sums, int step, const float* other, float* y) {
     const Step& s = layer.step;
     const int first = block * BLOCK, used = std::min(BLOCK, s.outputs - first);
@@ -112,56 +157,15 @@ void finish(const Layer& layer, int block, int n, const float* sums, int step, c
     }
 }
 
-// Row oy of the output, of one block or BLOCKS. other, y: that row of the tensors.
-void run_row(const Layer& layer, const float* x, int block, int blocks, int oy, const float* other, float* y) {
-    const Step& s = layer.step;
-    const size_t row = size_t(layer.padded_wide()) * s.channels;
-    const int taps = int(layer.offsets.size());
-    Operands at{x + row * oy * s.stride_high, layer.weight.data() + size_t(block) * taps * BLOCK,
-                layer.offsets.data(), taps, size_t(s.stride_wide) * s.channels};
-    float sums[PIXELS * BLOCKS * BLOCK];
-    size_t to = size_t(block) * BLOCK;
-    in_equal_parts(s.out_wide, PIXELS, [&](int n) {
-        PRODUCTS_OF[blocks > 1][n - 1](at, sums);
-        for (int b = 0; b < blocks; b++)
-            finish(layer, block + b, n, sums + b * BLOCK, blocks * BLOCK, other ? other + to + b * BLOCK : nullptr,
-                   y + to + b * BLOCK);
-        at.x += n * at.pixel;
-        to += size_t(n) * s.outputs;
-    });
-}
-
-// Row oy of the output, of BLOCKS blocks from `block` on; at the end of the blocks, of each that is left.
-void run_blocks(const Layer& layer, const float* x, int block, int oy, const float* other, float* y) {
-    const int left = layer.blocks() - block;
-    if (left >= BLOCKS) return run_row(layer, x, block, BLOCKS, oy, other, y);
-    for (int b = 0; b < left; b++) run_row(layer, x, block + b, 1, oy, other, y);
-}
-
-// x (H, W, C) with its zero padding; x itself where there is none.
-const float* padded(const Layer& layer, const float* x, Scratch& scratch, int threads) {
-    const Step& s = layer.step;
-    if (s.pad_high == 0 && s.pad_wide == 0) return x;
-    const size_t wide = size_t(layer.padded_wide()) * s.channels, row = size_t(s.wide) * s.channels;
-    float* to = scratch.padded.data();
-    share(threads, layer.padded_high(), [&](int64_t y) {
-        std::memset(to + wide * y, 0, sizeof(float) * wide);
-        const int64_t from = y - s.pad_high;
-        if (from >= 0 && from < s.high)
-            std::memcpy(to + wide * y + s.pad_wide * s.channels, x + row * from, sizeof(float) * row);
-    });
-    return to;
-}
-
-}  // namespace
-
 // Weights in blocks: (blocks, taps, BLOCK).
 void prepare_dense(Layer& layer) {
     const Step& s = layer.step;
     const int run = s.kernel_wide * s.channels, taps = s.kernel_high * run;
-    layer.set_offsets(layer.padded_wide() * s.channels, run, 1);
     layer.shift.assign(size_t(layer.blocks()) * BLOCK, 0);
     std::copy(s.shift, s.shift + s.outputs, layer.shift.begin());
+    prepare_winograd(layer);
+    if (!layer.columns.empty()) return;
+    layer.set_offsets(layer.padded_wide() * s.channels, run, 1);
     layer.weight.assign(size_t(taps) * layer.blocks() * BLOCK, 0);
     for (int o = 0; o < s.outputs; o++)
         for (int i = 0; i < taps; i++)
@@ -173,6 +177,12 @@ void run_dense(const Layer& layer, const float* x, const float* other, float* y,
     const Step& s = layer.step;
     x = padded(layer, x, scratch, threads);
     const size_t row = size_t(s.out_wide) * s.outputs;
+    if (!layer.columns.empty())
+        return on_threads(threads, [&] {
+            WinogradRows rows(layer, x);
+#pragma omp for schedule(static)
+            for (int oy = 0; oy < s.out_high; oy++) rows.make(oy, other ? other + row * oy : nullptr, y + row * oy);
+        });
     const Order order{(layer.blocks() + BLOCKS - 1) / BLOCKS, s.out_high, 1, layer.weight.size() < row * s.out_high};
     share(threads, order.count(), [&](int64_t i) {
         const int line = order.row(int(i));
@@ -193,12 +203,16 @@ void run_pooled(const Layer& layer, const float* x, const Step& pool, float* y, 
     on_threads(threads, [&] {
         const std::unique_ptr<float[]> kept(new float[row * most]);
         const auto row_at = [&](int iy) { return kept.get() + row * (iy % most); };
+        WinogradRows rows(layer, x);
+        const auto make = [&](int iy) {
+            if (!layer.columns.empty()) return rows.make(iy, nullptr, row_at(iy));
+            for (int block = 0; block < layer.blocks(); block += BLOCKS)
+                run_blocks(layer, x, block, iy, nullptr, row_at(iy));
+        };
         int made = 0;  // the first row that is not made
 #pragma omp for schedule(static)
         for (int oy = 0; oy < pool.out_high; oy++) {
-            for (made = std::max(made, top(oy)); made < bottom(oy); made++)
-                for (int block = 0; block < layer.blocks(); block += BLOCKS)
-                    run_blocks(layer, x, block, made, nullptr, row_at(made));
+            for (made = std::max(made, top(oy)); made < bottom(oy); made++) make(made);
             pool_row(pool, oy, row_at, y + size_t(oy) * pool.out_wide * pool.channels);
         }
     });

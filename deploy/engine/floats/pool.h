@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "lanes.h"
-#include "step.h"
+#include "../lanes.h"
+#include "../step.h"
 
 // The pixels that one output pixel reads: [top, bottom) x [left, right).
 struct Window {
