@@ -204,12 +204,13 @@ Finish finish_for(int terms, int groups, bool halves) {
     return terms == 3 && groups == 3 ? finish<3, 3> : finish<0, 0>;
 }
 
-// to[i] = from[i] + from[i + step] + ... (`numbers` terms), for i < n. Up to a vector behind `from` is read as well.
-void add_up(const int32_t* from, size_t step, int numbers, int n, int32_t* to) {
+// to[i] = from[i] + from[i + step] + ... (`numbers` terms), for i < n. Up to a vector behind `from` is read as well,
+// and, with `room`, up to a vector behind `to` is written.
+void add_up(const int32_t* from, size_t step, int numbers, int n, int32_t* to, bool room) {
     for (int i = 0; i < n; i += FLOATS) {
         Integers sum = {};
         for (int k = 0; k < numbers; k++) sum += read<Integers>(from + step * k + i);
-        if (n - i >= FLOATS) {
+        if (room || n - i >= FLOATS) {
             std::memcpy(to + i, &sum, sizeof sum);
         } else {
             const Integers last = sum;  // a copy, so that the sum itself stays in a register
@@ -225,9 +226,9 @@ void patch_sums(const Layer& layer, const int32_t* pixels, int y, int32_t* colum
     const int wide = layer.padded_wide(), row = wide * s.a_groups;
     pixels += size_t(row) * y * s.stride_high;
     for (int h = 0; h < s.a_groups; h++, to += s.out_wide) {
-        add_up(pixels + h * wide, row, s.kernel_high, wide, columns);
+        add_up(pixels + h * wide, row, s.kernel_high, wide, columns, true);
         if (s.stride_wide == 1) {
-            add_up(columns, 1, s.kernel_wide, s.out_wide, to);
+            add_up(columns, 1, s.kernel_wide, s.out_wide, to, false);
             continue;
         }
         for (int x = 0; x < s.out_wide; x++)

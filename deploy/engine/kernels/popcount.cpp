@@ -255,6 +255,7 @@ struct Operands {
     size_t plane;             // bytes between planes of the input
     int w_planes, pixel, words;
     const Pair* pairs;        // (P, J)
+    bool units;               // each pair is a group of weights and one of inputs, in units of their values
     int32_t* counts;          // of the first pixel
     const int32_t* sums;
     int each, wide;           // counts of a pixel; sums of a row and a term
@@ -277,6 +278,14 @@ void count_ones(const Operands& at) {
             const Sums factor = Sums{} + pair.factor, each = Sums{} + pair.weights;
             int32_t* to = at.counts + pair.place;
             const int32_t* sum = at.sums + pair.term * at.wide;
+            if (at.units && !again) {
+#pragma GCC unroll 8
+                for (int x = 0; x < X; x++, to += at.each, sum++) {
+                    const Sums ones = (Sums)Lanes::whole(counts[x][k]), total = ones + ones - *sum;
+                    std::memcpy(to, &total, sizeof total);
+                }
+                continue;
+            }
 #pragma GCC unroll 8
             for (int x = 0; x < X; x++, to += at.each, sum++) {
                 const Sums ones = (Sums)Lanes::whole(counts[x][k]) * factor;
@@ -346,9 +355,11 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
     const size_t sub_size = size_t(s.kernel_high) * words(s) * s.w_planes * Lanes::count;
     const uint8_t* input = packed + row * t.y * s.stride_high + size_t(t.x) * s.stride_wide * bytes;
     const Pair* pairs = layer.pairs.data();
+    const auto is_unit = [](const Pair& pair) { return pair.first && pair.factor == 2 && pair.weights == 1; };
+    const bool units = std::all_of(layer.pairs.begin(), layer.pairs.end(), is_unit);
     each_chunk(s, [&](int p0, int P, int j0, int J) {
         Operands at{layer.packed.data() + sub_size * t.block * SUBBLOCKS + p0 * Lanes::count, input + j0 * plane,
-                    layer.offsets.data(), plane, s.w_planes, s.stride_wide * bytes, int(layer.offsets.size()), pairs,
+                    layer.offsets.data(), plane, s.w_planes, s.stride_wide * bytes, int(layer.offsets.size()), pairs, units,
                     counts, sums, s.w_groups * terms * BLOCK, s.out_wide};
         for (int sub = 0; sub < used; sub++, at.weights += sub_size, at.counts += Lanes::count) {
             Operands line = at;
