@@ -15,7 +15,9 @@
 #include "winograd.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "dense.h"
 
@@ -26,7 +28,8 @@ constexpr int POINTS = 6;   // infinity is the last one; r taps use the first r 
 constexpr double POINT[] = {0, 1, -1, 2, -0.5};
 constexpr int PART = 24;  // products of a partial sum
 constexpr int READ = 4;   // tiles that are transformed together
-constexpr int64_t MOST_FLOATS = 1 << 17;  // of the transformed rows of a thread: they should stay in a cache
+constexpr int64_t MOST_ROWS = 1 << 17;    // numbers of the transformed rows of a thread: they stay in the L2 cache
+constexpr int64_t MOST_WEIGHTS = 1 << 12;  // of a block: they stay in the L1 data cache
 
 int taps(const Step& s, int phase) { return (s.kernel_wide - phase + s.stride_wide - 1) / s.stride_wide; }
 int points(const Step& s) { return s.kernel_wide + 2 * s.stride_wide; }  // of all phases
@@ -41,7 +44,7 @@ int64_t row_floats(const Step& s) { return int64_t(filled_tiles(s)) * s.channels
 bool worth_while(const Step& s) {
     const int64_t wide = s.kernel_wide, stride = s.stride_wide, sums = int64_t(s.kernel_high) * s.channels;
     if (wide < 2 * stride || wide > 4 * stride || stride * s.channels > PART) return false;
-    if (row_floats(s) > MOST_FLOATS / s.kernel_high) return false;
+    if (row_floats(s) > MOST_ROWS / s.kernel_high || sums * points(s) * BLOCK > MOST_WEIGHTS) return false;
     const int64_t blocks = (s.outputs + BLOCK - 1) / BLOCK;
     const int64_t inputs = int64_t(columns(s)) * s.channels * s.stride_high * width(s) / BLOCK;
     const int64_t mine = blocks * (sums * points(s) + 2 * POINTS) + inputs;
@@ -83,18 +86,56 @@ inline void transform_tiles(const Step& s, const float* column, const float* fro
     for (int t = 0; t < READ; t++) std::memcpy(to + t * s.channels * wide, &sum[t], sizeof sum[t]);
 }
 
-// Adds the products of one phase with R taps. x: its inputs in T tiles, `wide` numbers between channels.
-template <int R, int T>
-inline const float* multiply(const float* weight, int channels, const float* const (&x)[T], size_t wide,
-                             Floats (&sum)[POINTS][T]) {
+// So many tiles, points and vectors of outputs at a time: their sums fill the registers, and what is read of the
+// weights and of the inputs enters several products.
+#if defined(__AVX512F__)
+constexpr int TILES = 4, AT_ONCE = POINTS, VECTORS = 1;
+#else
+constexpr int TILES = 2, AT_ONCE = POINTS / 2, VECTORS = 2;
+#endif
+
+template <int T>
+using Sums = Floats[AT_ONCE][T][VECTORS];
+
+// Call f(k, t, v, place) for each sum; place: where it lies in memory.
+template <int T, class F>
+inline void each_sum(F f) {
+#pragma GCC unroll 6
+    for (int k = 0; k < AT_ONCE; k++)
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++)
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) f(k, t, v, ((k * T + t) * VECTORS + v) * FLOATS);
+}
+
+// The place of point p among those of a phase with R taps; -1: they do without it.
+constexpr int place_of(int R, int p) { return p == POINTS - 1 ? R + 1 : p <= R ? p : -1; }
+
+// x, which the compiler does not read from memory again for each use.
+inline Floats in_register(Floats x) {
+#if defined(__x86_64__)
+    asm("" : "+v"(x));
+#endif
+    return x;
+}
+
+// Adds the products of one phase with R taps, of the points from P on. x: its inputs in T tiles, `wide` numbers
+// between channels.
+template <int R, int P, int T>
+inline const float* multiply(const float* weight, int channels, const float* const (&x)[T], size_t wide, Sums<T>& sum) {
     for (size_t c = 0; c < channels * wide; c += wide, weight += (R + 2) * BLOCK)
 #pragma GCC unroll 6
-        for (int i = 0; i < R + 2; i++) {
-            const Floats w = read<Floats>(weight + i * BLOCK);
+        for (int k = 0; k < AT_ONCE; k++) {
+            const int place = place_of(R, P + k);
+            if (place < 0) continue;
+            Floats w[VECTORS];
+#pragma GCC unroll 2
+            for (int v = 0; v < VECTORS; v++) w[v] = in_register(read<Floats>(weight + place * BLOCK + v * FLOATS));
 #pragma GCC unroll 4
             for (int t = 0; t < T; t++) {
-                Floats& at = sum[i <= R ? i : POINTS - 1][t];
-                at = fused(w, spread(x[t][c + i]), at);
+                const Floats all = spread(x[t][c + place]);
+#pragma GCC unroll 2
+                for (int v = 0; v < VECTORS; v++) sum[k][t][v] = fused(w[v], all, sum[k][t][v]);
             }
         }
     return weight;
@@ -103,14 +144,14 @@ inline const float* multiply(const float* weight, int channels, const float* con
 // What a group of T tiles reads.
 struct Operands {
     const Step& step;
-    const float* weight;       // of FLOATS outputs, from the first kernel row on
+    const float* weight;       // of VECTORS vectors of outputs, from the first kernel row on
     const float* const* rows;  // the transformed rows
     size_t first;              // where the first tile begins in each of them
 };
 
-// Adds the products of kernel rows [ky, end).
-template <int T>
-inline void add_rows(const Operands& at, int ky, int end, Floats (&sum)[POINTS][T]) {
+// Adds the products of kernel rows [ky, end), of the points from P on.
+template <int P, int T>
+inline void add_rows(const Operands& at, int ky, int end, Sums<T>& sum) {
     const Step& s = at.step;
     const size_t wide = width(s), tile = s.channels * wide;
     const float* weight = at.weight + size_t(ky) * s.channels * points(s) * BLOCK;
@@ -119,36 +160,46 @@ inline void add_rows(const Operands& at, int ky, int end, Floats (&sum)[POINTS][
         for (int t = 0; t < T; t++) x[t] = at.rows[ky] + at.first + t * tile;
         for (int phase = 0; phase < s.stride_wide; phase++) {
             const int r = taps(s, phase);
-            weight = r == 4   ? multiply<4>(weight, s.channels, x, wide, sum)
-                     : r == 3 ? multiply<3>(weight, s.channels, x, wide, sum)
-                              : multiply<2>(weight, s.channels, x, wide, sum);
+            weight = r == 4   ? multiply<4, P>(weight, s.channels, x, wide, sum)
+                     : r == 3 ? multiply<3, P>(weight, s.channels, x, wide, sum)
+                              : multiply<2, P>(weight, s.channels, x, wide, sum);
             for (int t = 0; t < T; t++) x[t] += r + 2;
         }
     }
 }
 
-// sum += what lies at `from`, (POINTS, T, FLOATS).
 template <int T>
-inline void add(const float* from, Floats (&sum)[POINTS][T]) {
-#pragma GCC unroll 6
-    for (int p = 0; p < POINTS; p++)
-#pragma GCC unroll 4
-        for (int t = 0; t < T; t++) sum[p][t] += read<Floats>(from + (p * T + t) * FLOATS);
+inline void add(const float* from, Sums<T>& sum) {
+    each_sum<T>([&](int k, int t, int v, int place) { sum[k][t][v] += read<Floats>(from + place); });
 }
 
-// The products of kernel rows [0, end) in partial sums of `together` rows each, to `total` (POINTS, T, FLOATS).
+// The products of kernel rows [0, end) in partial sums of `together` rows each, to `total`.
 // Not inlined: else the compiler keeps the total in registers, and a partial sum no longer fits in.
-template <int T>
+template <int P, int T>
 [[gnu::noinline]] void first_rows(const Operands& at, int together, int end, float* total) {
     for (int ky = 0; ky < end; ky += together) {
-        Floats sum[POINTS][T] = {};
-        add_rows<T>(at, ky, ky + together, sum);
-        if (ky > 0) add(total, sum);
-#pragma GCC unroll 6
-        for (int p = 0; p < POINTS; p++)
-#pragma GCC unroll 4
-            for (int t = 0; t < T; t++) std::memcpy(total + (p * T + t) * FLOATS, &sum[p][t], sizeof(Floats));
+        Sums<T> sum = {};
+        add_rows<P, T>(at, ky, ky + together, sum);
+        if (ky > 0) add<T>(total, sum);
+        each_sum<T>([&](int k, int t, int v, int place) {
+            const Floats one = sum[k][t][v];
+            std::memcpy(total + place, &one, sizeof one);
+        });
     }
+}
+
+// The sums of the points from P on.
+template <int P, int T>
+inline void sum_points(const Operands& at, Floats (&sums)[POINTS][T][VECTORS]) {
+    const Step& s = at.step;
+    const int together = std::max(1, PART / (s.channels * s.stride_wide));  // rows of a partial sum
+    const int last = (s.kernel_high - 1) / together * together;             // the first row of the last one
+    float total[AT_ONCE * T * VECTORS * FLOATS];
+    if (last > 0) first_rows<P, T>(at, together, last, total);
+    Sums<T> sum = {};
+    add_rows<P, T>(at, last, s.kernel_high, sum);
+    if (last > 0) add<T>(total, sum);
+    each_sum<T>([&](int k, int t, int v, int) { sums[P + k][t][v] = sum[k][t][v]; });
 }
 
 // The outputs of a tile, from the sums of its points, BLOCK numbers apart.
@@ -159,29 +210,28 @@ inline void write_outputs(Floats zero, Floats one, Floats minus, Floats two, Flo
     for (int j = 0; j < OUTPUTS; j++) std::memcpy(y + j * BLOCK, &out[j], sizeof out[j]);
 }
 
-// FLOATS outputs of the pixels of T tiles, BLOCK numbers apart, to y.
+// VECTORS vectors of outputs of the pixels of T tiles, BLOCK numbers apart, to y.
 template <int T>
 void make_tiles(const Operands& at, float* y) {
-    const Step& s = at.step;
-    const int together = std::max(1, PART / (s.channels * s.stride_wide));  // rows of a partial sum
-    const int last = (s.kernel_high - 1) / together * together;             // the first row of the last one
-    float total[POINTS * T * FLOATS];
-    if (last > 0) first_rows<T>(at, together, last, total);
-    Floats sum[POINTS][T] = {};
-    add_rows<T>(at, last, s.kernel_high, sum);
-    if (last > 0) add(total, sum);
+    Floats sums[POINTS][T][VECTORS];
+    sum_points<0, T>(at, sums);
+    if constexpr (AT_ONCE < POINTS) sum_points<AT_ONCE, T>(at, sums);
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++)
-        write_outputs(sum[0][t], sum[1][t], sum[2][t], sum[3][t], sum[4][t], sum[5][t], y + t * OUTPUTS * BLOCK);
+#pragma GCC unroll 2
+        for (int v = 0; v < VECTORS; v++)
+            write_outputs(sums[0][t][v], sums[1][t][v], sums[2][t][v], sums[3][t][v], sums[4][t][v], sums[5][t][v],
+                          y + t * OUTPUTS * BLOCK + v * FLOATS);
 }
 
-#if defined(__AVX512F__)
-constexpr int TILES = 4;  // at a time: their sums fill the registers
-constexpr decltype(&make_tiles<1>) MAKE_TILES[] = {make_tiles<1>, make_tiles<2>, make_tiles<3>, make_tiles<4>};
-#else
-constexpr int TILES = 2;
-constexpr decltype(&make_tiles<1>) MAKE_TILES[] = {make_tiles<1>, make_tiles<2>};
-#endif
+using MakeTiles = void (*)(const Operands&, float*);
+
+template <int... T>
+constexpr std::array<MakeTiles, sizeof...(T)> up_to(std::integer_sequence<int, T...>) {
+    return {make_tiles<T + 1>...};
+}
+
+constexpr auto MAKE_TILES = up_to(std::make_integer_sequence<int, TILES>{});
 
 // first: the place of the phase among the points.
 void fill_columns(Layer& layer, int phase, int first, const Transform& of) {
@@ -259,7 +309,7 @@ void WinogradRows::make(int oy, const float* other, float* y) {
         int at = 0;
         in_equal_parts(tiles(s), TILES, [&](int n) {
             float sums[TILES * OUTPUTS * BLOCK];
-            for (int lane = 0; lane < BLOCK; lane += FLOATS) {
+            for (int lane = 0; lane < BLOCK; lane += FLOATS * VECTORS) {
                 const float* weight = &layer.weight[block * block_weights + lane];
                 MAKE_TILES[n - 1]({s, weight, rows.data(), at * tile}, sums + lane);
             }
