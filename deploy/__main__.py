@@ -20,12 +20,16 @@ def _export(arguments: argparse.Namespace) -> None:
 
     if arguments.format != "lowbit":
         size, verified = export_onnx(
-            arguments.run, arguments.out, arguments.data, as_qonnx=arguments.format == "qonnx"
+            arguments.run,
+            arguments.out,
+            arguments.data,
+            as_qonnx=arguments.format == "qonnx",
+            bits=arguments.bits,
         )
         print(f"{arguments.out}: {size:,} bytes")
         print(f"  {verified}")
         return
-    size = export_run(arguments.run, arguments.out, arguments.data)
+    size = export_run(arguments.run, arguments.out, arguments.data, arguments.bits)
     over = 100 * (size["file"] / size["information"] - 1)
     print(f"{arguments.out}: {size['file']:,} bytes, {over:.1f} % more than what it holds")
     print(
@@ -110,6 +114,7 @@ def _arguments() -> argparse.Namespace:
     export.add_argument("run", type=Path, help="the run's folder, results/runs/<run>")
     export.add_argument("--out", type=Path, required=True)
     export.add_argument("--format", choices=FORMATS, default="lowbit")
+    export.add_argument("--bits", help="W2A2, W1A2...: a lower bit-width of a run with `widths`")
     export.add_argument("--data", **data)
     export.set_defaults(call=_export)
 

@@ -74,8 +74,11 @@ def check_run(
     """
     read = onnxfile.load if path.suffix == ".onnx" else load
     network, run = read(path, threads=threads), read_run(folder)
+    origin = network.about.origin
+    if origin.get("run_id") == run.config["run_id"]:  # perhaps at a lower bit-width
+        run = read_run(folder, f"W{origin.get('w_bits')}A{origin.get('a_bits')}")
     for key in ORIGIN:
-        has, wanted = network.about.origin.get(key), run.config[key]
+        has, wanted = origin.get(key), run.config[key]
         if has != wanted:
             raise InputError(
                 f"{path} is not of the run in {folder}: its {key} is {has!r}, not {wanted!r}"

@@ -1,5 +1,6 @@
 """Reads the network of a finished run and writes it to a file."""
 
+import csv
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ from deploy.onnxfile import need
 from lowbit_core.data.normalisation import CENTER_RATIO, MEAN_STD
 from lowbit_core.datasets.catalog import Dataset, dataset
 from lowbit_core.datasets.manifest import read_manifest
+from lowbit_core.quantizers.bits import bits_label, parse_bits
+from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import replace_file, write_bytes
-from lowbit_core.runtime.run_folder import RunFolder
+from lowbit_core.runtime.run_folder import LOWER_WEIGHTS, RunFolder, load_tensors
 from lowbit_core.training.trained import trained_network
+from lowbit_core.training.widths import Widths
 
 # What a file says of the run that it comes from, besides its test accuracy.
 ORIGIN = ("run_id", "dataset", "arch", "arch_options", "method", "w_bits", "a_bits", "policy")
@@ -36,8 +40,12 @@ class TrainedRun:
     data: Dataset
 
 
-def read_run(folder: Path) -> TrainedRun:
-    """The run in `folder`. Raises InputError where it is not finished, diverged or damaged."""
+def read_run(folder: Path, bits: str | None = None) -> TrainedRun:
+    """The run in `folder`, at its bit-width, or at a lower one that it was trained for as well.
+
+    Bit-widths and test accuracy of `config` and `final` are then those of the lower one. Raises
+    InputError where the run is not finished, diverged or damaged, or has no such bit-width.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such run folder")
     files = RunFolder(folder)
@@ -47,28 +55,57 @@ def read_run(folder: Path) -> TrainedRun:
     if final["status"] != "done":
         raise InputError(f"{folder}: the run is {final['status']}: there is no network to export")
     data, method = dataset(config["dataset"]), baselines.method(config["method"])
-    model = trained_network(folder, method)
-    model.eval().to(memory_format=torch.channels_last)
-    return TrainedRun(config, final, model, data)
+    run = TrainedRun(config, final, trained_network(folder, method), data)
+    if bits is not None and parse_bits(bits, "bits") != (config["w_bits"], config["a_bits"]):
+        run = _lower_width(files, run, method, bits)
+    run.model.eval().to(memory_format=torch.channels_last)
+    return run
 
 
-def export_run(folder: Path, out: Path, data_folder: Path) -> dict:
+def _lower_width(files: RunFolder, run: TrainedRun, method: Method, bits: str) -> TrainedRun:
+    """The network of a lower bit-width of a run with the option `widths`."""
+    config, wanted = run.config, parse_bits(bits, "bits")
+    settings = config["recipe"].get("widths", {"lower": []})
+    labels = {parse_bits(label, "widths.lower"): label for label in settings["lower"]}
+    if wanted not in labels:
+        legal = ", ".join([bits_label(config["w_bits"], config["a_bits"]), *settings["lower"]])
+        raise InputError(f"{files.path}: the run has no bit-width {bits}: it has {legal}")
+    widths = Widths(settings, method, run.model, files.read_json("layers.json"), config["seed"])
+    (width,) = (w for w in widths.lower if (w.w_bits, w.a_bits) == wanted)
+    width.network.load_state_dict(load_tensors(files.path / LOWER_WEIGHTS)[bits_label(*wanted)])
+    with (files.path / "widths.csv").open(newline="") as rows:
+        (top1,) = (
+            float(row["top1"])
+            for row in csv.DictReader(rows)
+            if (int(row["w_bits"]), int(row["a_bits"])) == wanted
+        )
+    lower = config | {"w_bits": wanted[0], "a_bits": wanted[1]}
+    return TrainedRun(lower, run.final | {"top1": top1}, width.network, run.data)
+
+
+def export_run(folder: Path, out: Path, data_folder: Path, bits: str | None = None) -> dict:
     """Write the run's network to `out`; returns its sizes (see `sizes`).
 
     data_folder holds the prepared data sets; class names are read from there, if it is there.
+    bits: as for `read_run`.
     """
-    run = read_run(folder)
+    run = read_run(folder, bits)
     network = trace(run.model, (run.data.channels, run.data.side, run.data.side))
     fileformat.save_checked(out, network, about(run, data_folder), f"the network of {folder}")
     return sizes(out, network)
 
 
 def export_onnx(
-    folder: Path, out: Path, data_folder: Path, *, as_qonnx: bool = False
+    folder: Path,
+    out: Path,
+    data_folder: Path,
+    *,
+    as_qonnx: bool = False,
+    bits: str | None = None,
 ) -> tuple[int, str]:
     """Write the run's network to `out` as ONNX; returns the size in bytes and what `verify` says.
 
-    as_qonnx: as QONNX, whose quantizers are single nodes. The file's metadata say how images are
+    as_qonnx: as QONNX, whose quantizers are single nodes. bits: as for `read_run`. The file's metadata say how images are
     normalised, and name the classes. Raises InputError where the file is not verified to compute
     the network: `out` is not written then.
     """
@@ -76,7 +113,7 @@ def export_onnx(
     from deploy.export.onnx import onnx_model
     from deploy.export.qonnx import qonnx_model
 
-    run = read_run(folder)
+    run = read_run(folder, bits)
     network = trace(run.model, (run.data.channels, run.data.side, run.data.side))
     model = qonnx_model(network) if as_qonnx else onnx_model(network)
     for key, value in asdict(about(run, data_folder)).items():
