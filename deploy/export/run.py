@@ -96,18 +96,13 @@ def export_run(folder: Path, out: Path, data_folder: Path, bits: str | None = No
 
 
 def export_onnx(
-    folder: Path,
-    out: Path,
-    data_folder: Path,
-    *,
-    as_qonnx: bool = False,
-    bits: str | None = None,
+    folder: Path, out: Path, data_folder: Path, *, as_qonnx: bool = False, bits: str | None = None
 ) -> tuple[int, str]:
     """Write the run's network to `out` as ONNX; returns the size in bytes and what `verify` says.
 
-    as_qonnx: as QONNX, whose quantizers are single nodes. bits: as for `read_run`. The file's metadata say how images are
-    normalised, and name the classes. Raises InputError where the file is not verified to compute
-    the network: `out` is not written then.
+    as_qonnx: as QONNX, whose quantizers are single nodes. bits: as for `read_run`. The file's
+    metadata say how images are normalised, and name the classes. Raises InputError where the file
+    is not verified to compute the network: `out` is not written then.
     """
     need("onnx")
     from deploy.export.onnx import onnx_model
