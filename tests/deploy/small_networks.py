@@ -133,6 +133,15 @@ def one_layer(
     return Graph("image", (channels, side, side), "y", (quantize, convolution))
 
 
+def one_after_the_other(net: Network, image: np.ndarray) -> np.ndarray:
+    """The scores (classes,) of an image (C, H, W): every step alone, on all of its input."""
+    tensors = {net.graph.input: image.transpose(1, 2, 0)}
+    for number, planned in enumerate(net.steps):
+        other = None if planned.other is None else tensors[planned.other]
+        tensors[planned.output] = net.run_step(number, tensors[planned.input], other)[0]
+    return tensors[net.steps[-1].output].ravel()
+
+
 def every_operation() -> Graph:
     """A graph of 8x8 images with each kind of operation and of weight, and signed activations."""
     rng = np.random.default_rng(0)

@@ -3,19 +3,10 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from small_networks import about
+from small_networks import about, one_after_the_other
 
 from deploy.graph import Convolution, Graph, Pool, Weight
 from deploy.network import Network
-
-
-def one_after_the_other(net: Network, image: np.ndarray) -> np.ndarray:
-    """The scores (classes,) of an image (C, H, W): every step alone, on all of its input."""
-    tensors = {net.graph.input: image.transpose(1, 2, 0)}
-    for number, planned in enumerate(net.steps):
-        other = None if planned.other is None else tensors[planned.other]
-        tensors[planned.output] = net.run_step(number, tensors[planned.input], other)[0]
-    return tensors[net.steps[-1].output].ravel()
 
 
 @given(

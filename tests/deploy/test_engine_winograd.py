@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slow_reference import step
-from small_networks import about, targets
+from small_networks import about, one_after_the_other, targets
 
 from deploy.graph import Add, Convolution, Graph, Pool, Weight
 from deploy.network import Network
@@ -84,14 +84,6 @@ def test_bits_are_those_of_every_instruction_set_and_number_of_threads(data, win
     assert np.ptp(expected) > 0
     for options in ({"threads": 3}, *({"target": target} for target in targets())):
         np.testing.assert_array_equal(scores(**options).view(np.int32), expected.view(np.int32))
-
-
-def one_after_the_other(net: Network, image: np.ndarray) -> np.ndarray:
-    tensors = {net.graph.input: image.transpose(1, 2, 0)}
-    for number, planned in enumerate(net.steps):
-        other = None if planned.other is None else tensors[planned.other]
-        tensors[planned.output] = net.run_step(number, tensors[planned.input], other)[0]
-    return tensors[net.steps[-1].output].ravel()
 
 
 @pytest.mark.parametrize("threads", [1, 2])
