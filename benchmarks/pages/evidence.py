@@ -22,7 +22,8 @@ TRAINING_COLUMNS = (
     ("mismatch", "mismatch", "{:.3f}"),
 )
 """What a table shows of an epoch: its name, the column of the record, and the form of a number."""
-DECOMPOSITION = ((2, 32), (32, 2), (2, 4), (4, 2), (2, 2))  # bits of weights and activations
+TRAINING_BITS = ((32, 32), (2, 2), (1, 2))  # of weights and activations, as all after it
+DECOMPOSITION = ((2, 32), (32, 2), (2, 4), (4, 2), (2, 2))
 
 
 class NotMeasured(Exception):
@@ -90,27 +91,28 @@ def _accuracy(suite: str) -> str:
 
 
 def claims_training() -> str:
-    """How the runs of `claims` at W2A2 trained: means over seeds at the first and last epoch."""
+    """How the runs of `claims` trained: means over seeds at the first and the last epoch."""
     record = _record("claims")
-    wanted = [
-        run
-        for run in record.trained
-        if run["role"] != "checkpoint"
-        and (run["config"]["w_bits"], run["config"]["a_bits"]) == (2, 2)
-        and run["final"]["status"] == "done"
-    ]
-    by_method: dict[str, list[list[dict]]] = {}
-    for run in wanted:
-        epochs = [row for row in record.epochs[run["config"]["run_id"]] if row["epoch"]]
-        by_method.setdefault(run["config"]["method"], []).append(epochs)
+    groups: dict[tuple[int, int, str], list[list[dict]]] = {}
+    for run in record.trained:
+        config = run["config"]
+        if run["role"] == "checkpoint" or run["final"]["status"] != "done":
+            continue
+        key = config["w_bits"], config["a_bits"], config["method"]
+        epochs = [row for row in record.epochs[config["run_id"]] if row["epoch"]]
+        groups.setdefault(key, []).append(epochs)
     rows = []
-    for method, runs in sorted(by_method.items(), key=lambda item: method_order(item[0])):
-        first, last = ([epochs[i] for epochs in runs] for i in (0, -1))
-        row = {"method": method_label(method), "n": str(len(runs))}
-        for name, column, text in TRAINING_COLUMNS:
-            for when, at in (("first", first), ("last", last)):
-                row[f"{name}, {when} epoch"] = text.format(mean_of(e[column] for e in at))
-        rows.append(row)
+    for bits in TRAINING_BITS:
+        methods = sorted((method for *own, method in groups if (*own,) == bits), key=method_order)
+        for method in methods:
+            runs = groups[*bits, method]
+            row = {"bits": bits_label(*bits), "method": method_label(method), "n": str(len(runs))}
+            for name, column, text in TRAINING_COLUMNS:
+                for when, at in (("first", 0), ("last", -1)):
+                    values = [epochs[at][column] for epochs in runs]
+                    shown = "" if None in values else text.format(mean_of(values))
+                    row[f"{name}, {when} epoch"] = shown
+            rows.append(row)
     return markdown(pd.DataFrame(rows))
 
 
