@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deploy import onnxfile
-from deploy.export.run import ORIGIN, read_run
+from deploy.export.run import ORIGIN, lower_widths, read_run
 from deploy.network import Network, load
 from deploy.onnxfile import OnnxNetwork
 from lowbit_core.data.loader import channels_last, make_loader
@@ -75,8 +75,9 @@ def check_run(
     read = onnxfile.load if path.suffix == ".onnx" else load
     network, run = read(path, threads=threads), read_run(folder)
     origin = network.about.origin
-    if origin.get("run_id") == run.config["run_id"]:  # perhaps at a lower bit-width
-        run = read_run(folder, f"W{origin.get('w_bits')}A{origin.get('a_bits')}")
+    lower = lower_widths(run.config).get((origin.get("w_bits"), origin.get("a_bits")))
+    if lower is not None:
+        run = read_run(folder, lower)
     for key in ORIGIN:
         has, wanted = origin.get(key), run.config[key]
         if has != wanted:

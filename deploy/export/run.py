@@ -56,23 +56,31 @@ def read_run(folder: Path, bits: str | None = None) -> TrainedRun:
         raise InputError(f"{folder}: the run is {final['status']}: there is no network to export")
     data, method = dataset(config["dataset"]), baselines.method(config["method"])
     run = TrainedRun(config, final, trained_network(folder, method), data)
-    if bits is not None and parse_bits(bits, "bits") != (config["w_bits"], config["a_bits"]):
+    if bits is not None and parse_bits(bits, "--bits") != (config["w_bits"], config["a_bits"]):
         run = _lower_width(files, run, method, bits)
     run.model.eval().to(memory_format=torch.channels_last)
     return run
 
 
-def _lower_width(files: RunFolder, run: TrainedRun, method: Method, bits: str) -> TrainedRun:
-    """The network of a lower bit-width of a run with the option `widths`."""
-    config, wanted = run.config, parse_bits(bits, "bits")
+def lower_widths(config: dict) -> dict[tuple[int, int], str]:
+    """The lower bit-widths that a run was trained for (option `widths`): their labels, by bits."""
     settings = config["recipe"].get("widths", {"lower": []})
-    labels = {parse_bits(label, "widths.lower"): label for label in settings["lower"]}
+    return {parse_bits(label, "widths.lower"): label for label in settings["lower"]}
+
+
+def _lower_width(files: RunFolder, run: TrainedRun, method: Method, bits: str) -> TrainedRun:
+    config, wanted = run.config, parse_bits(bits, "--bits")
+    labels = lower_widths(config)
     if wanted not in labels:
-        legal = ", ".join([bits_label(config["w_bits"], config["a_bits"]), *settings["lower"]])
-        raise InputError(f"{files.path}: the run has no bit-width {bits}: it has {legal}")
-    widths = Widths(settings, method, run.model, files.read_json("layers.json"), config["seed"])
+        legal = ", ".join([bits_label(config["w_bits"], config["a_bits"]), *labels.values()])
+        raise InputError(f"--bits {bits}: the run in {files.path} has {legal}")
+    report, settings = files.read_json("layers.json"), config["recipe"]["widths"]
+    widths = Widths(settings, method, run.model, report, config["seed"])
     (width,) = (w for w in widths.lower if (w.w_bits, w.a_bits) == wanted)
-    width.network.load_state_dict(load_tensors(files.path / LOWER_WEIGHTS)[bits_label(*wanted)])
+    try:
+        width.network.load_state_dict(load_tensors(files.path / LOWER_WEIGHTS)[bits_label(*wanted)])
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{files.path / LOWER_WEIGHTS} does not fit the run: rerun it") from error
     with (files.path / "widths.csv").open(newline="") as rows:
         (top1,) = (
             float(row["top1"])

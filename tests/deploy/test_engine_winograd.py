@@ -101,12 +101,13 @@ def test_a_pool_is_computed_with_the_convolution(threads):
         (WINDOWS[0], 3, 64, 224, METHOD),
         (WINDOWS[1], 1, 64, 224, METHOD),
         (WINDOWS[1], 3, 64, 224, "float32"),  # the weights would leave the L1 data cache
-        (WINDOWS[2], 3, 64, 32, METHOD),
-        (WINDOWS[2], 3, 16, 32, "float32"),  # few outputs: too much for the inputs
-        (WINDOWS[2], 30, 64, 32, "float32"),  # partial sums would be too long
-        (((3, 3), (2, 2), 3), 3, 64, 32, "float32"),  # a phase of one tap saves nothing
-        (((1, 5), (1, 1), 3), 3, 64, 32, "float32"),  # five taps
+        (WINDOWS[2], 3, 64, 96, METHOD),
+        (WINDOWS[2], 3, 16, 96, "float32"),  # few outputs: too much for the inputs
+        (WINDOWS[2], 30, 64, 96, "float32"),  # partial sums would be too long
+        (((3, 3), (2, 2), 3), 3, 64, 96, "float32"),  # a phase of one tap saves nothing
+        (((1, 5), (1, 1), 3), 3, 64, 96, "float32"),  # five taps
         (WINDOWS[0], 3, 64, 1 << 18, "float32"),  # its rows would fill the cache
+        (WINDOWS[2], 3, 64, 4, "float32"),  # two tiles for four outputs
     ],
 )
 def test_where_the_method_serves(window, channels, outputs, wide, how):

@@ -50,8 +50,8 @@ def test_the_full_width_may_be_named(trained, digits_root, tmp_path):
 @pytest.mark.parametrize(
     ("bits", "reason"),
     [
-        ("W4A4", "the run has no bit-width W4A4: it has W3A3, W2A2, W1A1"),
-        ("W2", "bits: 'W2' is not a bit setting"),
+        ("W4A4", "--bits W4A4: the run in .* has W3A3, W2A2, W1A1"),
+        ("W2", "--bits: 'W2' is not a bit setting"),
     ],
 )
 def test_another_width_is_refused(trained, bits, reason, digits_root, tmp_path):

@@ -47,8 +47,8 @@ bool worth_while(const Step& s) {
     if (row_floats(s) > MOST_ROWS / s.kernel_high || sums * points(s) * BLOCK > MOST_WEIGHTS) return false;
     const int64_t blocks = (s.outputs + BLOCK - 1) / BLOCK;
     const int64_t inputs = int64_t(columns(s)) * s.channels * s.stride_high * width(s) / BLOCK;
-    const int64_t mine = blocks * (sums * points(s) + 2 * POINTS) + inputs;
-    return 4 * mine <= 3 * blocks * sums * OUTPUTS * wide;
+    const int64_t mine = blocks * (sums * points(s) + 2 * POINTS) * tiles(s) + inputs * filled_tiles(s);
+    return 4 * mine <= 3 * blocks * sums * wide * s.out_wide;
 }
 
 // What each of r taps adds to w_p, and each of r + 2 inputs to x_p. Infinity is row r + 1.

@@ -359,8 +359,8 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
     const bool units = std::all_of(layer.pairs.begin(), layer.pairs.end(), is_unit);
     each_chunk(s, [&](int p0, int P, int j0, int J) {
         Operands at{layer.packed.data() + sub_size * t.block * SUBBLOCKS + p0 * Lanes::count, input + j0 * plane,
-                    layer.offsets.data(), plane, s.w_planes, s.stride_wide * bytes, int(layer.offsets.size()), pairs, units,
-                    counts, sums, s.w_groups * terms * BLOCK, s.out_wide};
+                    layer.offsets.data(), plane, s.w_planes, s.stride_wide * bytes, int(layer.offsets.size()), pairs,
+                    units, counts, sums, s.w_groups * terms * BLOCK, s.out_wide};
         for (int sub = 0; sub < used; sub++, at.weights += sub_size, at.counts += Lanes::count) {
             Operands line = at;
             for (int i = 0; i < t.rows; i++) {
