@@ -7,7 +7,7 @@ import pandas as pd
 
 from lowbit_core.quantizers.bits import bits_label
 from workflow.results.claims import difference_text, p_text
-from workflow.results.columns import grouped, read_table
+from workflow.results.columns import REFERENCE, grouped, read_table
 from workflow.results.compare import FEWEST, Difference, difference, judge, pair_runs
 from workflow.results.labels import method_label, method_order
 from workflow.results.main_table import markdown_table, mean_text
@@ -15,7 +15,6 @@ from workflow.results.record import Record, mean_of, start_of
 from workflow.results.variants import variant_rows
 from workflow.suite.suite import ROOT
 
-REFERENCE = ROOT / "results" / "reference"
 TRAINING_COLUMNS = (
     ("training loss", "train_loss", "{:.3f}"),
     ("codes that change", "flip_rate", "{:.1%}"),

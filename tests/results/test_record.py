@@ -121,7 +121,7 @@ def test_epochs_of_runs_that_are_not_listed_count_for_nothing(quick: Path, tmp_p
 
 def test_git_may_replace_a_file_of_a_committed_record(quick: Path, tmp_path: Path, monkeypatch):
     """The digest beside it, which git does not know, is then that of another version."""
-    monkeypatch.setattr(record, "ROOT", tmp_path)
+    monkeypatch.setattr(record, "REFERENCE", tmp_path / "results" / "reference")
     folder = tmp_path / "results" / "reference" / "quick" / "record"
     shutil.copytree(quick / "record", folder)
     whole = (folder / "runs.jsonl").read_text()

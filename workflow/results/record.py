@@ -23,11 +23,11 @@ from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import json_lines, json_text
 from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunFolder
 from workflow.comparisons import load_comparisons
-from workflow.results.columns import AGAIN, COMMITTED, grouped, read_sealed, write_sealed
+from workflow.results.columns import AGAIN, COMMITTED, REFERENCE, grouped, read_sealed, write_sealed
 from workflow.suite.arguments import suite_parser
 from workflow.suite.jobs import check_jobs, check_run, read_jobs
 from workflow.suite.options import option_pairs
-from workflow.suite.suite import ROOT, load_suite
+from workflow.suite.suite import load_suite
 
 RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
     "runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json",
@@ -53,7 +53,7 @@ class Record:
 
     @property
     def is_committed(self) -> bool:
-        return self.folder.resolve().parent.parent == (ROOT / "results" / "reference").resolve()
+        return REFERENCE.resolve() in self.folder.resolve().parents
 
     @cached_property
     def settings(self) -> dict:
