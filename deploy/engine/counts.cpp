@@ -350,9 +350,8 @@ void run_counts(const Layer& layer, const float* x, const float* other, float* y
                     finish_for(layer.a_terms(), s.w_groups, s.a_halves != 0),
                     Reached(next ? next->threshold : nullptr, next ? next->thresholds : 0)};
     on_threads(threads, [&] {
-        // Not std::vector, which would fill them with zeros first.
         const size_t most = call.each * (size_t(layer.tile_wide) * layer.tile_high * layer.tile_blocks + MARGIN);
-        const std::unique_ptr<int32_t[]> made(new int32_t[most]);
+        const auto made = unfilled<int32_t>(most);
         const std::unique_ptr<int32_t[]> columns(new int32_t[call.wide + FLOATS]());
         call.run(columns.get(), made.get());
     });

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -29,6 +30,16 @@ struct Lines {
     bool operator!=(const Lines&) const { return false; }
 };
 
+template <class T>
+using InLines = std::vector<T, Lines<T>>;
+
+// n numbers in such memory, which nothing fills first.
+template <class T>
+auto unfilled(size_t n) {
+    const auto release = [](T* p) { Lines<T>().deallocate(p, 0); };
+    return std::unique_ptr<T[], decltype(release)>(Lines<T>().allocate(n), release);
+}
+
 // A plane p of the weights' group g with a plane or group of the input's group h. Since
 // W_g = sum_p m_p (2 bit_p - 1), W_g A_h = sum_p 2 m_p bit_p A_h - (sum_p m_p) A_h. Each pair adds factor x its sum
 // to counts[place]; the first one of (g, h) sets it instead, and subtracts weights x sums[term]: weights = sum_p m_p,
@@ -45,15 +56,15 @@ inline int padded_high(const Step& s) { return s.high + 2 * s.pad_high; }
 struct Layer {
     Step step;
     const Kernel* kernel = nullptr;
-    std::vector<uint32_t> packed;     // COUNTS: weights in the kernel's layout
+    InLines<uint32_t> packed;  // COUNTS: weights in the kernel's layout
     std::vector<Pair> pairs;          // popcount.cpp: all pairs of planes, a chunk after the other
     std::vector<int32_t> offsets;     // popcount: of the words of the taps in the packed input; products:
                                       // of their groups of codes; tables: of their tables;
                                       // DENSE: of each tap and channel in the padded input, in floats
-    std::vector<float, Lines<float>> weight; // in blocks of output channels, filled up with zeros
-    std::vector<float> shift;         // likewise
-    std::vector<float, Lines<float>> columns;  // winograd.cpp: what each column of a tile adds to its points
-    std::vector<float> w_value, w_offset;
+    InLines<float> weight; // in blocks of output channels, filled up with zeros
+    InLines<float> shift;   // likewise
+    InLines<float> columns;  // winograd.cpp: what each column of a tile adds to its points
+    InLines<float> w_value, w_offset;
     std::vector<int32_t> prefix;      // sums of W_g over taps, for inputs with an offset
     int padded_high() const { return ::padded_high(step); }
     int padded_wide() const { return ::padded_wide(step); }
@@ -175,9 +186,9 @@ struct Order {
 };
 
 struct Scratch {
-    std::vector<uint64_t> packed;
-    std::vector<int32_t> sums;
-    std::vector<float> padded;
+    InLines<uint64_t> packed;
+    InLines<int32_t> sums;
+    InLines<float> padded;
 };
 
 void prepare_counts(Layer&);

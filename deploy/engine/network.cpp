@@ -13,7 +13,7 @@ struct Network {
     std::vector<Layer> layers;
     std::vector<Joined> joined;    // of each layer
     std::vector<int64_t> offsets;  // of each tensor in the arena, in floats
-    std::vector<float> arena;
+    InLines<float> arena;
     Scratch scratch;
     int64_t image, scores;  // floats of one input and one output
     int channels, output;   // of the input; the tensor of the scores
