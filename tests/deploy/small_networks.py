@@ -25,6 +25,8 @@ OPTIONS = {
     "mobilenetv2": {"width": 0.25, "stem": "small", "repeats": 1, "last_channels": 64},
 }
 SIDE, CHANNELS, CLASSES = 16, 3, 7
+# Kernels for levels of the weights or of the input that are not equally spaced.
+FOR_ANY_LEVELS = ("popcount", "tables", "matrices", "wide")
 
 
 class Mixed(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from slow_reference import counts
-from small_networks import CHANNELS, SIDE, about, network, one_layer, targets
+from small_networks import CHANNELS, FOR_ANY_LEVELS, SIDE, about, network, one_layer, targets
 
 from deploy.engine.plan import KERNELS
 from deploy.graph import Graph
@@ -83,8 +83,6 @@ def check(
         np.testing.assert_array_equal(y, results[0])
 
 
-# Where the levels of the weights or of the input are not equally spaced.
-FOR_ANY_LEVELS = ("popcount", "tables", "matrices", "wide")
 WINDOWS = [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (2, 1, 0), (3, 1, 0)]
 
 

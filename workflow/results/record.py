@@ -53,7 +53,7 @@ class Record:
 
     @property
     def is_committed(self) -> bool:
-        return REFERENCE.resolve() in self.folder.resolve().parents
+        return self.folder.resolve().parent.parent == REFERENCE.resolve()
 
     @cached_property
     def settings(self) -> dict:

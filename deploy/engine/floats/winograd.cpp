@@ -10,8 +10,8 @@
 // w is g_{r-1}, b has all finite points, and the product is added to y_2 alone. These are r + 2 products instead of
 // 3 r. All kernel rows, phases and channels share the last sum, so the products of a point are summed first.
 //
-// Partial sums of about PART products keep the error near that of the direct sum, which these points, of those with
-// small powers, do best. An input that is infinite or no number makes all outputs of its tile so.
+// Partial sums of about PART products keep the error near that of the direct sum; of the sets of points that were
+// tried, this one has the least. An input that is infinite or no number makes all outputs of its tile NaN.
 #include "winograd.h"
 
 #include <algorithm>
