@@ -1,7 +1,8 @@
 // Vectors of 32-bit words that count bits, one output channel a lane, for each instruction set.
 //
-// add_bits(counts, w, a) adds the number of ones of w & a to each lane's counts. Counts may be kept
-// in parts of a lane: after at most `most` calls, `whole` must add these up.
+// differ(w, a, bits) is the bits, of these or of all, in which w and a differ. begin(all) makes counts from which
+// less(counts, d) takes the number of ones of d in each lane; after at most `most` calls, left(counts, all) is what
+// is left of `all`. Between these, counts may be kept in parts of a lane, and as what was taken.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -20,12 +21,15 @@ struct Lanes {
     static V zero() { return _mm512_setzero_si512(); }
     static V load(const uint32_t* p) { return _mm512_loadu_si512(p); }
     static V broadcast(uint32_t word) { return _mm512_set1_epi32(int(word)); }
-    static V add_bits(V counts, V w, V a) {
-        counts = _mm512_add_epi32(counts, _mm512_popcnt_epi32(_mm512_and_si512(w, a)));
+    static V differ(V w, V a) { return _mm512_xor_si512(w, a); }
+    static V differ(V w, V a, V bits) { return _mm512_ternarylogic_epi32(a, w, bits, 0x28); }  // (a ^ w) & bits
+    static V begin(V all) { return all; }
+    static V less(V counts, V different) {
+        counts = _mm512_sub_epi32(counts, _mm512_popcnt_epi32(different));
         asm volatile("" : "+v"(counts));  // one after the other: else the compiler runs out of registers
         return counts;
     }
-    static V whole(V counts) { return counts; }
+    static V left(V counts, V) { return counts; }
 };
 
 #elif defined(__AVX2__)
@@ -37,18 +41,20 @@ struct Lanes {
     static V zero() { return _mm256_setzero_si256(); }
     static V load(const uint32_t* p) { return _mm256_loadu_si256((const V*)p); }
     static V broadcast(uint32_t word) { return _mm256_set1_epi32(int(word)); }
-    static V add_bits(V counts, V w, V a) {
+    static V differ(V w, V a) { return _mm256_xor_si256(w, a); }
+    static V differ(V w, V a, V bits) { return _mm256_and_si256(_mm256_xor_si256(w, a), bits); }
+    static V begin(V) { return zero(); }
+    static V less(V counts, V different) {
         const V ones = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
                                         0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
         const V low = _mm256_set1_epi8(15);
-        V both = _mm256_and_si256(w, a);
-        V part = _mm256_shuffle_epi8(ones, _mm256_and_si256(both, low));
-        V rest = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+        V part = _mm256_shuffle_epi8(ones, _mm256_and_si256(different, low));
+        V rest = _mm256_and_si256(_mm256_srli_epi16(different, 4), low);
         return _mm256_add_epi8(_mm256_add_epi8(counts, part), _mm256_shuffle_epi8(ones, rest));
     }
-    static V whole(V counts) {
+    static V left(V counts, V all) {
         V pairs = _mm256_maddubs_epi16(counts, _mm256_set1_epi8(1));
-        return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        return _mm256_sub_epi32(all, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
 };
 
@@ -61,17 +67,19 @@ struct Lanes {
     static V zero() { return _mm_setzero_si128(); }
     static V load(const uint32_t* p) { return _mm_loadu_si128((const V*)p); }
     static V broadcast(uint32_t word) { return _mm_set1_epi32(int(word)); }
-    static V add_bits(V counts, V w, V a) {
+    static V differ(V w, V a) { return _mm_xor_si128(w, a); }
+    static V differ(V w, V a, V bits) { return _mm_and_si128(_mm_xor_si128(w, a), bits); }
+    static V begin(V) { return zero(); }
+    static V less(V counts, V different) {
         const V ones = _mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
         const V low = _mm_set1_epi8(15);
-        V both = _mm_and_si128(w, a);
-        V part = _mm_shuffle_epi8(ones, _mm_and_si128(both, low));
-        V rest = _mm_and_si128(_mm_srli_epi16(both, 4), low);
+        V part = _mm_shuffle_epi8(ones, _mm_and_si128(different, low));
+        V rest = _mm_and_si128(_mm_srli_epi16(different, 4), low);
         return _mm_add_epi8(_mm_add_epi8(counts, part), _mm_shuffle_epi8(ones, rest));
     }
-    static V whole(V counts) {
+    static V left(V counts, V all) {
         V pairs = _mm_maddubs_epi16(counts, _mm_set1_epi8(1));
-        return _mm_madd_epi16(pairs, _mm_set1_epi16(1));
+        return _mm_sub_epi32(all, _mm_madd_epi16(pairs, _mm_set1_epi16(1)));
     }
 };
 
@@ -88,15 +96,17 @@ struct Lanes {
         return v;
     }
     static V broadcast(uint32_t word) { return V{} + word; }
-    static V add_bits(V counts, V w, V a) {
-        V x = w & a;
+    static V differ(V w, V a) { return w ^ a; }
+    static V differ(V w, V a, V bits) { return (w ^ a) & bits; }
+    static V begin(V) { return zero(); }
+    static V less(V counts, V x) {
         x -= (x >> 1) & 0x55555555u;
         x = (x & 0x33333333u) + ((x >> 2) & 0x33333333u);
         return counts + ((x + (x >> 4)) & 0x0f0f0f0fu);
     }
-    static V whole(V counts) {
+    static V left(V counts, V all) {
         V pairs = (counts & 0x00ff00ffu) + ((counts >> 8) & 0x00ff00ffu);
-        return (pairs & 0xffffu) + (pairs >> 16);
+        return all - (pairs & 0xffffu) - (pairs >> 16);
     }
 };
 

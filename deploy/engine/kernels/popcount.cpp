@@ -1,22 +1,24 @@
-// The kernel for any levels: ands of bit planes, and the number of their ones.
+// The kernel for any levels: the number of bits in which planes of weights and of inputs differ.
+//
+// A bit b of the weights stands for 2 b - 1, a bit a of the inputs for itself, and (2 b - 1) a = b - (a xor b). So
+// the sum over all taps is the number of ones of the weights, which is counted at load, less that of the
+// differences. Padding is zeros, which add nothing.
 //
 // The planes of a padded input row lie one after the other, the channels of neighbouring pixels
 // without a gap, so that one row of a convolution's taps is one run of bits. It is read as 32-bit
-// words from any byte; the weights' bits beyond the run are zero.
+// words from any byte. Where the run ends within a word, the bits beyond it are not compared.
 #include <algorithm>
 #include <array>
 #include <utility>
 
 #include "../kernel.h"
 #include "codes.h"
+#include "planes.h"
 
 namespace {
 
-constexpr int MOST_PLANES = 8;
 constexpr int SUBBLOCKS = BLOCK / Lanes::count;
 
-int channel_bytes(const Step& s) { return (s.channels + 7) / 8; }
-int words(const Step& s) { return (s.kernel_wide * channel_bytes(s) + 3) / 4; }
 // Bytes of one plane of one padded row; the last word may be read beyond the row.
 size_t row_bytes(const Layer& layer) {
     return (size_t(layer.padded_wide()) * channel_bytes(layer.step) + 4 + 7) / 8 * 8;
@@ -47,133 +49,58 @@ void set_pairs(Layer& layer) {
         for (int p = p0; p < p0 + P; p++)
             for (int j = j0; j < j0 + J; j++) {
                 const int place = s.w_group[p] * layer.a_terms() + s.a_group[j];
-                layer.pairs.push_back({place * BLOCK, 2 * s.w_multiplier[p] * s.a_multiplier[j],
-                                       top_weight(s, s.w_group[p]), s.a_group[j], !met[place]});
+                layer.pairs.push_back({place * BLOCK, s.w_multiplier[p] * s.a_multiplier[j], 0, 0, !met[place]});
                 met[place] = true;
             }
     });
 }
 
-// Weights [sub-block][kernel row][word][plane][lane].
+// Of a run of bits: the words that it fills, and the bits of the word in which it ends, or zero.
+int whole_words(const Step& s) { return s.kernel_wide * channel_bytes(s) / 4; }
+uint32_t last_bits(const Step& s) { return (1u << s.kernel_wide * channel_bytes(s) % 4 * 8) - 1; }
+
+// Where the words of the taps are in the packed input: those that the runs fill, then those in which they end.
+void set_offsets(Layer& layer) {
+    const Step& s = layer.step;
+    const int row = int(row_bytes(layer)) * s.a_planes, whole = whole_words(s);
+    layer.set_offsets(row, whole, 4);
+    for (int ky = 0; ky < s.kernel_high && last_bits(s); ky++) layer.offsets.push_back(row * ky + 4 * whole);
+}
+
+// Place among the offsets of a word of kernel row ky.
+int place_of(const Step& s, int ky, int word) {
+    const int whole = whole_words(s);
+    return word < whole ? ky * whole + word : s.kernel_high * whole + ky;
+}
+
+// Words of a sub-block of outputs: for each of its lanes, the number of ones of each plane and then the planes.
+size_t sub_block(const Layer& layer) {
+    return (layer.offsets.size() + 1) * layer.step.w_planes * Lanes::count;
+}
+
+// Weights [sub-block][word][plane][lane], of which the first word is the number of ones.
 void pack_weights(Layer& layer) {
     const Step& s = layer.step;
     set_pairs(layer);
-    const int lanes = Lanes::count, width = words(s), bytes = channel_bytes(s);
-    layer.set_offsets(int(row_bytes(layer)) * s.a_planes, width, 4);
-    const size_t row = size_t(s.kernel_high) * width * s.w_planes * lanes;
-    layer.packed.assign(row * SUBBLOCKS * layer.blocks(), 0);
+    set_offsets(layer);
+    const int lanes = Lanes::count, bytes = channel_bytes(s);
+    const size_t sub = sub_block(layer), word = size_t(s.w_planes) * lanes;
+    layer.packed.assign(sub * SUBBLOCKS * layer.blocks(), 0);
     const uint8_t* code = s.w_codes;
-    for (int o = 0; o < s.outputs; o++)
+    for (int o = 0; o < s.outputs; o++) {
+        uint32_t* const own = layer.packed.data() + sub * (o / lanes) + o % lanes;
         for (int ky = 0; ky < s.kernel_high; ky++)
             for (int kx = 0; kx < s.kernel_wide; kx++)
                 for (int c = 0; c < s.channels; c++, code++) {
                     const int bit = kx * bytes * 8 + c;
-                    const size_t at = row * (o / lanes) + size_t(ky * width + bit / 32) * s.w_planes * lanes;
-                    for (int p = 0; p < s.w_planes; p++)
-                        layer.packed[at + p * lanes + o % lanes] |=
-                            uint32_t(s.w_bits[p * s.w_levels + *code]) << bit % 32;
+                    uint32_t* const to = own + (place_of(s, ky, bit / 32) + 1) * word;
+                    for (int p = 0; p < s.w_planes; p++) {
+                        const uint32_t one = s.w_bits[p * s.w_levels + *code];
+                        own[p * lanes] += one;
+                        to[p * lanes] |= one << bit % 32;
+                    }
                 }
-}
-
-constexpr int MANY = 64;  // codes whose bits are taken together
-
-// Bit i of the result: the highest bit of table[numbers[i]], for i below MANY.
-uint64_t bits_of(const uint8_t* numbers, const uint8_t* table) {
-#if defined(__AVX512BW__)
-    const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
-    return _mm512_movepi8_mask(_mm512_shuffle_epi8(all, _mm512_loadu_si512(numbers)));
-#else
-    uint64_t bits = 0;
-#if defined(__SSSE3__)
-    const __m128i all = _mm_loadu_si128((const __m128i*)table);
-    for (int i = 0; i < MANY; i += 16) {
-        const __m128i some = _mm_shuffle_epi8(all, _mm_loadu_si128((const __m128i*)(numbers + i)));
-        bits |= uint64_t(_mm_movemask_epi8(some)) << i;
     }
-#else
-    for (int i = 0; i < MANY; i++) bits |= uint64_t(table[numbers[i]] >> 7) << i;
-#endif
-    return bits;
-#endif
-}
-
-// The planes of a row of n codes, a multiple of eight, each `row` bytes behind the one before it.
-void pack_numbers(const Step& s, const uint8_t* numbers, int n, uint8_t* to, size_t row) {
-    uint8_t table[MOST_PLANES][MOST_HANDED + 1] = {};
-    for (int j = 0; j < s.a_planes; j++)
-        for (int q = 0; q <= s.thresholds; q++) table[j][q] = s.a_bits[j * (s.thresholds + 1) + q] << 7;
-    for (int i = 0; i < n; i += MANY, numbers += MANY, to += MANY / 8) {
-        uint8_t last[MANY] = {};
-        const bool whole = n - i >= MANY;
-        if (!whole) std::memcpy(last, numbers, n - i);
-        for (int j = 0; j < s.a_planes; j++) {
-            const uint64_t bits = bits_of(whole ? numbers : last, table[j]);
-            std::memcpy(to + j * row, &bits, whole ? 8 : (n - i) / 8);
-        }
-    }
-}
-
-#if defined(__AVX512F__)
-constexpr int FEW = 3;
-
-// The same from floats, with at most FEW thresholds: bit j of a code is an XOR of "x >= t" over those t where
-// it changes, for sixteen numbers at a time.
-template <int T>
-void pack_few(const Step& s, const float* x, int n, uint8_t* to, size_t row) {
-    __m512 t[T];
-    uint16_t changes[MOST_PLANES][T];  // all ones where bit j changes at threshold i
-    for (int i = 0; i < T; i++) {
-        t[i] = _mm512_set1_ps(s.threshold[i]);
-        for (int j = 0; j < s.a_planes; j++) {
-            const uint8_t* bits = s.a_bits + j * (T + 1);
-            changes[j][i] = uint16_t(-(bits[i] ^ bits[i + 1]));
-        }
-    }
-    const auto pack = [&](__m512 some, auto store) {
-        uint32_t reached[T];
-#pragma GCC unroll 3
-        for (int k = 0; k < T; k++) reached[k] = _cvtmask16_u32(_mm512_cmp_ps_mask(some, t[k], _CMP_GE_OQ));
-        for (int j = 0; j < s.a_planes; j++) {
-            uint32_t bits = 0;
-#pragma GCC unroll 3
-            for (int k = 0; k < T; k++) bits ^= reached[k] & changes[j][k];
-            store(to + j * row, bits);
-        }
-    };
-    int i = 0;
-    for (; i + 16 <= n; i += 16, to += 2)
-        pack(_mm512_loadu_ps(x + i), [](uint8_t* to, uint32_t bits) { std::memcpy(to, &bits, 2); });
-    if (i < n)  // eight are left
-        pack(_mm512_maskz_loadu_ps(255, x + i), [](uint8_t* to, uint32_t bits) { *to = uint8_t(bits); });
-}
-constexpr void (*PACK_FEW[FEW])(const Step&, const float*, int, uint8_t*, size_t) = {pack_few<1>, pack_few<2>,
-                                                                                     pack_few<3>};
-#else
-constexpr int FEW = 0;
-constexpr void (*PACK_FEW[1])(const Step&, const float*, int, uint8_t*, size_t) = {nullptr};
-#endif
-
-// The same from floats, of any number of channels and thresholds: the bits of a code are an XOR of
-// "x >= t", since bit j changes at those t where its value does.
-void pack_row(const Step& s, const float* x, uint8_t* to, size_t row) {
-    const int bytes = channel_bytes(s);
-    std::vector<uint64_t> changes(s.thresholds);
-    for (int i = 0; i < s.thresholds; i++)
-        for (int j = 0; j < s.a_planes; j++) {
-            const uint8_t* bits = s.a_bits + j * (s.thresholds + 1);
-            changes[i] |= uint64_t(bits[i] ^ bits[i + 1]) << 8 * j;
-        }
-    for (int pixel = 0; pixel < s.wide; pixel++, x += s.channels)
-        for (int b = 0; b < bytes; b++, to++) {
-            const int left = s.channels - 8 * b;
-            float few[8] = {};
-            const float* eight = x + 8 * b;
-            if (left < 8) eight = (float*)std::memcpy(few, eight, 4 * left);
-            uint64_t planes = 0;
-            for (int i = 0; i < s.thresholds; i++) planes ^= reaches(eight, s.threshold[i]) * changes[i];
-            const uint8_t mask = left < 8 ? uint8_t((1 << left) - 1) : 255;
-            for (int j = 0; j < s.a_planes; j++) to[j * row] = uint8_t(planes >> 8 * j) & mask;
-        }
 }
 
 // In is float or, for codes that an earlier step wrote, uint8_t.
@@ -247,74 +174,84 @@ void row_sums(const Layer& layer, const uint8_t* packed, int row, int32_t* sums)
 constexpr int MOST_PIXELS = 8;  // whose counts are in registers
 constexpr int TILE = 32, ROWS = 8;
 
-// One row of pixels of a tile against one vector of outputs.
+// What all pixels of a tile meet: one vector of outputs.
 struct Operands {
-    const uint32_t* weights;  // of the first plane of the chunk, plane stride Lanes::count
-    const uint8_t* input;     // of the first plane of the chunk at the first pixel's first tap
-    const int32_t* offsets;   // of each word of the taps from there
+    const uint32_t* weights;  // number of ones, then words, of the first plane of the chunk; plane stride Lanes::count
+    const int32_t* offsets;   // of each word of the taps from a pixel's first
     size_t plane;             // bytes between planes of the input
-    int w_planes, pixel, words;
+    int w_planes, pixel;
+    int words, whole;         // of the taps, and how many of them are compared as a whole
+    uint32_t bits;            // that are compared in the others
     const Pair* pairs;        // (P, J)
     bool units;               // each pair is a group of weights and one of inputs, in units of their values
-    int32_t* counts;          // of the first pixel
-    const int32_t* sums;
-    int each, wide;           // counts of a pixel; sums of a row and a term
+    int each;                 // counts of a pixel
+};
+
+// A pixel. It is handed on in registers: no load waits for a store of the caller.
+struct Pixel {
+    const uint8_t* input;  // of the first plane of the chunk at the first tap
+    int32_t* counts;
+    Pixel behind(const Operands& at, int n) const { return {input + n * at.pixel, counts + n * at.each}; }
 };
 
 typedef int32_t Sums __attribute__((vector_size(4 * Lanes::count)));
 
-// Count the ones of w_p & a_j, for P planes of weights, J of inputs and X pixels.
+// Count the bits in which P planes of weights differ from J of inputs, for X pixels.
 template <int P, int J, int X>
-void count_ones(const Operands& at) {
+void count_bits(const Operands& at, Pixel from) {
     using V = Lanes::V;
     constexpr int lanes = Lanes::count;
-    V counts[X][P * J];
+    V counts[X][P * J], all[P];
+    const uint32_t* weights = at.weights;
+    const auto next = [&](V* to) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++) to[p] = Lanes::load(weights + p * lanes);
+        weights += at.w_planes * lanes;
+    };
+    const auto meet = [&](int word, auto compared) {
+        const uint8_t* input = from.input + at.offsets[word];
+        V w[P];
+        next(w);
+#pragma GCC unroll 8
+        for (int x = 0; x < X; x++)
+#pragma GCC unroll 8
+            for (int j = 0; j < J; j++) {
+                const V a = Lanes::broadcast(read<uint32_t>(input + x * at.pixel + j * at.plane));
+#pragma GCC unroll 4
+                for (int p = 0; p < P; p++)
+                    counts[x][p * J + j] = Lanes::less(counts[x][p * J + j], compared(w[p], a));
+            }
+    };
     bool again = false;
-    auto flush = [&] {
+    const auto flush = [&] {
 #pragma GCC unroll 8
         for (int k = 0; k < P * J; k++) {
             const Pair pair = at.pairs[k];  // a copy, which no count can overwrite
             const bool first = pair.first && !again;
-            const Sums factor = Sums{} + pair.factor, each = Sums{} + pair.weights;
-            int32_t* to = at.counts + pair.place;
-            const int32_t* sum = at.sums + pair.term * at.wide;
-            if (at.units && !again) {
+            const Sums factor = Sums{} + pair.factor;
+            int32_t* to = from.counts + pair.place;
 #pragma GCC unroll 8
-                for (int x = 0; x < X; x++, to += at.each, sum++) {
-                    const Sums ones = (Sums)Lanes::whole(counts[x][k]), total = ones + ones - *sum;
-                    std::memcpy(to, &total, sizeof total);
-                }
-                continue;
-            }
-#pragma GCC unroll 8
-            for (int x = 0; x < X; x++, to += at.each, sum++) {
-                const Sums ones = (Sums)Lanes::whole(counts[x][k]) * factor;
-                const Sums total = first ? ones - each * *sum : ones + read<Sums>(to);
+            for (int x = 0; x < X; x++, to += at.each) {
+                Sums total = (Sums)Lanes::left(counts[x][k], all[k / J]);
+                if (!at.units) total *= factor;
+                if (!at.units && !first) total += read<Sums>(to);
                 std::memcpy(to, &total, sizeof total);
             }
         }
         again = true;
     };
-    const uint32_t* weights = at.weights;
+    const V bits = Lanes::broadcast(at.bits);
+    next(all);
     for (int word = 0; word < at.words;) {
+#pragma GCC unroll 8
         for (auto& pixel : counts)
-            for (auto& count : pixel) count = Lanes::zero();
-        const int end = std::min(at.words, word + Lanes::most);
-        for (; word < end; word++, weights += at.w_planes * lanes) {
-            const uint8_t* input = at.input + at.offsets[word];
-            V w[P];
-#pragma GCC unroll 4
-            for (int p = 0; p < P; p++) w[p] = Lanes::load(weights + p * lanes);
 #pragma GCC unroll 8
-            for (int x = 0; x < X; x++)
-#pragma GCC unroll 8
-                for (int j = 0; j < J; j++) {
-                    const V a = Lanes::broadcast(read<uint32_t>(input + x * at.pixel + j * at.plane));
-#pragma GCC unroll 4
-                    for (int p = 0; p < P; p++) counts[x][p * J + j] = Lanes::add_bits(counts[x][p * J + j], w[p], a);
-                }
-        }
+            for (int k = 0; k < P * J; k++) pixel[k] = Lanes::begin(all[k / J]);
+        const int end = std::min(at.words, word + Lanes::most), whole = std::min(end, at.whole);
+        for (; word < whole; word++) meet(word, [](V w, V a) { return Lanes::differ(w, a); });
+        for (; word < end; word++) meet(word, [=](V w, V a) { return Lanes::differ(w, a, bits); });
         flush();
+        for (auto& one : all) one = Lanes::zero();
     }
 }
 
@@ -322,52 +259,47 @@ void count_ones(const Operands& at) {
 template <int P, int J>
 constexpr int ROOM = std::max(1, std::min(MOST_PIXELS, Lanes::registers / (P * J)));
 
-using Count = void (*)(const Operands&);
+using Count = void (*)(const Operands&, Pixel);
 template <int P, int J, int... X>
 constexpr std::array<Count, sizeof...(X)> up_to(std::integer_sequence<int, X...>) {
-    return {count_ones<P, J, X + 1>...};
+    return {count_bits<P, J, X + 1>...};
 }
 
 // n pixels.
 template <int P, int J>
-void count_pixels(Operands at, int n) {
+void count_pixels(const Operands& at, Pixel from, int n) {
     static constexpr auto COUNT = up_to<P, J>(std::make_integer_sequence<int, ROOM<P, J>>{});
     in_equal_parts(n, ROOM<P, J>, [&](int X) {
-        COUNT[X - 1](at);
-        at.input += X * at.pixel;
-        at.counts += X * at.each;
-        at.sums += X;
+        COUNT[X - 1](at, from);
+        from = from.behind(at, X);
     });
 }
 
-constexpr void (*COUNT[MOST_P][MOST_J])(Operands, int) = {
+constexpr void (*COUNT[MOST_P][MOST_J])(const Operands&, Pixel, int) = {
     {count_pixels<1, 1>, count_pixels<1, 2>, count_pixels<1, 3>, count_pixels<1, 4>},
     {count_pixels<2, 1>, count_pixels<2, 2>, count_pixels<2, 3>, count_pixels<2, 4>},
     {count_pixels<3, 1>, count_pixels<3, 2>, nullptr, nullptr},
     {count_pixels<4, 1>, count_pixels<4, 2>, nullptr, nullptr},
 };
 
-void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums, int32_t* counts) {
+void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int32_t* counts) {
     const Step& s = layer.step;
-    const int terms = layer.a_terms(), bytes = channel_bytes(s);
-    const size_t plane = row_bytes(layer), row = plane * s.a_planes;
+    const int bytes = channel_bytes(s);
+    const size_t plane = row_bytes(layer), row = plane * s.a_planes, sub_size = sub_block(layer);
     const int used = std::min(SUBBLOCKS, (s.outputs - t.block * BLOCK + Lanes::count - 1) / Lanes::count);
-    const size_t sub_size = size_t(s.kernel_high) * words(s) * s.w_planes * Lanes::count;
     const uint8_t* input = packed + row * t.y * s.stride_high + size_t(t.x) * s.stride_wide * bytes;
     const Pair* pairs = layer.pairs.data();
-    const auto is_unit = [](const Pair& pair) { return pair.first && pair.factor == 2 && pair.weights == 1; };
+    const auto is_unit = [](const Pair& pair) { return pair.first && pair.factor == 1; };
     const bool units = std::all_of(layer.pairs.begin(), layer.pairs.end(), is_unit);
     each_chunk(s, [&](int p0, int P, int j0, int J) {
-        Operands at{layer.packed.data() + sub_size * t.block * SUBBLOCKS + p0 * Lanes::count, input + j0 * plane,
-                    layer.offsets.data(), plane, s.w_planes, s.stride_wide * bytes, int(layer.offsets.size()), pairs,
-                    units, counts, sums, s.w_groups * terms * BLOCK, s.out_wide};
-        for (int sub = 0; sub < used; sub++, at.weights += sub_size, at.counts += Lanes::count) {
-            Operands line = at;
+        Operands at{layer.packed.data() + sub_size * t.block * SUBBLOCKS + p0 * Lanes::count,
+                    layer.offsets.data(), plane, s.w_planes, s.stride_wide * bytes, int(layer.offsets.size()),
+                    s.kernel_high * whole_words(s), last_bits(s), pairs, units, s.w_groups * layer.a_terms() * BLOCK};
+        for (int sub = 0; sub < used; sub++, at.weights += sub_size) {
+            Pixel from{input + j0 * plane, counts + sub * Lanes::count};
             for (int i = 0; i < t.rows; i++) {
-                COUNT[P - 1][J - 1](line, t.n);
-                line.input += row * s.stride_high;
-                line.counts += t.n * at.each;
-                line.sums += s.out_wide * terms;
+                COUNT[P - 1][J - 1](at, from, t.n);
+                from = {from.input + row * s.stride_high, from.counts + t.n * at.each};
             }
         }
         pairs += P * J;
@@ -377,4 +309,4 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t* sums
 }  // namespace
 
 const Kernel POPCOUNT{Lanes::name, serves,     pack_weights,    input_bytes,
-                      pack<float>, row_sums, TILE, ROWS, tile, true, nullptr, nullptr, pack<uint8_t>};
+                      pack<float>, row_sums, TILE, ROWS, tile, false, nullptr, nullptr, pack<uint8_t>};
