@@ -234,7 +234,7 @@ void count_bits(const Operands& at, Pixel from) {
             for (int x = 0; x < X; x++, to += at.each) {
                 Sums total = (Sums)Lanes::left(counts[x][k], all[k / J]);
                 if (!at.units) total *= factor;
-                if (!at.units && !first) total += read<Sums>(to);
+                if (!first) total += read<Sums>(to);
                 std::memcpy(to, &total, sizeof total);
             }
         }
