@@ -24,7 +24,7 @@ from workflow.results.deployed import plots as deploy_plots
 from workflow.results.labels import method_label
 from workflow.results.plots import style
 from workflow.results.plots.accuracy import pareto
-from workflow.results.record import DEPLOYED, GALLERY, Record
+from workflow.results.record import DEPLOYED, GALLERY, RUNS, Record
 
 REASON = "layer fc: a file cannot hold it & says <so>"
 NAMES = ("table_deploy.csv", "table_deploy.md", "table_deploy.tex")
@@ -118,12 +118,12 @@ def test_same_bytes_again_from_the_record(deployed, tmp_path):
 # -- the record ------------------------------------------------------------------------------
 
 
-def gathered(results: Path, data: Path, change) -> None:
+def gathered(results: Path, data: Path, change, *options: str) -> None:
     """Gather again, from measurements whose lines `change` has changed."""
     path = results / "deploy" / "all.jsonl"
     path.write_text(change(path.read_text()))
     words = ["--record", str(results / "record"), "--measured", str(path), "--data", str(data)]
-    gather.main([*words, "--runs", str(results / "runs")])
+    gather.main([*words, "--runs", str(results / "runs"), *options])
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,41 @@ def test_measurements_that_do_not_fit_are_refused(many, digits_root, tmp_path, c
         gathered(tmp_path / "results", digits_root, change)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "results" / "record" / DEPLOYED).read_bytes() == before
+
+
+def test_a_record_can_be_measured_in_parts(many, digits_root, tmp_path):
+    """What is measured later is added; the weights of the runs before it are not needed again."""
+    shutil.copytree(many, tmp_path / "results")
+    record = tmp_path / "results" / "record"
+    whole = {name: (record / name).read_bytes() for name in (DEPLOYED, GALLERY)}
+    for name in whole:
+        (record / name).unlink()
+        (record / f".{name}.sha256").unlink()
+    lines = (many / "deploy" / "all.jsonl").read_text().splitlines(keepends=True)
+    middle = len(lines) // 2
+    for part, expected in ((lines[:middle], middle), (lines[middle:], len(lines))):
+        gathered(tmp_path / "results", digits_root, lambda _, part=part: "".join(part), "--add")
+        assert len(Record(record).deployed) == expected
+        table.main([str(tmp_path / "results")])
+        assert len(read_table(tmp_path / "results" / "table_deploy.csv")) == expected
+    assert (record / DEPLOYED).read_bytes() == whole[DEPLOYED]
+    networks = json.loads(whole[GALLERY])["networks"]
+    assert Record(record).gallery["networks"] == networks and networks
+
+
+def test_what_was_measured_of_another_training_is_not_kept(many, digits_root, tmp_path):
+    shutil.copytree(many, tmp_path / "results")
+    record = tmp_path / "results" / "record"
+    gone, *rest = (many / "deploy" / "all.jsonl").read_text().splitlines(keepends=True)
+    run_id, accuracy = (json.loads(gone)[key] for key in ("run_id", "top1_training"))
+    runs = (record / RUNS).read_text()
+    of_run = next(line for line in runs.splitlines() if f'"run_id": "{run_id}"' in line)
+    anew = of_run.replace(f'"top1": {accuracy}', f'"top1": {accuracy - 1}')
+    assert anew != of_run
+    (record / RUNS).write_text(runs.replace(of_run, anew))
+    (record / f".{RUNS}.sha256").unlink()
+    gathered(tmp_path / "results", digits_root, lambda _: "".join(rest), "--add")
+    assert set(Record(record).deployed) == {json.loads(line)["run_id"] for line in rest}
 
 
 @pytest.mark.parametrize("name", [DEPLOYED, GALLERY])

@@ -33,13 +33,14 @@ RUN_KEYS = ("run_id", "dataset", "arch", "method", "w_bits", "a_bits", "seed")
 def make_gallery(record: Record, measured: dict[str, dict], runs: Path, data: Path) -> dict:
     """{"methods": [levels and codes of a run], "networks": [images of a network]}.
 
-    measured: the row of each run, with its `codes` and `predictions`. runs, data: the folders of
-    runs and of prepared data sets.
+    measured: the rows of the runs that may be shown, with their `codes` and `predictions`. runs,
+    data: the folders of runs and of prepared data sets.
     """
     shown = [
         run["config"]
         for run in record.trained
-        if run["role"] == "run" and measured[run["config"]["run_id"]]["status"] == "exported"
+        if run["role"] == "run"
+        and measured.get(run["config"]["run_id"], {}).get("status") == "exported"
     ]
     quantized = [run for run in shown if (run["w_bits"], run["a_bits"]) != (FLOAT_BITS,) * 2]
     methods = []
