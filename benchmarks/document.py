@@ -173,6 +173,7 @@ TABLES: dict[str, Callable[[], str]] = {
         evidence.claims_training, evidence.claims_decomposition, evidence.claims_choices,
         evidence.cifar100_full_accuracy,
         evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
+        evidence.architectures_accuracy, evidence.architectures_answers,
         evidence.cpu_short_accuracy, evidence.cpu_short_answers,
     )
 }  # fmt: skip

@@ -9,7 +9,7 @@ from lowbit_core.quantizers.bits import bits_label
 from workflow.results.claims import difference_text, p_text
 from workflow.results.columns import REFERENCE, grouped, read_table
 from workflow.results.compare import FEWEST, Difference, difference, judge, pair_runs
-from workflow.results.labels import method_label, method_order
+from workflow.results.labels import arch_name, method_label, method_order
 from workflow.results.main_table import markdown_table, mean_text
 from workflow.results.record import Record, mean_of, start_of
 from workflow.results.variants import variant_rows
@@ -21,6 +21,7 @@ TRAINING_COLUMNS = (
     ("mismatch", "mismatch", "{:.3f}"),
 )
 """What a table shows of an epoch: its name, the column of the record, and the form of a number."""
+RESNET = "resnet20"  # the network of most suites, which their headings do not name
 TRAINING_BITS = ((32, 32), (2, 2), (1, 2))  # of weights and activations, as all after it
 DECOMPOSITION = ((2, 32), (32, 2), (2, 4), (4, 2), (2, 2))
 
@@ -66,27 +67,42 @@ def cpu_short_accuracy() -> str:
     return _accuracy("cpu_short")
 
 
-def _accuracy(suite: str) -> str:
-    """Test top-1 of ResNet-20, every method and setting without options: mean, spread, seeds."""
+def architectures_accuracy() -> str:
+    return _accuracy("architectures", ("alexnet", "mobilenetv2"))
+
+
+def _accuracy(suite: str, archs: tuple[str, ...] = (RESNET,)) -> str:
+    """Test top-1 of every method and setting without options: mean, spread, seeds."""
     runs = [run for run in _table(suite, "results.csv") if run["role"] != "checkpoint"]
-    runs = [run for run in runs if run["arch"] == "resnet20"]
+    runs = [run for run in runs if run["arch"] in archs]
     runs = [run for run in runs if run["status"] == "done" and not run["options"]]
-    settings = sorted(
-        {(run["w_bits"], run["a_bits"]) for run in runs if run["method"] != "fp"},
-        key=lambda bits: (bits != (2, 2), bits),
-    )
+    settings = sorted({_setting(run) for run in runs if run["method"] != "fp"}, key=_setting_order)
+    first = {arch: (arch, bits) for arch, bits in reversed(settings)}  # shows full precision, too
     rows = []
     for method, mine in sorted(grouped(runs, "method").items(), key=lambda m: method_order(m[0])):
         row = {"method": method_label(method)}
-        for bits in settings:
-            of_setting = [r for r in mine if method == "fp" or (r["w_bits"], r["a_bits"]) == bits]
-            top1 = [run["top1"] for run in of_setting]
-            is_shown = top1 and (method != "fp" or bits == (2, 2))
+        for setting in settings:
+            at = [first.get(run["arch"]) if method == "fp" else _setting(run) for run in mine]
+            top1 = [run["top1"] for run, its in zip(mine, at, strict=True) if its == setting]
             spread = stdev(top1) if len(top1) > 1 else None
-            cell = f"{mean_text(mean(top1), spread)} ({len(top1)})" if is_shown else ""
-            row[bits_label(*bits)] = cell
+            cell = f"{mean_text(mean(top1), spread)} ({len(top1)})" if top1 else ""
+            row[_setting_heading(*setting)] = cell
         rows.append(row)
     return markdown(pd.DataFrame(rows))
+
+
+def _setting(run: dict) -> tuple[str, str]:
+    return run["arch"], bits_label(run["w_bits"], run["a_bits"])
+
+
+def _setting_order(setting: tuple[str, str]) -> tuple:
+    """W2A2 first, then those of few bits on both sides."""
+    arch, bits = setting
+    return arch, bits != "W2A2", len(bits), bits
+
+
+def _setting_heading(arch: str, bits: str) -> str:
+    return bits if arch == RESNET else f"{arch_name(arch)} {bits}"
 
 
 def claims_training() -> str:
@@ -170,23 +186,29 @@ def zoo_options() -> str:
     return markdown(pd.DataFrame(rows))
 
 
+def architectures_answers() -> str:
+    return _comparisons("architectures")
+
+
 def _comparisons(suite: str) -> str:
     """The difference of every comparison of a suite: each setting, all of them, the verdict."""
     rows = _table(suite, "claims.csv")
-    settings = sorted(
-        {row["bits"] for row in rows} - {"all"}, key=lambda bits: (bits != "W2A2", bits)
-    )
-    return markdown(pd.DataFrame(_answers(rows, settings)))
+    settings = {
+        (row["arch"], row["bits"]) for row in rows if "all" not in (row["arch"], row["bits"])
+    }
+    return markdown(pd.DataFrame(_answers(rows, sorted(settings, key=_setting_order))))
 
 
-def _answers(rows: list[dict], settings: list[str]) -> Iterator[dict[str, str]]:
+def _answers(rows: list[dict], settings: list[tuple[str, str]]) -> Iterator[dict[str, str]]:
     for (_, method, other), mine in grouped(rows, "claim", "method", "other").items():
         (primary,) = (row for row in mine if row["primary"])
-        found = {row["bits"]: row for row in mine}
+        found = {(row["arch"], row["bits"]): row for row in mine}
         cells = {"method": method_label(method), "against": method_label(other)}
-        for bits in settings:
-            row = found.get(bits)
-            cells[bits] = f"{difference_text(row)}, n = {row['n']}" if row else ""
+        for setting in settings:
+            row = found.get(setting)
+            cells[_setting_heading(*setting)] = (
+                f"{difference_text(row)}, n = {row['n']}" if row else ""
+            )
         if len(settings) > 1:
             cells["over all"] = f"{difference_text(primary)}, n = {primary['n']}"
         yield cells | {"p, adjusted": p_text(primary), "verdict": primary["verdict"]}
