@@ -43,7 +43,7 @@ auto unfilled(size_t n) {
 // A plane p of the weights' group g with a plane or group of the input's group h. Since
 // W_g = sum_p m_p (2 bit_p - 1), W_g A_h = sum_p 2 m_p bit_p A_h - (sum_p m_p) A_h. Each pair adds factor x its sum
 // to counts[place]; the first one of (g, h) sets it instead, and subtracts weights x sums[term]: weights = sum_p m_p,
-// term = h.
+// term = h. The kernel popcount needs no sums, and has a factor for (2 bit_p - 1) A_h: see there.
 struct Pair {
     int place, factor, weights, term;
     bool first;

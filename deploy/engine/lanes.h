@@ -1,8 +1,10 @@
 // Vectors of 32-bit words that count bits, one output channel a lane, for each instruction set.
 //
-// differ(w, a, bits) is the bits, of these or of all, in which w and a differ. begin(all) makes counts from which
-// less(counts, d) takes the number of ones of d in each lane; after at most `most` calls, left(counts, all) is what
-// is left of `all`. Between these, counts may be kept in parts of a lane, and as what was taken.
+// differ(w, a, bits): the bits in which w and a differ, of those that `bits` has, or of all without it.
+// To take numbers of ones from the numbers `all`: counts = begin(all), then counts = less(counts, d) for each d, at
+// most `most` times, and left(counts, all) is the result, with the same `all`. What counts are between these differs:
+// with AVX-512 they are what is left, elsewhere what is to be taken, in parts of a lane.
+// halves(low, high, 0xffff): words with the lower halves of the one and the upper halves of the other.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -23,6 +25,7 @@ struct Lanes {
     static V broadcast(uint32_t word) { return _mm512_set1_epi32(int(word)); }
     static V differ(V w, V a) { return _mm512_xor_si512(w, a); }
     static V differ(V w, V a, V bits) { return _mm512_ternarylogic_epi32(a, w, bits, 0x28); }  // (a ^ w) & bits
+    static V halves(V low, V high, V bits) { return _mm512_ternarylogic_epi32(low, high, bits, 0xe4); }
     static V begin(V all) { return all; }
     static V less(V counts, V different) {
         counts = _mm512_sub_epi32(counts, _mm512_popcnt_epi32(different));
@@ -43,6 +46,7 @@ struct Lanes {
     static V broadcast(uint32_t word) { return _mm256_set1_epi32(int(word)); }
     static V differ(V w, V a) { return _mm256_xor_si256(w, a); }
     static V differ(V w, V a, V bits) { return _mm256_and_si256(_mm256_xor_si256(w, a), bits); }
+    static V halves(V low, V high, V) { return _mm256_blend_epi16(low, high, 0xaa); }
     static V begin(V) { return zero(); }
     static V less(V counts, V different) {
         const V ones = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,
@@ -69,6 +73,9 @@ struct Lanes {
     static V broadcast(uint32_t word) { return _mm_set1_epi32(int(word)); }
     static V differ(V w, V a) { return _mm_xor_si128(w, a); }
     static V differ(V w, V a, V bits) { return _mm_and_si128(_mm_xor_si128(w, a), bits); }
+    static V halves(V low, V high, V bits) {
+        return _mm_or_si128(_mm_and_si128(bits, low), _mm_andnot_si128(bits, high));
+    }
     static V begin(V) { return zero(); }
     static V less(V counts, V different) {
         const V ones = _mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
@@ -98,6 +105,7 @@ struct Lanes {
     static V broadcast(uint32_t word) { return V{} + word; }
     static V differ(V w, V a) { return w ^ a; }
     static V differ(V w, V a, V bits) { return (w ^ a) & bits; }
+    static V halves(V low, V high, V bits) { return (low & bits) | (high & ~bits); }
     static V begin(V) { return zero(); }
     static V less(V counts, V x) {
         x -= (x >> 1) & 0x55555555u;

@@ -156,6 +156,21 @@ def test_weights_that_stay_codes(levels, w_bits, a_bits):
     np.testing.assert_array_equal(one, two)
 
 
+# Words of a run of taps: all of them full; the last one shared by two rows; the last one partly
+# empty. Without AVX-512 the counts of more than 31 words come in several parts.
+@pytest.mark.parametrize("target", targets())
+@pytest.mark.parametrize(("channels", "size"), [(128, 3), (16, 3), (80, 5), (72, 5), (13, 1)])
+@pytest.mark.parametrize("bits", [1, 2])
+def test_words_of_bits_with_any_instructions(target, channels, size, bits):
+    rng = np.random.default_rng(0)
+    levels = basis(rng, bits, 17)
+    graph = a_layer(rng, levels, bits, False, (channels, 17, 6), (size, 1, size // 2), bits > 1)
+    quantizer, convolution = graph.operations
+    x = rng.normal(0, 1, (6, 6, channels)).astype(np.float32)
+    net = Network(graph, about(), target=target, kernel="popcount")
+    np.testing.assert_array_equal(net.run_step(0, x)[1], counts(x, convolution, quantizer))
+
+
 def test_levels_that_are_not_equally_spaced_are_left_to_the_kernels_for_any_levels():
     rng = np.random.default_rng(0)
     levels = np.array([0.0, 0.1, 0.5, 2.0])

@@ -19,9 +19,9 @@ from lowbit_core.datasets.manifest import read_labels, read_manifest
 from lowbit_core.runtime.errors import InputError
 from workflow.results import plots, report
 from workflow.results.columns import read_table
-from workflow.results.deployed import gather, table
+from workflow.results.deployed import gallery, gather, table
 from workflow.results.deployed import plots as deploy_plots
-from workflow.results.labels import method_label
+from workflow.results.labels import method_label, method_order
 from workflow.results.plots import style
 from workflow.results.plots.accuracy import pareto
 from workflow.results.record import DEPLOYED, GALLERY, RUNS, Record
@@ -144,8 +144,12 @@ def test_measurements_that_do_not_fit_are_refused(many, digits_root, tmp_path, c
     assert (tmp_path / "results" / "record" / DEPLOYED).read_bytes() == before
 
 
-def test_a_record_can_be_measured_in_parts(many, digits_root, tmp_path):
-    """What is measured later is added; the weights of the runs before it are not needed again."""
+@pytest.mark.parametrize("flags", [(True, False), (False, True)])
+def test_a_record_can_be_measured_in_parts(many, digits_root, tmp_path, flags):
+    """What is measured later is added; the weights of the runs before it are not needed again.
+
+    In either order of the parts the whole is that of one measurement.
+    """
     shutil.copytree(many, tmp_path / "results")
     record = tmp_path / "results" / "record"
     whole = {name: (record / name).read_bytes() for name in (DEPLOYED, GALLERY)}
@@ -153,15 +157,24 @@ def test_a_record_can_be_measured_in_parts(many, digits_root, tmp_path):
         (record / name).unlink()
         (record / f".{name}.sha256").unlink()
     lines = (many / "deploy" / "all.jsonl").read_text().splitlines(keepends=True)
-    middle = len(lines) // 2
-    for part, expected in ((lines[:middle], middle), (lines[middle:], len(lines))):
+    # Images are chosen by the answers of full precision, too, so both are measured together.
+    methods = {run["config"]["run_id"]: run["config"]["method"] for run in Record(record).trained}
+    together = [methods[json.loads(line)["run_id"]] in ("fp", "direct") for line in lines]
+    parts = [
+        [line for line, is_first in zip(lines, together, strict=True) if is_first == flag]
+        for flag in flags
+    ]
+    expected = 0
+    for part in parts:
         gathered(tmp_path / "results", digits_root, lambda _, part=part: "".join(part), "--add")
+        expected += len(part)
         assert len(Record(record).deployed) == expected
         table.main([str(tmp_path / "results")])
         assert len(read_table(tmp_path / "results" / "table_deploy.csv")) == expected
     assert (record / DEPLOYED).read_bytes() == whole[DEPLOYED]
-    networks = json.loads(whole[GALLERY])["networks"]
-    assert Record(record).gallery["networks"] == networks and networks
+    shown = json.loads(whole[GALLERY])
+    shown["methods"].sort(key=lambda one: method_order(one["method"]))
+    assert Record(record).gallery == shown and shown["methods"] and shown["networks"]
 
 
 def test_what_was_measured_of_another_training_is_not_kept(many, digits_root, tmp_path):
@@ -177,6 +190,39 @@ def test_what_was_measured_of_another_training_is_not_kept(many, digits_root, tm
     (record / f".{RUNS}.sha256").unlink()
     gathered(tmp_path / "results", digits_root, lambda _: "".join(rest), "--add")
     assert set(Record(record).deployed) == {json.loads(line)["run_id"] for line in rest}
+    shown = Record(record).gallery
+    entries = [one["run_id"] for one in shown["methods"] + shown["networks"]]
+    assert entries and run_id not in entries
+
+
+def test_joined_galleries_show_what_one_would():
+    """W2A2 before other bits, the newer of two entries of one run, and nothing that is gone."""
+
+    def entry(method: str, bits: int, seed: int = 0, **more: object) -> dict:
+        bits_of = {"w_bits": bits, "a_bits": bits, "seed": seed, "dataset": "digits", "arch": "a"}
+        run_id = f"{method}-{bits}-{seed}"
+        return {"run_id": run_id, "fp_run_id": "fp", "method": method, **bits_of, **more}
+
+    earlier = {"methods": [entry("lsq", 2), entry("direct", 2)], "networks": [entry("direct", 2)]}
+    new = {"methods": [entry("direct", 2, new=1)], "networks": [entry("direct", 2, new=1)]}
+    wide = {"methods": [entry("direct", 4), entry("pact", 4), entry("lsq", 4)], "networks": []}
+    ids = {"fp", *(f"{method}-{bits}-0" for method in ("direct", "lsq", "pact") for bits in (2, 4))}
+    both = gallery.joined_galleries(earlier, new, ids)
+    assert both["methods"] == [entry("direct", 2, new=1), entry("lsq", 2)]
+    assert both["networks"] == [entry("direct", 2, new=1)]
+    for pair in ((earlier, wide), (wide, earlier)):
+        assert len(gallery.joined_galleries(*pair, ids)["methods"]) == 2
+    assert gallery.joined_galleries(earlier, new, {"lsq-2-0"}) == {
+        "methods": [entry("lsq", 2)],
+        "networks": [],
+    }
+
+
+def test_measurements_of_another_suite_are_not_added(many, deployed, digits_root, tmp_path):
+    shutil.copytree(many, tmp_path / "results")
+    others = (deployed / "deploy" / "all.jsonl").read_text()
+    with pytest.raises(InputError, match="has no run .*: name the record of its suite"):
+        gathered(tmp_path / "results", digits_root, lambda _: others, "--add")
 
 
 @pytest.mark.parametrize("name", [DEPLOYED, GALLERY])

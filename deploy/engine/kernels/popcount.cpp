@@ -6,7 +6,8 @@
 //
 // The planes of a padded input row lie one after the other, the channels of neighbouring pixels
 // without a gap, so that one row of a convolution's taps is one run of bits. It is read as 32-bit
-// words from any byte. Where the run ends within a word, the bits beyond it are not compared.
+// words from any byte. Where the run ends within a word, the bits beyond it are not compared; where it ends with half
+// a word, two rows have one word together.
 #include <algorithm>
 #include <array>
 #include <utility>
@@ -58,19 +59,29 @@ void set_pairs(Layer& layer) {
 // Of a run of bits: the words that it fills, and the bits of the word in which it ends, or zero.
 int whole_words(const Step& s) { return s.kernel_wide * channel_bytes(s) / 4; }
 uint32_t last_bits(const Step& s) { return (1u << s.kernel_wide * channel_bytes(s) % 4 * 8) - 1; }
+constexpr uint32_t HALF = 0xffff;
+// Kernel rows of which two end in one word: the lower half is of the first one.
+int joined_rows(const Step& s) { return last_bits(s) == HALF && whole_words(s) > 0 ? s.kernel_high / 2 * 2 : 0; }
 
 // Where the words of the taps are in the packed input: those that the runs fill, then those in which they end.
 void set_offsets(Layer& layer) {
     const Step& s = layer.step;
-    const int row = int(row_bytes(layer)) * s.a_planes, whole = whole_words(s);
+    const int row = int(row_bytes(layer)) * s.a_planes, whole = whole_words(s), joined = joined_rows(s);
     layer.set_offsets(row, whole, 4);
-    for (int ky = 0; ky < s.kernel_high && last_bits(s); ky++) layer.offsets.push_back(row * ky + 4 * whole);
+    for (int ky = 0; ky < s.kernel_high && last_bits(s); ky += ky < joined ? 2 : 1)
+        layer.offsets.push_back(row * ky + 4 * whole);
 }
 
-// Place among the offsets of a word of kernel row ky.
-int place_of(const Step& s, int ky, int word) {
-    const int whole = whole_words(s);
-    return word < whole ? ky * whole + word : s.kernel_high * whole + ky;
+// Place of a bit of kernel row ky: the word among the offsets, and the bit in it.
+struct Place {
+    int word, bit;
+};
+Place place_of(const Step& s, int ky, int bit) {
+    const int whole = whole_words(s), word = bit / 32, joined = joined_rows(s);
+    if (word < whole) return {ky * whole + word, bit % 32};
+    const int first = s.kernel_high * whole;
+    if (ky < joined) return {first + ky / 2, bit % 32 + ky % 2 * 16};
+    return {first + ky - joined / 2, bit % 32};
 }
 
 // Words of a sub-block of outputs: for each of its lanes, the number of ones of each plane and then the planes.
@@ -92,12 +103,12 @@ void pack_weights(Layer& layer) {
         for (int ky = 0; ky < s.kernel_high; ky++)
             for (int kx = 0; kx < s.kernel_wide; kx++)
                 for (int c = 0; c < s.channels; c++, code++) {
-                    const int bit = kx * bytes * 8 + c;
-                    uint32_t* const to = own + (place_of(s, ky, bit / 32) + 1) * word;
+                    const Place place = place_of(s, ky, kx * bytes * 8 + c);
+                    uint32_t* const to = own + (place.word + 1) * word;
                     for (int p = 0; p < s.w_planes; p++) {
                         const uint32_t one = s.w_bits[p * s.w_levels + *code];
                         own[p * lanes] += one;
-                        to[p * lanes] |= one << bit % 32;
+                        to[p * lanes] |= one << place.bit;
                     }
                 }
     }
@@ -180,8 +191,9 @@ struct Operands {
     const int32_t* offsets;   // of each word of the taps from a pixel's first
     size_t plane;             // bytes between planes of the input
     int w_planes, pixel;
-    int words, whole;         // of the taps, and how many of them are compared as a whole
-    uint32_t bits;            // that are compared in the others
+    int words, whole, joined; // of the taps; the first that are of one row, and where those of two rows end
+    size_t below;             // bytes from a word's lower half to the place whose upper half is that of the next row
+    uint32_t bits;            // that are compared in the last words
     const Pair* pairs;        // (P, J)
     bool units;               // each pair is a group of weights and one of inputs, in units of their values
     int each;                 // counts of a pixel
@@ -208,7 +220,12 @@ void count_bits(const Operands& at, Pixel from) {
         for (int p = 0; p < P; p++) to[p] = Lanes::load(weights + p * lanes);
         weights += at.w_planes * lanes;
     };
-    const auto meet = [&](int word, auto compared) {
+    const V bits = Lanes::broadcast(at.bits);
+    const auto one = [](const uint8_t* from) { return Lanes::broadcast(read<uint32_t>(from)); };
+    const auto two = [&](const uint8_t* from) { return Lanes::halves(one(from), one(from + at.below), bits); };
+    const auto all_differ = [](V w, V a) { return Lanes::differ(w, a); };
+    const auto some_differ = [&](V w, V a) { return Lanes::differ(w, a, bits); };
+    const auto meet = [&](int word, auto taps, auto differ) {
         const uint8_t* input = from.input + at.offsets[word];
         V w[P];
         next(w);
@@ -216,10 +233,10 @@ void count_bits(const Operands& at, Pixel from) {
         for (int x = 0; x < X; x++)
 #pragma GCC unroll 8
             for (int j = 0; j < J; j++) {
-                const V a = Lanes::broadcast(read<uint32_t>(input + x * at.pixel + j * at.plane));
+                const V a = taps(input + x * at.pixel + j * at.plane);
 #pragma GCC unroll 4
                 for (int p = 0; p < P; p++)
-                    counts[x][p * J + j] = Lanes::less(counts[x][p * J + j], compared(w[p], a));
+                    counts[x][p * J + j] = Lanes::less(counts[x][p * J + j], differ(w[p], a));
             }
     };
     bool again = false;
@@ -240,16 +257,16 @@ void count_bits(const Operands& at, Pixel from) {
         }
         again = true;
     };
-    const V bits = Lanes::broadcast(at.bits);
     next(all);
     for (int word = 0; word < at.words;) {
 #pragma GCC unroll 8
         for (auto& pixel : counts)
 #pragma GCC unroll 8
             for (int k = 0; k < P * J; k++) pixel[k] = Lanes::begin(all[k / J]);
-        const int end = std::min(at.words, word + Lanes::most), whole = std::min(end, at.whole);
-        for (; word < whole; word++) meet(word, [](V w, V a) { return Lanes::differ(w, a); });
-        for (; word < end; word++) meet(word, [=](V w, V a) { return Lanes::differ(w, a, bits); });
+        const int end = std::min(at.words, word + Lanes::most);
+        for (; word < std::min(end, at.whole); word++) meet(word, one, all_differ);
+        for (; word < std::min(end, at.joined); word++) meet(word, two, all_differ);
+        for (; word < end; word++) meet(word, one, some_differ);
         flush();
         for (auto& one : all) one = Lanes::zero();
     }
@@ -285,6 +302,7 @@ constexpr void (*COUNT[MOST_P][MOST_J])(const Operands&, Pixel, int) = {
 void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int32_t* counts) {
     const Step& s = layer.step;
     const int bytes = channel_bytes(s);
+    const int whole = s.kernel_high * whole_words(s);
     const size_t plane = row_bytes(layer), row = plane * s.a_planes, sub_size = sub_block(layer);
     const int used = std::min(SUBBLOCKS, (s.outputs - t.block * BLOCK + Lanes::count - 1) / Lanes::count);
     const uint8_t* input = packed + row * t.y * s.stride_high + size_t(t.x) * s.stride_wide * bytes;
@@ -294,7 +312,8 @@ void tile(const Layer& layer, const uint8_t* packed, Tile t, const int32_t*, int
     each_chunk(s, [&](int p0, int P, int j0, int J) {
         Operands at{layer.packed.data() + sub_size * t.block * SUBBLOCKS + p0 * Lanes::count,
                     layer.offsets.data(), plane, s.w_planes, s.stride_wide * bytes, int(layer.offsets.size()),
-                    s.kernel_high * whole_words(s), last_bits(s), pairs, units, s.w_groups * layer.a_terms() * BLOCK};
+                    whole, whole + joined_rows(s) / 2, row - 2, last_bits(s), pairs, units,
+                    s.w_groups * layer.a_terms() * BLOCK};
         for (int sub = 0; sub < used; sub++, at.weights += sub_size) {
             Pixel from{input + j0 * plane, counts + sub * Lanes::count};
             for (int i = 0; i < t.rows; i++) {

@@ -8,6 +8,7 @@ precision classifies right and one quantized run wrong.
 import base64
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ from lowbit_core.runtime.backend import pick_backend
 from lowbit_core.runtime.run_folder import RunFolder
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import grouped
+from workflow.results.labels import method_order
 from workflow.results.record import Record, finite, representative
 
 MOST_IMAGES = 10
 LARGEST_SIDE = 64  # pixels of an image in the gallery
 STAGES = ("start", "end")
+NO_GALLERY: dict = {"methods": [], "networks": []}
 RUN_KEYS = ("run_id", "dataset", "arch", "method", "w_bits", "a_bits", "seed")
 
 
@@ -52,6 +55,32 @@ def make_gallery(record: Record, measured: dict[str, dict], runs: Path, data: Pa
         for _, mine in sorted(grouped(quantized, "dataset", "arch").items())
     ]
     return {"methods": methods, "networks": [one for one in networks if one]}
+
+
+def joined_galleries(earlier: dict, new: dict, measured: Iterable[str]) -> dict:
+    """One gallery of two that were made from parts of one record.
+
+    measured: the run_ids of which the record has measurements; an entry of others is left out. The
+    setting, and of each network the run, that stands for all is shown; what is in both is `new`.
+    """
+    parts = [
+        [one for one in gallery["methods"] if one["run_id"] in measured]
+        for gallery in (earlier, new)
+    ]
+    of = representative(parts[1] + parts[0])
+    same = {one["method"]: one for part in parts for one in part if _alike(one) == _alike(of)}
+    networks = [
+        one
+        for gallery in (new, earlier)
+        for one in gallery["networks"]
+        if {one["run_id"], one["fp_run_id"]} <= {*measured}
+    ]
+    return {
+        "methods": sorted(same.values(), key=lambda one: method_order(one["method"])),
+        "networks": [
+            representative(mine) for _, mine in sorted(grouped(networks, "dataset", "arch").items())
+        ],
+    }
 
 
 def _alike(run: dict) -> tuple:

@@ -6,7 +6,8 @@ usage: python -m workflow.results.deployed.gather --record F/record --measured F
 The files are those of `python -m deploy measure --out`. The record gets deploy.jsonl, one line for
 each run, and gallery.json. A record that grows is measured in parts, since the weights of its
 earlier runs may be gone: with --add it keeps what it holds of them, and a run that was never
-measured has no line.
+measured has no line. Measure full-precision runs together with those that start from the same
+network: the images of the gallery are chosen by the answers of both.
 """
 
 import argparse
@@ -17,10 +18,10 @@ from pathlib import Path
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import json_lines, json_text
 from workflow.results.columns import AGAIN
-from workflow.results.deployed.gallery import make_gallery
+from workflow.results.deployed.gallery import NO_GALLERY, joined_galleries, make_gallery
 from workflow.results.record import DEPLOYED, GALLERY, Record, write_texts
 
-FOR_THE_GALLERY = ("codes", "predictions", "run_key")  # keys that a line of the record lacks
+FOR_THE_GALLERY = ("codes", "predictions")  # keys that a line of the record lacks
 
 
 def read_measured(paths: Iterable[Path]) -> dict[str, dict]:
@@ -40,49 +41,53 @@ def read_measured(paths: Iterable[Path]) -> dict[str, dict]:
 def measured_runs(record: Record, measured: dict[str, dict], add: bool) -> list[dict]:
     """The row of every run of a record; InputError if one was not measured, or is another now.
 
-    add: a run that was not measured has the row of the record, or none.
+    add: a run that was not measured has the row of the record, if it is of the same training.
+    Then every measured run must be one of the record.
     """
+    ids = {run["config"]["run_id"] for run in record.trained}
+    if add and (others := sorted(measured.keys() - ids)):
+        raise InputError(
+            f"{record.folder} has no run {others[0]}, which was measured: name the record of its "
+            "suite, or add the run to this one first (python -m workflow.reference)"
+        )
     found = []
     for run in record.trained:
-        config = run["config"]
-        row = measured.get(config["run_id"])
+        row = measured.get(run["config"]["run_id"])
         if row is None and add:
-            found += _earlier(record, run)
+            row = record.deployed.get(run["config"]["run_id"])
+            found += [row] if row and _is_of(row, run) else []
             continue
-        if row is None or row["run_key"] != config["run_key"]:
+        if row is None or not _is_of(row, run):
             what = "was not measured" if row is None else "was measured before it was trained anew"
             raise InputError(
-                f"{record.folder}: its run {config['run_id']} {what}: "
+                f"{record.folder}: its run {run['config']['run_id']} {what}: "
                 "make it with `python -m deploy measure`, and gather again"
             )
         found.append(row)
     return found
 
 
-def _earlier(record: Record, run: dict) -> list[dict]:
-    """The row of a run in the record itself, if there is one and it is of the same training."""
-    row = record.deployed.get(run["config"]["run_id"])
-    is_same = row and row.get("top1_training") in (None, run["final"]["top1"])
-    return [row] if is_same else []
-
-
-def _grown(earlier: dict, new: dict) -> dict:
-    """A gallery with the networks of both; the new one counts where it shows as many methods."""
-    networks = {(one["dataset"], one["arch"]): one for one in earlier["networks"] + new["networks"]}
-    methods = max(new["methods"], earlier["methods"], key=len)
-    return {"methods": methods, "networks": [one for _, one in sorted(networks.items())]}
+def _is_of(row: dict, run: dict) -> bool:
+    """Whether a row was measured of this training of a run."""
+    final, has_diverged = run["final"], row["status"] == "diverged"
+    return (
+        row["run_key"] == run["config"]["run_key"]
+        and has_diverged == (final["status"] == "diverged")
+        and row.get("top1_training") in (None, final.get("top1"))
+    )
 
 
 def write_deployment(
     record: Record, measured: dict[str, dict], runs: Path, data: Path, add: bool = False
 ) -> None:
     """Write deploy.jsonl and gallery.json to the folder of a record; add: see measured_runs."""
-    rows = measured_runs(record, measured, add)
-    fresh = {row["run_id"]: row for row in rows if row["run_id"] in measured}
+    rows = {row["run_id"]: row for row in measured_runs(record, measured, add)}
+    fresh = {run_id: row for run_id, row in rows.items() if run_id in measured}
     gallery = make_gallery(record, fresh, runs, data)
-    if add and record.deployed:
-        gallery = _grown(record.gallery, gallery)
-    shown = [{k: v for k, v in row.items() if k not in FOR_THE_GALLERY} for row in rows]
+    if add:
+        earlier = record.gallery if (record.folder / GALLERY).exists() else NO_GALLERY
+        gallery = joined_galleries(earlier, gallery, rows)
+    shown = [{k: v for k, v in row.items() if k not in FOR_THE_GALLERY} for row in rows.values()]
     write_texts(record.folder, {DEPLOYED: json_lines(shown), GALLERY: json_text(gallery)})
 
 
@@ -93,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("results/runs"))
     parser.add_argument("--data", type=Path, default=Path("data"), help="the prepared data sets")
     parser.add_argument(
-        "--add", action="store_true", help="to what the record holds of runs not measured now"
+        "--add", action="store_true", help="keep what the record holds of runs not measured now"
     )
     args = parser.parse_args(argv)
     record, measured = Record(args.record), read_measured(args.measured)

@@ -74,7 +74,7 @@ def caption(rows: list[dict], suite: str) -> str:
     """What the columns mean, in one paragraph."""
     images = sorted({row["images"] for row in rows if row["images"]})
     return (
-        f"Suite {suite}: every run exported to one file. Test top-1 in percent, of the file on "
+        f"Suite {suite}: runs exported to one file each. Test top-1 in percent, of the file on "
         f"{' or '.join(f'{count:,}' for count in images) or 'no'} test images, and after training "
         "on all of them; the share of the images to which torch gives the same class; bytes of the "
         "file, those if an ideal coder packed its codes, and how much smaller the file is than "
