@@ -6,14 +6,17 @@ import matplotlib.pyplot as plt
 
 from workflow.results.plots import style
 
+NOTE = "suite: cifar100_full_shortcut_fp, not comparable with published numbers"
+
 
 def assert_nothing_overlaps(drawn, title: str) -> None:
     """Title, legends and panels keep apart, inside the figure, which is closed.
 
-    drawn: the figure and what it shows, as a plot's function gives them.
+    drawn: the figure and what it shows, as a plot's function gives them. The suite that the heading
+    names has a long name.
     """
     figure, shown = drawn
-    style.add_heading_and_legend(figure, title, shown)
+    style.add_heading_and_legend(figure, title, f"{shown} · {NOTE}")
     figure.canvas.draw()
     boxes = [axis.get_tightbbox() for axis in figure.axes]
     boxes += [text.get_window_extent() for text in figure.texts]

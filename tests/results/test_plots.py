@@ -103,6 +103,16 @@ def test_the_legend_covers_no_panel(every_method: Path):
             assert_nothing_overlaps(drawn, title)
 
 
+def test_a_long_subtitle_has_two_lines():
+    style.set_style()
+    shown = "CIFAR-100, MobileNetV2, mean over layers and seeds, band ± one std"
+    for panels in (1, 3):
+        figure, axes = style.new_figure(panels)
+        for axis in axes:
+            axis.set_title("a panel")
+        assert_nothing_overlaps((figure, shown), "Title")
+
+
 def test_a_suite_without_ablations_has_every_plot(bare: Path):
     assert {path.name for path in (bare / "plots").iterdir()} == FILES
     data = plots.Data(bare)

@@ -18,7 +18,8 @@ from workflow import reference
 from workflow.comparisons import load_comparisons
 from workflow.results import analysis, record, tables
 from workflow.results.columns import TABLES, Column, columns, read_cells, read_table, write_table
-from workflow.results.record import Record, _lower_widths
+from workflow.results.deployed import table as deploy_table
+from workflow.results.record import DEPLOYED, Record, _lower_widths
 from workflow.suite.jobs import job_text, mend_jobs, read_jobs
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,8 @@ def test_committed_tables_are_what_the_committed_runs_give(folder, tmp_path):
         tables.main([str(tmp_path), "--ablations"])
     if (folder.parent / "ablation_options.csv").exists():
         tables.main([str(tmp_path), "--options"])
+    if (folder / DEPLOYED).exists():
+        deploy_table.main([str(tmp_path)])
     names = [
         path.name for path in folder.parent.iterdir() if path.suffix in (".csv", ".md", ".tex")
     ]

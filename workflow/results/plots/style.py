@@ -24,6 +24,7 @@ from workflow.results import labels as names
 INK, MUTED, GRID = "#1f2933", "#66717e", "#dde2e8"
 """Text, secondary text and grid; the report replaces them with the colours of its theme."""
 MIN_WIDTH = 8.2  # inches; the longest heading and a legend of four columns fit
+LETTERS, LINE = 14, 0.17  # of a subtitle: how many fit into an inch, and the height of a line
 LEGEND_COLUMNS = 4
 MOST_METHODS = 8  # in a panel; more are drawn in one panel for each family
 FAMILY_COLUMNS = 4  # panels of families beside each other
@@ -110,17 +111,23 @@ def new_blocks(
 
 
 def add_heading_and_legend(figure: Figure, title: str, subtitle: str) -> None:
-    """Make the figure taller by a heading, and by a legend of everything that has a label."""
+    """Make the figure taller by a heading, and by a legend of everything that has a label.
+
+    The last part of a subtitle, behind a " · ", has a line of its own where it would not fit.
+    """
+    if len(subtitle) > LETTERS * figure.get_figwidth():
+        subtitle = "\n".join(subtitle.rsplit(" · ", 1))
+    heading = 0.62 + LINE * subtitle.count("\n")
     handles = {}
     for axis in figure.axes:
         drawn, labels = axis.get_legend_handles_labels()
         handles |= dict(zip(labels, drawn, strict=True))
     order = {names.method_label(name): names.method_order(name) for name in names.method_names()}
     ordered = sorted(handles, key=lambda label: order.get(label, len(order)))
-    height = figure.get_figheight() + 0.62 + 0.25 * math.ceil(len(ordered) / LEGEND_COLUMNS)
+    height = figure.get_figheight() + heading + 0.25 * math.ceil(len(ordered) / LEGEND_COLUMNS)
     figure.set_figheight(height)
     room = {"w_pad": 0.08, "h_pad": 0.06, "wspace": 0.03}
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.62 / height), **room)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - heading / height), **room)
     figure.text(0.012, 1 - 0.10 / height, title, va="top", fontsize=12, fontweight="bold")
     figure.text(0.012, 1 - 0.36 / height, subtitle, va="top", fontsize=9, color=MUTED)
     if ordered:
