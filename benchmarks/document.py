@@ -2,8 +2,8 @@
 
 `python -m benchmarks.document [results/benchmarks]`: the folder's tables replace those that are
 committed in results/reference/benchmarks/, and the pages and their picture are made from what is
-committed. Without a folder they are only made again. Exported networks on a processor with AMX have
-a table beside the others (deploy_amx).
+committed. Without a folder they are only made again. Exported networks on a processor with AMX, or
+on another one of Intel, have tables beside the others (deploy_amx, deploy_intel).
 """
 
 import argparse
@@ -137,6 +137,10 @@ def deploy_layers() -> str:
     return deploy.layer_table(_read("deploy"))
 
 
+def deploy_intel_aims() -> str:
+    return deploy.aims_table(_read("deploy_intel"))
+
+
 def deploy_amx_aims() -> str:
     return deploy.aims_table(_read("deploy_amx"))
 
@@ -167,8 +171,9 @@ TABLES: dict[str, Callable[[], str]] = {
         activations, weights, steps, steps_aims, steps_avx2, steps_avx2_aims, step_cost, rates,
         startup, loaders, machines,
         deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
-        deploy_layers, deploy_threads, deploy_aims, deploy_amx_aims, deploy_avx2_resnet18,
-        deploy_avx2_resnet20, deploy_avx2_layers, deploy_avx2_threads, deploy_sizes,
+        deploy_layers, deploy_threads, deploy_aims, deploy_intel_aims, deploy_amx_aims,
+        deploy_avx2_resnet18, deploy_avx2_resnet20, deploy_avx2_layers, deploy_avx2_threads,
+        deploy_sizes,
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
         evidence.claims_training, evidence.claims_decomposition, evidence.claims_choices,
         evidence.cifar100_full_accuracy,
@@ -216,8 +221,12 @@ def draw_speed() -> None:
 
 def _kept_name(path: Path) -> str:
     """The name under which a table of a run of the benchmarks is committed."""
-    has_amx = path.stem == "deploy" and "AMX" in path.read_text()  # the kernels of its rows
-    return "deploy_amx" if has_amx else path.stem
+    if path.stem != "deploy":
+        return path.stem
+    if "AMX" in path.read_text():  # the kernels of its rows
+        return "deploy_amx"
+    is_intel = "Intel" in json.loads(path.with_suffix(".json").read_text())["hardware"]
+    return "deploy_intel" if is_intel else "deploy"
 
 
 def _check_measured(path: Path) -> None:

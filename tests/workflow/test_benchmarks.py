@@ -218,15 +218,21 @@ def test_a_table_of_the_page_has_the_figures_of_the_csv_file(measured):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "kept"), [("matrices (AMX)", "deploy_amx"), ("popcount (AVX-512)", "deploy")]
+    ("kernel", "hardware", "kept"),
+    [
+        ("matrices (AMX)", "Intel Xeon", "deploy_amx"),
+        ("popcount (AVX-512)", "Intel Xeon", "deploy_intel"),
+        ("popcount (AVX-512)", "AMD EPYC", "deploy"),
+    ],
 )
-def test_exported_networks_with_amx_are_kept_beside_the_others(
-    kernel, kept, measured, tmp_path, monkeypatch
+def test_exported_networks_on_other_processors_are_kept_beside_the_others(
+    kernel, hardware, kept, measured, tmp_path, monkeypatch
 ):
     new = tmp_path / "new"
     new.mkdir()
     (new / "deploy.csv").write_text(f"kernel\n{kernel}\n")
-    (new / "deploy.json").write_text('{"complete": true, "settings": {}}')
+    about = {"complete": True, "settings": {}, "hardware": hardware}
+    (new / "deploy.json").write_text(json.dumps(about))
     monkeypatch.setattr(document, "PAGES", ())
     monkeypatch.setattr(document, "draw_speed", lambda: None)
     monkeypatch.setattr(sys, "argv", ["document", str(new)])
