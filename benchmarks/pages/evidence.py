@@ -215,9 +215,17 @@ def _answers(rows: list[dict], settings: list[tuple[str, str]]) -> Iterator[dict
 
 
 def claims_choices() -> str:
+    return _variants("claims_choices")
+
+
+def claims_rates() -> str:
+    return _variants("claims_rates")
+
+
+def _variants(suite: str) -> str:
     """Validation top-1 of every variant of the method's choices, and its difference."""
     cells = []
-    record = _record("claims_choices")
+    record = _record(suite)
     for row in variant_rows(record.settings["suite"], record.runs):
         middle = mean_text(row["val_top1_mean"], row["val_top1_std"])
         cells.append(
