@@ -44,7 +44,8 @@ def read_run(folder: Path, bits: str | None = None) -> TrainedRun:
     """The run in `folder`, at its bit-width, or at a lower one that it was trained for as well.
 
     Bit-widths and test accuracy of `config` and `final` are then those of the lower one. Raises
-    InputError where the run is not finished, diverged or damaged, or has no such bit-width.
+    InputError where the run is not finished, diverged or damaged, or has no such bit-width, and
+    where one of its numbers is not finite (a lower bit-width may diverge alone).
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such run folder")
@@ -58,6 +59,11 @@ def read_run(folder: Path, bits: str | None = None) -> TrainedRun:
     run = TrainedRun(config, final, trained_network(folder, method), data)
     if bits is not None and parse_bits(bits, "--bits") != (config["w_bits"], config["a_bits"]):
         run = _lower_width(files, run, method, bits)
+    for name, tensor in run.model.named_parameters():
+        if not tensor.isfinite().all():
+            raise InputError(
+                f"{folder}: a number of {name} is not finite: there is no network to export"
+            )
     run.model.eval().to(memory_format=torch.channels_last)
     return run
 

@@ -1,5 +1,6 @@
 """The kernels that count: each gives the same integers as the slow form, wherever it serves."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -13,9 +14,13 @@ from small_networks import CHANNELS, FOR_ANY_LEVELS, SIDE, about, network, one_l
 from deploy.engine.plan import KERNELS
 from deploy.graph import Graph
 from deploy.network import Network
+from lowbit_core.kernels.build import TARGET
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.hardware import processor_words
 
-OF_SOME_PROCESSORS = {"matrices", "wide"}  # the other kernels must serve on any
+# The other kernels must serve on any. `products` needs SSSE3, which plain x86-64 has not.
+SSSE3 = "ssse3" in processor_words() and os.environ.get(TARGET) != "x86-64"
+OF_SOME_PROCESSORS = {"matrices", "wide"} | (set() if SSSE3 else {"products"})
 
 
 def here(serving: Iterable[str]) -> set[str]:

@@ -1,6 +1,7 @@
 """The lower bit-widths of a run that was trained for several can be exported, too."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from deploy.export.check import check_run
 from deploy.export.run import export_run
 from deploy.network import load
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.run_folder import RunFolder
 from lowbit_core.training.run import Place, train_run
 
 
@@ -58,3 +60,18 @@ def test_another_width_is_refused(trained, bits, reason, digits_root, tmp_path):
     with pytest.raises(InputError, match=reason):
         export_run(trained, tmp_path / "model.lowbit", digits_root, bits)
     assert not (tmp_path / "model.lowbit").exists()
+
+
+def test_a_width_that_is_no_network_is_refused(trained, digits_root, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    networks = torch.load(folder / "widths.pt", weights_only=True)
+    name = "stem.0.weight"
+    networks["W1A1"][name] = networks["W1A1"][name] * torch.nan  # a copy: widths share weights
+    files = RunFolder(folder)
+    files.save_tensors("widths.pt", networks)
+    final = files.read_json("final.json")
+    files.finish({key: final[key] for key in final if key not in ("files", "checksum")})
+    with pytest.raises(InputError, match=f"{name} is not finite: there is no network to export"):
+        export_run(folder, tmp_path / "model.lowbit", digits_root, "W1A1")
+    export_run(folder, tmp_path / "model.lowbit", digits_root, "W2A2")
