@@ -108,7 +108,7 @@ def add_earlier(earlier: Path, new: Path, suite: Suite, is_other: bool = False) 
     pairs = option_pairs(run["config"] | {"pretrained": start_of(run)} for run in runs)
     flags = {"variants": suite.has_variants, "options": bool(pairs)}
     texts = {
-        RUNS: json_lines(without_test(run) if suite.has_variants else run for run in runs),
+        RUNS: json_lines(without_test(run) if suite.hides_test else run for run in runs),
         SUITE: json_text(records[0].settings | flags),
         HISTOGRAMS: json_text(shown),
         EPOCHS: _joined(EPOCHS, parts, ids),
@@ -257,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _add_other(record: Path, new: Path, suite: Suite) -> Joined:
     """Add runs of another suite's record, which must have test accuracies if `suite` has some."""
-    if Record(record).settings["variants"] and not suite.has_variants:
+    if Record(record).hides_test and not suite.hides_test:
         raise InputError(
             f"--also {record}: it is of a suite that chooses on validation images, so it has no "
             f"test accuracy for suite {suite.name!r}: name a record of another kind"

@@ -67,7 +67,7 @@ def main() -> None:
         result = f"layer {final['diverged_layer']}: {final['diverged_because']}"
         if final["top1"] is not None:
             # What is chosen between variants must not know the test images.
-            of, key = ("validation", "val_top1") if suite.has_variants else ("test", "top1")
+            of, key = ("validation", "val_top1") if suite.hides_test else ("test", "top1")
             result = f"{of} top-1 {final[key]:.2f} %"
         say(f"{run['run_id']}: {final['status']}, {result}")
     if processes.is_first():

@@ -12,7 +12,7 @@ from workflow.results.compare import FEWEST, Difference, difference, judge, pair
 from workflow.results.labels import arch_name, method_label, method_order
 from workflow.results.main_table import markdown_table, mean_text
 from workflow.results.record import Record, mean_of, start_of
-from workflow.results.variants import variant_rows
+from workflow.results.variants import measured, variant_rows
 from workflow.suite.suite import ROOT
 
 TRAINING_COLUMNS = (
@@ -223,15 +223,17 @@ def claims_rates() -> str:
 
 
 def _variants(suite: str) -> str:
-    """Validation top-1 of every variant of the method's choices, and its difference."""
+    """Top-1 of every variant of the method's choices, and its difference, by the suite's images."""
     cells = []
     record = _record(suite)
+    measure = measured(record.settings["suite"])
+    heading = {"val_top1": "validation top-1", "top1": "test top-1"}[measure]
     for row in variant_rows(record.settings["suite"], record.runs):
-        middle = mean_text(row["val_top1_mean"], row["val_top1_std"])
+        middle = mean_text(row[f"{measure}_mean"], row[f"{measure}_std"])
         cells.append(
             {"method": method_label(row["method"]), "what it changes": row["change"] or ""}
         )
-        cells[-1]["validation top-1"] = f"{middle} ({row['n']})"
+        cells[-1][heading] = f"{middle} ({row['n']})"
         if row.get("p") is not None:
             cells[-1] |= {"difference": difference_text(row), "p, adjusted": p_text(row)}
             cells[-1]["verdict"] = row["verdict"]

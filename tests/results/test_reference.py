@@ -187,15 +187,17 @@ def test_what_has_no_place_is_named_and_nothing_is_replaced_unasked(
     assert {method for _, method, _ in found(out)} == {"fp", "lsq", "pact"}
 
 
+@pytest.mark.parametrize("compare_on", ["validation", "test"])
 def test_runs_that_another_suite_trained_are_taken_from_its_record(
-    tmp_path: Path, monkeypatch, capsys
+    compare_on: str, tmp_path: Path, monkeypatch, capsys
 ):
-    """A suite of variants takes them without their accuracy on test images."""
+    """A suite that chooses on validation images takes them without their test accuracy."""
     other = tmp_path / "other" / "record"
     train(tmp_path / "a", {0: ["direct", "pact"]}, "old", other)
     suite = train(tmp_path / "b", {0: ["direct", "lsq"]}, "new", tmp_path / "unused", starts_of="a")
     monkeypatch.setattr(reference, "load_suite", lambda *_: suite)
     monkeypatch.setattr(Suite, "has_variants", True)
+    suite.config["compare_on"] = compare_on
     roles = {run["run_id"]: run["role"] for run in suite.runs if run["method"] != "direct"}
     monkeypatch.setattr(reference, "finished_runs", lambda *_: roles)
     out = tmp_path / "out" / "record"
@@ -204,7 +206,7 @@ def test_runs_that_another_suite_trained_are_taken_from_its_record(
     assert "0 of them kept, 1 from other suites" in capsys.readouterr().err
     assert found(out) == {(0, "fp", "new"), (0, "lsq", "new"), (0, "direct", "old")}
     known = {run["config"]["method"]: "top1" in run["final"] for run in Record(out).runs}
-    assert known == {"fp": True, "lsq": False, "direct": False}
+    assert known == {"fp": True, **dict.fromkeys(("lsq", "direct"), compare_on == "test")}
 
 
 def test_another_suite_s_record_replaces_nothing(tmp_path: Path, monkeypatch, capsys):

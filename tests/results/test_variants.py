@@ -58,9 +58,22 @@ def test_golden_table():
     rival = table["lq_nets", "faster"]
     assert (rival["n"], rival["diverged"], rival["verdict"]) == (2, 1, "undecided")
     assert rival["top1_difference_mean"] == 0.5
-    text = re.sub(" +", " ", markdown(found, "tuning"))
+    text = re.sub(" +", " ", markdown(found, SUITE))
     assert "99" not in text.replace("95", "")  # no test accuracy
     assert "| faster | levels.lr_scale=1 | 3 | 0 | 54.00 ± 3.00 | +2.00 [−0.48, +4.48] |" in text
+
+
+def test_a_confirmation_compares_test_images():
+    records = [*runs("direct", BASE, [50.0, 52.0, 54.0]), *runs("direct", FASTER, [0.5, 1.0, 1.5])]
+    for record, value in zip(records, [60.0, 61.0, 62.0, 61.0, 63.0, 65.0], strict=True):
+        record["final"]["top1"] = value
+    confirming = SUITE | {"compare_on": "test"}
+    base, faster = variant_rows(confirming, records)
+    assert (base["top1_mean"], faster["top1_mean"]) == (61.0, 63.0)
+    assert faster["top1_difference_mean"] == pytest.approx(2.0)
+    assert "val_top1_mean" not in base
+    text = markdown([base, faster], confirming)
+    assert "Test top-1 in percent" in text and "63.00 ± 2.00" in re.sub(" +", " ", text)
 
 
 def test_the_suite_names_the_base_whatever_comes_first_in_the_record():

@@ -434,7 +434,19 @@ def test_variants_are_one_setting_by_several_recipes():
     assert not any(load_suite(name).has_variants for name in ("quick", "paper", "smoke"))
     assert not parse(BASE).has_variants
     again = BASE["experiments"][0] | {"recipe": "spare"}
-    assert parse(BASE | {"experiments": [BASE["experiments"][0], again]}).has_variants
+    variants = BASE | {"experiments": [BASE["experiments"][0], again]}
+    assert parse(variants).has_variants
+
+
+def test_test_images_are_hidden_until_a_choice_is_confirmed():
+    again = BASE["experiments"][0] | {"recipe": "spare"}
+    variants = BASE | {"experiments": [BASE["experiments"][0], again]}
+    assert parse(variants).hides_test and not parse(BASE).hides_test
+    assert not parse(variants | {"compare_on": "test"}).hides_test
+    with pytest.raises(InputError, match="compare_on is 'test': it must be left out in a suite"):
+        parse(BASE | {"compare_on": "test"})
+    with pytest.raises(InputError, match="compare_on: 'tests' is not one of"):
+        parse(variants | {"compare_on": "tests"})
 
 
 def test_jobs_hold_no_more_runs_than_asked():

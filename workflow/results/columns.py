@@ -150,7 +150,7 @@ NAMES = {
         agreement file_bytes entropy_bytes float32_bytes compression ms x_torch x_ort_int8
         kernels run_id""",
     "variants.csv": f"""
-        {NETWORK} bits method recipe change n diverged val_top1_mean val_top1_std
+        {NETWORK} bits method recipe change n diverged val_top1_mean val_top1_std top1_mean top1_std
         top1_difference_mean top1_difference_low top1_difference_high p p_adjusted verdict""",
 }
 TABLES = {table: columns(names) for table, names in NAMES.items()}

@@ -27,7 +27,7 @@ from workflow.results.columns import AGAIN, COMMITTED, REFERENCE, grouped, read_
 from workflow.suite.arguments import suite_parser
 from workflow.suite.jobs import check_jobs, check_run, read_jobs
 from workflow.suite.options import option_pairs
-from workflow.suite.suite import load_suite
+from workflow.suite.suite import hides_test, load_suite
 
 RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
     "runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json",
@@ -62,6 +62,11 @@ class Record:
             settings = json.loads(text)
             settings["suite"]["suite"], settings["variants"]
         return settings
+
+    @property
+    def hides_test(self) -> bool:
+        """Whether it has the test accuracies of its starts alone."""
+        return hides_test(self.settings["suite"], self.settings["variants"])
 
     @property
     def suite(self) -> str:
@@ -197,8 +202,8 @@ def write_record(
 ) -> None:
     """Write the record of the runs in `roles` ({run_id: role}, all of them finished) to `out`.
 
-    `settings`: the suite's file; `has_variants`: it compares recipes on validation data, so test
-    accuracies are recorded of its starts alone. Raises InputError if a run is damaged.
+    `settings`: the suite's file; `has_variants`: it compares recipes. If it does so on validation
+    images, test accuracies are recorded of its starts alone. Raises InputError if a run is damaged.
     """
     records = [_run(runs / run_id, role) for run_id, role in roles.items()]
     tops = {record["config"]["run_id"]: record["final"]["top1"] for record in records}
@@ -218,8 +223,9 @@ def write_record(
     ]
     tracked = any(row.get(OSCILLATING) is not None for row in epochs)
     epoch_columns = (*EPOCH_COLUMNS, OSCILLATING) if tracked else EPOCH_COLUMNS
+    hidden = hides_test(settings, has_variants)
     texts = {
-        RUNS: json_lines(without_test(run) if has_variants else run for run in records),
+        RUNS: json_lines(without_test(run) if hidden else run for run in records),
         SUITE: json_text({"suite": settings, "variants": has_variants, "options": has_options}),
         EPOCHS: csv_text(epoch_columns, epochs),
         CHANNELS: csv_text(CHANNEL_COLUMNS, channels),

@@ -24,7 +24,7 @@ def write_tables(folder: Path, record: Record) -> None:
     if record.settings["variants"]:
         rows = variants.variant_rows(record.settings["suite"], record.runs)
         write_table(folder / "variants.csv", rows)
-        write_text(folder / "variants.md", variants.markdown(rows, record.suite))
+        write_text(folder / "variants.md", variants.markdown(rows, record.settings["suite"]))
         return
     results = analysis.results(record)
     write_table(folder / "results.csv", results)

@@ -1,7 +1,8 @@
-"""Variants of the method's free choices, compared on the validation split alone.
+"""Variants of the method's free choices, compared on validation images.
 
-A variant is a method with a recipe of the suite; all of them train from the same checkpoints. Test
-data are not looked at: what is chosen here must not know them.
+A variant is a method with a recipe of the suite; all of them train from the same checkpoints. What
+is chosen must not know the test images, so a suite looks at them only to confirm a choice that was
+made before, on fresh seeds: with `compare_on: test`.
 """
 
 import pandas as pd
@@ -14,6 +15,7 @@ from workflow.results.compare import difference, judge, pair_runs
 from workflow.results.labels import method_label, method_order, network_name
 from workflow.results.main_table import markdown_table, mean_text
 from workflow.results.record import start_of
+from workflow.suite.suite import hides_test
 
 
 def change(recipe: dict, base: dict) -> str:
@@ -52,8 +54,13 @@ def variant_rows(suite: dict, records: list[dict]) -> list[dict]:
         if len(variants) > 1:
             order = _named(suite, {method for method, _ in variants})
             base = min(variants, key=lambda one: order.get(one, len(order)))
-            rows += [names | row for row in _setting_rows(variants, base)]
+            rows += [names | row for row in _setting_rows(variants, base, measured(suite))]
     return rows
+
+
+def measured(suite: dict) -> str:
+    """The accuracy that a suite compares: `val_top1` or `top1`, of validation or test images."""
+    return "val_top1" if hides_test(suite, True) else "top1"
 
 
 def _named(suite: dict, methods: set[str]) -> dict[tuple[str, str], int]:
@@ -67,7 +74,9 @@ def _named(suite: dict, methods: set[str]) -> dict[tuple[str, str], int]:
     return {one: place for place, one in enumerate(named)}
 
 
-def _setting_rows(variants: dict[tuple[str, str], list[dict]], base: tuple[str, str]) -> list[dict]:
+def _setting_rows(
+    variants: dict[tuple[str, str], list[dict]], base: tuple[str, str], measure: str
+) -> list[dict]:
     rows = []
     for name in sorted(variants, key=lambda v: (method_order(v[0]), v[1] != base[1], v[1])):
         same = (base[0], name[1])
@@ -78,12 +87,12 @@ def _setting_rows(variants: dict[tuple[str, str], list[dict]], base: tuple[str, 
             "method": name[0],
             "recipe": name[1],
             "change": change(mine[0]["recipe"], variants[base][0]["recipe"]),
-            **mean_and_spread(done, "val_top1"),
+            **mean_and_spread(done, measure),
             "diverged": len(mine) - len(done),
             "verdict": "undecided",
         }
         rows.append(row)
-        pairs = pair_runs(mine, others, "val_top1")
+        pairs = pair_runs(mine, others, measure)
         if name == against or not pairs.runs:
             continue
         failed = sum(run["status"] != "done" for run in others)
@@ -93,32 +102,38 @@ def _setting_rows(variants: dict[tuple[str, str], list[dict]], base: tuple[str, 
     return rows
 
 
-def markdown(rows: list[dict], suite: str) -> str:
+def markdown(rows: list[dict], suite: dict) -> str:
+    measure = measured(suite)
+    images, about = {
+        "val_top1": ("validation", "test data are not looked at"),
+        "top1": ("test", "the recipes were chosen before, on validation images of other seeds"),
+    }[measure]
     parts = [
-        f"# Variants (suite: {suite})",
-        "Validation top-1 in percent, mean ± sample standard deviation over the seeds; test data "
-        "are not looked at. Differences are paired by checkpoint: a recipe of the first method "
+        f"# Variants (suite: {suite['suite']})",
+        f"{images.capitalize()} top-1 in percent, mean ± sample standard deviation over the seeds; "
+        f"{about}. Differences are paired by checkpoint: a recipe of the first method "
         "against its first recipe, another method against the first one by the same recipe; in "
         "brackets the 95 % interval (Student's t) from three seeds on. The verdicts of one setting "
         "are adjusted for their number (Holm). Small networks and short training: they choose "
         "between variants, and are not comparable with published numbers.",
     ]
-    header = ["method", "recipe", "what it changes", "n", "diverged", "validation top-1",
-              "difference", "verdict"]  # fmt: skip
+    header = ["method", "recipe", "what it changes", "n", "diverged",
+              f"{images} top-1", "difference", "verdict"]  # fmt: skip
     for mine in grouped(rows, "dataset", "arch", "bits").values():
         title = f"## {network_name(mine[0])}, {mine[0]['bits']}"
-        parts += [title, markdown_table(header, list(map(_line, mine)), "lllrrrrl")]
+        lines = [_line(row, measure) for row in mine]
+        parts += [title, markdown_table(header, lines, "lllrrrrl")]
     return "\n\n".join(parts) + "\n"
 
 
-def _line(row: dict) -> list[str]:
-    mean, compared = row["val_top1_mean"], row.get("top1_difference_mean") is not None
+def _line(row: dict, measure: str) -> list[str]:
+    mean, compared = row[f"{measure}_mean"], row.get("top1_difference_mean") is not None
     return [
         method_label(row["method"]),
         row["recipe"],
         row["change"] or "-",
         str(row["n"]),
         str(row["diverged"]),
-        "-" if mean is None else mean_text(mean, row["val_top1_std"]),
+        "-" if mean is None else mean_text(mean, row[f"{measure}_std"]),
         *((difference_text(row), row["verdict"]) if compared else ("-", "-")),
     ]

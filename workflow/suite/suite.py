@@ -84,6 +84,10 @@ class Suite:
         return len(settings) < len(ids)
 
     @property
+    def hides_test(self) -> bool:
+        return hides_test(self.config, self.has_variants)
+
+    @property
     def has_options(self) -> bool:
         """Whether it trains a run without and with an option of its recipe."""
         return bool(option_pairs(self.runs))
@@ -102,6 +106,14 @@ class Suite:
 
     def _of_jobs(self) -> Iterator[tuple[Job, dict]]:
         return ((job, run) for job in self.jobs.values() for run in job.runs)
+
+
+def hides_test(config: dict, has_variants: bool) -> bool:
+    """Whether a suite chooses between recipes on validation images, so test images are not seen.
+
+    config: the suite's file, or that of a record, which may be older than the key.
+    """
+    return has_variants and config.get("compare_on", "validation") == "validation"
 
 
 def load_suite(name: str, compile: str = "") -> Suite:
@@ -131,7 +143,12 @@ def parse_suite(text: str | bytes, where: str, compile: str = "") -> Suite:
         if config["deploy"] and suite.has_variants:
             raise InputError(
                 "deploy is true: it must be false in a suite that compares recipes, since such a "
-                "suite reads no test images"
+                "suite makes no table of exported files"
+            )
+        if config["compare_on"] == "test" and not suite.has_variants:
+            raise InputError(
+                "compare_on is 'test': it must be left out in a suite that compares no recipes, "
+                "since the tables of such a suite show test images anyway"
             )
         _check_cells(suite)
     return suite
