@@ -185,7 +185,8 @@ def _joined(name: str, parts: list[tuple[Path, set[str]]], ids: list[str]) -> st
     rows: dict[str, list[dict]] = {}
     columns: dict[str, None] = {}
     for folder, mine in parts:
-        table = csv.DictReader(io.StringIO(read_sealed(folder / name).decode(), newline=""))
+        text = read_sealed(folder / name, Record(folder).is_committed)
+        table = csv.DictReader(io.StringIO(text.decode(), newline=""))
         columns |= dict.fromkeys(table.fieldnames or ())
         rows |= grouped((row for row in table if row["run_id"] in mine), "run_id")
     return csv_text(tuple(columns), [row for run_id in ids for row in rows.get(run_id, ())])

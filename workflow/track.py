@@ -30,6 +30,7 @@ ARTIFACTS = ("final.json", *(name for name in SEALED if name not in (WEIGHTS, LO
 CONFIG_TAGS = ("dataset", "arch", "method", "seed", "run_key", "run_id", "code_version")
 FINAL_METRICS = {"top1": "test_top1", "top5": "test_top5"}  # name in final.json: name in MLflow
 FINAL_METRICS |= {name: name for name in ("test_loss", "size_bytes", "bitops")}
+OF_TEST = ("top1", "top5", "test_loss")  # of them
 # MLflow's own limits: runs and metrics in one call, characters of a value and of a digest.
 MAX_RUNS, MAX_METRICS, MAX_VALUE, MAX_DIGEST = 50_000, 1000, 6000, 36
 # With this tag MLflow's UI opens an experiment in the view for training, not in that for agents.
@@ -77,10 +78,14 @@ class Store:
 
 
 class TrackedRun(NamedTuple):
-    """A run folder and the role of the run in its suite."""
+    """A run folder and the role of the run in its suite.
+
+    hides_test: the suite chooses on validation images, so nothing of the test images is copied.
+    """
 
     folder: Path
     role: str
+    hides_test: bool = False
 
 
 # -- reading run folders ---------------------------------------------------------------------
@@ -182,7 +187,9 @@ def _sync_run(client, experiment, suite, run: TrackedRun, known: dict, data: Pat
         begun = _milliseconds(run.folder / "config.json")
         known[key] = client.create_run(experiment, begun, tags, name)
     run_id = known[key].info.run_id
-    metrics, params, tags = _values(known[key], config, read_epochs(run.folder), final)
+    hidden = OF_TEST if run.hides_test and run.role != "checkpoint" else ()
+    shown = final and {name: value for name, value in final.items() if name not in hidden}
+    metrics, params, tags = _values(known[key], config, read_epochs(run.folder), shown)
     for start in range(0, len(metrics), MAX_METRICS):
         client.log_batch(run_id, metrics[start : start + MAX_METRICS])
     if metrics or params or final:  # the tags come last: they note which epochs are logged
@@ -191,7 +198,7 @@ def _sync_run(client, experiment, suite, run: TrackedRun, known: dict, data: Pat
         if inputs := _data_sets(data / config["dataset"]):
             client.log_inputs(run_id, datasets=inputs)
         for path in (run.folder / name for name in ARTIFACTS):
-            if path.exists():
+            if path.exists() and not (hidden and path.name == "final.json"):
                 client.log_artifact(run_id, str(path))
         client.set_terminated(run_id, "FINISHED", _milliseconds(run.folder / "final.json"))
     return bool(metrics or params or final)
@@ -277,13 +284,14 @@ class Watcher:
     def _look_at(self, config: dict) -> None:
         suite, changed = config["suite"]["suite"], {}
         roles = {run["run_id"]: run["role"] for run in reversed(config["runs"])}
+        hides = config.get("hides_test", False)  # written by an earlier version, it has no such key
         for run_id in roles:
             paths = [self.runs / run_id / name for name in WATCHED]
             times = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
             if any(times) and times != self.seen.get((suite, run_id)):
                 changed[suite, run_id] = times
         if changed:
-            runs = [TrackedRun(self.runs / run_id, roles[run_id]) for _, run_id in changed]
+            runs = [TrackedRun(self.runs / run_id, roles[run_id], hides) for _, run_id in changed]
             sync(self.store, suite, runs, self.data)
             self.seen |= changed
 

@@ -17,6 +17,7 @@ from test_report import parse
 
 from lowbit_core.datasets.manifest import read_labels, read_manifest
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.files import json_lines
 from workflow.results import plots, report
 from workflow.results.columns import read_table
 from workflow.results.deployed import gallery, gather, table
@@ -24,7 +25,7 @@ from workflow.results.deployed import plots as deploy_plots
 from workflow.results.labels import method_label, method_order
 from workflow.results.plots import style
 from workflow.results.plots.accuracy import pareto
-from workflow.results.record import DEPLOYED, GALLERY, RUNS, Record
+from workflow.results.record import DEPLOYED, GALLERY, RUNS, Record, write_texts
 
 REASON = "layer fc: a file cannot hold it & says <so>"
 NAMES = ("table_deploy.csv", "table_deploy.md", "table_deploy.tex")
@@ -193,6 +194,16 @@ def test_what_was_measured_of_another_training_is_not_kept(many, digits_root, tm
     shown = Record(record).gallery
     entries = [one["run_id"] for one in shown["methods"] + shown["networks"]]
     assert entries and run_id not in entries
+
+
+def test_what_was_measured_before_a_run_was_trained_anew_is_in_no_table(many, tmp_path):
+    folder = Path(shutil.copytree(many / "record", tmp_path / "record"))
+    rows = [json.loads(line) for line in (folder / "deploy.jsonl").read_text().splitlines()]
+    old = next(row for row in rows if row["status"] == "exported")
+    old["top1_training"] += 1
+    write_texts(folder, {"deploy.jsonl": json_lines(rows)})
+    found = {row["run_id"] for row in table.deploy_rows(Record(folder))}
+    assert found == {row["run_id"] for row in rows} - {old["run_id"]}
 
 
 def test_joined_galleries_show_what_one_would():

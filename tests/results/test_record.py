@@ -310,6 +310,26 @@ def test_diagnostics_of_a_run_by_hand(tmp_path):
     )  # fmt: skip
 
 
+def test_jobs_of_another_version_of_the_suite_make_no_record(tmp_path):
+    run_id = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    job = tmp_path / "job.jsonl"
+    job.write_text(job_text([{"run_id": run_id, "role": "run"}]))
+    call = ["--suite", "smoke", "--jobs", str(job), "--runs", str(tmp_path / "runs")]
+    with pytest.raises(InputError, match="has no run .*, which a job trained: the suite or the"):
+        record.main([*call, "--out", str(tmp_path / "record")])
+
+
+def test_a_run_of_no_epochs_has_no_rows(tmp_path):
+    run_id = fake_runs.write_run(tmp_path / "runs", "resnet20", "fp", (32, 32), 0)
+    folder = RunFolder(tmp_path / "runs" / run_id)
+    for name in ("metrics.csv", "timings.csv"):
+        path = folder.path / name
+        path.write_text(path.read_text().splitlines(keepends=True)[0])
+    folder.finish(folder.read_json("final.json") | {"epochs_done": 0})
+    record.write_record({"suite": "made"}, {run_id: "run"}, folder.path.parent, tmp_path / "record")
+    assert Record(tmp_path / "record").epochs.get(run_id, []) == []
+
+
 def test_the_share_of_oscillating_weights_reaches_the_diagnostics(tmp_path):
     """It is the mean over the layers that were tracked; of a run that tracked none it is empty."""
     tracked = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
@@ -408,6 +428,24 @@ def test_every_width_of_a_run_that_diverged_has_diverged():
 def test_what_is_wrong_with_a_header_is_named(header, words):
     with pytest.raises(InputError, match=words):
         read_cells("t.csv", header.encode(), columns("a b"), "remedy")
+
+
+def test_a_run_whose_weights_are_on_another_machine_is_kept(tmp_path, capsys):
+    run_id = fake_runs.write_run(tmp_path / "runs", "resnet20", "direct", (2, 2), 0)
+    job = tmp_path / "job.jsonl"
+    job.write_text(job_text([{"run_id": run_id, "role": "run"}]))
+    weights, content = tmp_path / "runs" / run_id / "weights.pt", b"a network"
+    weights.write_bytes(content)
+    folder = RunFolder(weights.parent)
+    final = folder.read_json("final.json")
+    folder.finish({key: final[key] for key in final if key not in ("files", "checksum")})
+    weights.unlink()
+    mend_jobs([job], tmp_path / "runs")
+    assert job.exists() and (tmp_path / "runs" / run_id / "final.json").exists()
+    assert "copy it from the machine that trained the run" in capsys.readouterr().err
+    weights.write_bytes(content[:-1])  # damaged, it is no use
+    mend_jobs([job], tmp_path / "runs")
+    assert not job.exists() and not (tmp_path / "runs" / run_id / "final.json").exists()
 
 
 def test_a_run_whose_configuration_is_unreadable_is_trained_anew(tmp_path, capsys):

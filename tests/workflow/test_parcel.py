@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,23 @@ def test_what_others_need_has_room_before_what_they_do_not(tmp_path):
     assert names == {"config.json", "final.json", "metrics.csv", "timings.csv"}
     assert left_out(0)[0] == "start/weights.pt"
     assert len(parcel.merge([tmp_path / "out"], tmp_path / "elsewhere")) == 3  # the records
+
+
+def test_lower_widths_take_room_like_weights(tmp_path):
+    folders = [finished(tmp_path / "runs", run, weights=os.urandom(3000)) for run in RUNS]
+    (folders[2] / "widths.pt").write_bytes(os.urandom(9000))
+    records = sum(p.stat().st_size for p in tmp_path.glob("runs/*/[!.]*") if p.suffix != ".pt")
+    room = records + 3100
+    left_out = parcel.pack_runs(RUNS, tmp_path / "runs", tmp_path / "out", "tiny", room)
+    assert left_out == ["fp/weights.pt", "direct/weights.pt", "direct/widths.pt"]
+
+
+def test_the_same_content_gives_the_same_parcels(tmp_path, monkeypatch):
+    for name, year in (("one", 2001), ("other", 2002)):
+        monkeypatch.setattr(time, "time", lambda year=year: year * 3e7)
+        parcel.write_parcels(tmp_path / name, "runs", {"a/b": b"content"})
+    one, other = (sorted((tmp_path / name).iterdir()) for name in ("one", "other"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
 
 
 def test_the_state_of_an_unfinished_run_has_room_before_weights(tmp_path):

@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import yaml
 
 from workflow.guard import point_to
 from workflow.suite.suite import ROOT, parse_suite
@@ -18,12 +19,12 @@ SUITE = (ROOT / "tests" / "fault" / "tiny.yaml").read_text()
 JOBS = [f"results/tiny/jobs/{job}.jsonl" for job in parse_suite(SUITE, "tiny.yaml").jobs]
 
 
-def snakemake(folder, *words, config=(), python=sys.executable):
+def snakemake(folder, *words, config=(), python=sys.executable, targets=JOBS):
     """Run snakemake in `folder`; returns its output."""
     command = [python, "-m", "snakemake", "--cores", "2", *words, "--config", "suite=tiny", *config]
     environment = {**os.environ, "PYTHONPATH": sysconfig.get_path("purelib")}
     done = subprocess.run(
-        [*command, "--", *JOBS],
+        [*command, "--", *targets],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -62,8 +63,6 @@ def test_settings_that_change_no_result_rerun_nothing(checkout):
     config = (
         "data_source=/nowhere",
         "download=False",
-        "per_gpu=3",
-        "gpus_per_run=2",
         "datasets=digits",
         "compile=off",  # which is what the suite says
         f"data={checkout / 'other'}",
@@ -72,7 +71,23 @@ def test_settings_that_change_no_result_rerun_nothing(checkout):
     python.parent.mkdir()
     python.symlink_to(sys.executable)
     words = ("-n", "--cores", "1", "--resources", "gpu=2")
-    assert "Nothing to be done" in snakemake(checkout, *words, config=config, python=python)
+    for one in ("per_gpu=3", "gpus_per_run=2"):
+        output = snakemake(checkout, *words, config=(*config, one), python=python)
+        assert "Nothing to be done" in output
+
+
+def test_a_key_that_changes_no_run_makes_the_record_anew(checkout):
+    record = checkout / "results" / "tiny" / "record"
+    record.mkdir()
+    for name in ("runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json"):
+        (record / name).touch()
+    targets = ["results/tiny/record/runs.jsonl"]
+    snakemake(checkout, "--touch", "--forceall", targets=targets)
+    assert "Nothing to be done" in snakemake(checkout, "-n", targets=targets)
+    suite = yaml.safe_load(SUITE) | {"deploy_images": 7}
+    (checkout / "config" / "suites" / "tiny.yaml").write_text(yaml.safe_dump(suite))
+    output = snakemake(checkout, "-n", targets=targets)
+    assert "rule record" in output and "rule train" not in output
 
 
 def test_only_what_determines_the_runs_is_recorded(checkout):

@@ -13,6 +13,8 @@ SHIPPED = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
 def test_the_shipped_configuration_is_accepted():
     assert configured_suite(SHIPPED).name == "quick"
     check_config({"suite": "quick", "download": True, "gpus_per_run": 2})
+    off = configured_suite(SHIPPED | {"compile": False})  # YAML reads the word `off` so
+    assert off.config["compile"] == "off"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,7 @@ def test_the_shipped_configuration_is_accepted():
         ({"data": "a\nb"}, "data.*one line"),
         ({"data": "{job}"}, "data.*one line"),
         ({"budget_minutes": 5, "gpus_per_run": 2}, "gpus_per_run.*budget_minutes"),
+        ({"per_gpu": 2, "gpus_per_run": 2}, "per_gpu.*gpus_per_run.*one of them"),
         ({"suite": "smoke", "gpus_per_run": 3}, "gpus_per_run is 3.*divide.*'checkpoint'.*64"),
         ({"suite": "smoke", "datasets": "imagenet"}, "'imagenet'.*fashion_mnist"),
         ({"compile": "fast"}, "'fast'.*auto, off"),

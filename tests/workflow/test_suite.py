@@ -438,6 +438,31 @@ def test_variants_are_one_setting_by_several_recipes():
     assert parse(variants).has_variants
 
 
+def test_variants_do_not_share_a_cell():
+    """Two networks, policies or values of an option are not averaged under one recipe's name."""
+    first = BASE["experiments"][0]
+    variants = [first, first | {"recipe": "spare"}]
+    for other in (
+        first | {"policy": {"shortcut": "fp"}, "ablations": []},
+        first | {"arch_options": {"width": 16, "stem": "small"}},
+    ):
+        refused(BASE | {"experiments": [*variants, other]}, "and recipe (", "another suite")
+    options = [{"distill": {"temperature": t}} for t in (1, 4)]
+    part = {"methods": ["direct"], "bits": ["W2A2"], "options": options}
+    refused(
+        BASE | {"experiments": [first | {"ablations": [part]}, variants[1]]},
+        "and recipe (",
+        "+distill",
+    )
+
+
+def test_a_part_of_a_suite_compares_recipes_if_the_whole_does():
+    first = BASE["experiments"][0]
+    elsewhere = first | {"dataset": "fashion_mnist", "arch": "resnet20"}
+    suite = parse(BASE | {"experiments": [elsewhere, first, first | {"recipe": "spare"}]})
+    assert suite.only("fashion_mnist").has_variants and suite.only("fashion_mnist").hides_test
+
+
 def test_test_images_are_hidden_until_a_choice_is_confirmed():
     again = BASE["experiments"][0] | {"recipe": "spare"}
     variants = BASE | {"experiments": [BASE["experiments"][0], again]}

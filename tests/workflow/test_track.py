@@ -116,6 +116,17 @@ def test_a_finished_run_is_tracked_whole(store, tmp_path):
     assert [a.path for a in client.list_artifacts(report.info.run_id)] == ["plot.png"]
 
 
+def test_a_suite_that_chooses_on_validation_images_shows_nothing_of_the_test_images(
+    store, tmp_path
+):
+    run = write_run(tmp_path / "runs")._replace(hides_test=True)
+    track.sync(store, "smoke", [run], tmp_path)
+    names = {name for (name,) in query(store, "select distinct key from metrics")}
+    assert "val_top1" in names and not names & {"test_top1", "test_top5", "test_loss"}
+    assert not list((store.folder / "artifacts").rglob("final.json"))
+    assert list((store.folder / "artifacts").rglob("config.json"))
+
+
 def test_a_second_sync_adds_nothing(store, tmp_path):
     runs = [write_run(tmp_path / "runs", method) for method in ("direct", "pact")]
     plot = tmp_path / "plot.png"

@@ -28,7 +28,7 @@ from lowbit_core.runtime.files import (
     write_bytes,
     write_json,
 )
-from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder, check_run_id
+from lowbit_core.runtime.run_folder import LOWER_WEIGHTS, WEIGHTS, RunFolder, check_run_id
 from lowbit_core.runtime.run_status import loaded_runs
 
 PARCEL_BYTES = 16 * 2**20  # the most of one file
@@ -44,7 +44,8 @@ def write_parcels(folder: Path, name: str, members: dict[str, bytes]) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, content in members.items():
-            archive.writestr(member, content)
+            # A fixed date: the same content gives the same bytes.
+            archive.writestr(zipfile.ZipInfo(member), content, zipfile.ZIP_DEFLATED)
     buffer.seek(0)
     pieces = list(iter(lambda: buffer.read(PARCEL_BYTES), b""))
     paths = [folder / f"{name}.{number}" for number in range(1, len(pieces) + 1)]
@@ -134,8 +135,9 @@ def pack_runs(
     starts = starts.union(*map(loaded_runs, runs))
 
     def rank(path: Path) -> int:
-        spare = path.name == WEIGHTS and path.parent.name not in starts
-        return 2 if spare else int(path.name in (WEIGHTS, RESUME_STATE))
+        networks = (WEIGHTS, LOWER_WEIGHTS)
+        spare = path.name in networks and path.parent.name not in starts
+        return 2 if spare else int(path.name in (*networks, RESUME_STATE))
 
     found = [path for run in runs for path in sorted((root / run["run_id"]).glob("[!.]*"))]
     members, left_out = {}, []
@@ -248,12 +250,15 @@ def _run_key(folder: Path, origin: Path) -> str:
 
 def track(sources: Iterable[Path], runs: Path) -> None:
     """Bring MLflow up to date with the merged runs of the sources' parcels."""
-    from workflow.track import Store, TrackedRun, sync  # takes seconds
+    from workflow.suite.suite import SUITES, load_suite  # takes seconds
+    from workflow.track import Store, TrackedRun, sync
 
     for source in sources:
         about = json.loads(open_parcels(source, RUNS).read(ABOUT))
+        is_known = (SUITES / f"{about['suite']}.yaml").exists()  # it may have been deleted
+        hides = is_known and load_suite(about["suite"]).hides_test
         folders = {runs / check_run_id(run): role for run, role in about["roles"].items()}
-        tracked = [TrackedRun(path, role) for path, role in folders.items() if path.is_dir()]
+        tracked = [TrackedRun(path, role, hides) for path, role in folders.items() if path.is_dir()]
         sync(Store(runs.parent / "mlflow"), about["suite"], tracked)
         print(f"{len(tracked)} runs of suite {about['suite']} are in {runs.parent}/mlflow")
 

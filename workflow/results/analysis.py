@@ -209,7 +209,8 @@ def direct_weights(record: Record, runs: list[dict]) -> list[dict]:
     pairs = load_comparisons().direct_weights
     order = list(dict.fromkeys(name for pair in pairs for name in pair))
     family = [run for run in runs if run["method"] in order and run["w_bits"] != FLOAT_BITS]
-    family = [run for run in family if run["role"] != "option"]
+    # A lower bit-width of a run with several has no weights of its own to tell of.
+    family = [run for run in family if run["role"] != "option" and not run.get("width_of")]
     ran = {(setting_of(run), run["method"]) for run in family}
     both = [(at, pair) for at, _ in ran for pair in pairs if {(at, m) for m in pair} <= ran]
     compared = {(at, name) for at, pair in both for name in pair}

@@ -96,7 +96,9 @@ class Record:
         rows = self._rows(EPOCHS, EPOCH_COLUMNS)
         for run in self.trained:
             run_id = run["config"]["run_id"]
-            if run["final"]["status"] == "done" and run_id not in rows:
+            final = run["final"]  # a run of no epochs has no rows
+            has_epochs = final["status"] == "done" and final.get("epochs_done") != 0
+            if has_epochs and run_id not in rows:
                 raise InputError(
                     f"{self.folder / EPOCHS} has no epoch of run {run_id}, which {RUNS} lists: "
                     f"{COMMITTED if self.is_committed else AGAIN}"
@@ -116,14 +118,21 @@ class Record:
 
     @cached_property
     def deployed(self) -> dict[str, dict]:
-        """{run_id: what was measured of its file} (see deploy/measure.py); empty if nothing was."""
+        """{run_id: what was measured of its file} (see deploy/measure.py); empty if nothing was.
+
+        What was measured of an earlier training of a run is left out.
+        """
         if not (self.folder / DEPLOYED).exists():
             return {}
         with self._reading(DEPLOYED) as text:
             rows = {row["run_id"]: row for row in map(json.loads, text.splitlines())}
             for row in rows.values():
                 row["status"], row["reason"]
-        return rows
+        return {
+            run_id: rows[run_id]
+            for run in self.trained
+            if (run_id := run["config"]["run_id"]) in rows and is_of(rows[run_id], run)
+        }
 
     @cached_property
     def gallery(self) -> dict:
@@ -159,6 +168,16 @@ class Record:
             yield data.decode()
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise InputError(f"{path} is not part of a record ({error}): make it again") from error
+
+
+def is_of(measured: dict, run: dict) -> bool:
+    """Whether a row of deploy.jsonl was measured of this training of a run."""
+    final, has_diverged = run["final"], measured["status"] == "diverged"
+    return (
+        measured["run_key"] == run["config"]["run_key"]
+        and has_diverged == (final["status"] == "diverged")
+        and measured.get("top1_training") in (None, final.get("top1"))
+    )
 
 
 def _lower_widths(run: dict) -> Iterator[dict]:
@@ -359,7 +378,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     suite = load_suite(args.suite, args.compile)
     check_jobs(args.jobs, args.runs)
-    write_record(suite.config, read_jobs(args.jobs), args.runs, args.out, suite.has_variants)
+    roles = suite.roles
+    for run_id in read_jobs(args.jobs):
+        if run_id not in roles:
+            raise InputError(
+                f"suite {suite.name!r} has no run {run_id!r}, which a job trained: the suite or "
+                "the code changed while the sweep ran, so start snakemake again"
+            )
+    roles = {run_id: roles[run_id] for run_id in read_jobs(args.jobs)}
+    write_record(suite.config, roles, args.runs, args.out, suite.has_variants)
 
 
 if __name__ == "__main__":

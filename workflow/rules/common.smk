@@ -6,10 +6,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir)))
 
 from lowbit_core.runtime.errors import InputError
+from lowbit_core.runtime.files import checksum
 from workflow.away.queue import describe, suite_queue
 from workflow.comparisons import load_comparisons
 from workflow.guard import begin, point_to
 from workflow.results.columns import TABLES as CSV_TABLES
+from workflow.results.labels import load_labels
+from workflow.results.main_table import read_published
 from workflow.results.record import Record
 from workflow.suite.identity import deploy_version
 from workflow.suite.settings import configured_suite
@@ -21,6 +24,8 @@ DATA_LINK = ".snakemake/data"
 
 try:
     SUITE = configured_suite(config)
+    load_labels()  # what a table needs is read before any work starts
+    read_published(SUITE.name)
     point_to(Path(DATA_LINK), Path(config["data"]))
 except (InputError, OSError) as error:
     sys.exit(f"error: {error}")  # one line; a WorkflowError would add a traceback
@@ -100,8 +105,7 @@ def everything(folder, has_variants, has_options, has_deploy):
 DEPLOYED = [*DEPLOY_TABLES, *DEPLOY_PLOTS] if SUITE.config["deploy"] else []
 SUITE_HAS = (SUITE.has_options, SUITE.config["deploy"])
 EVERYTHING = everything(RESULTS, SUITE.has_variants, *SUITE_HAS)
-if not SUITE.has_variants:
-    EVERYTHING.append(f"{RESULTS}/tracking.txt")
+EVERYTHING.append(f"{RESULTS}/{'config.json' if SUITE.has_variants else 'tracking.txt'}")
 # Asked for by name: Snakemake does not miss what a failed job has deleted as long as the table that is
 # made from it is there.
 MEASURED = expand(f"{RESULTS}/deploy/{{start}}.jsonl", start=list(SUITE.starts))

@@ -15,7 +15,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     suite = load_suite(arguments.suite, arguments.compile)
-    write_json(arguments.out, {"suite": suite.config, "runs": suite.runs})
+    expanded = {"suite": suite.config, "runs": suite.runs, "hides_test": suite.hides_test}
+    write_json(arguments.out, expanded)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.progress import say
-from lowbit_core.runtime.run_folder import RunFolder, check_run_id
+from lowbit_core.runtime.run_folder import WEIGHTS, RunFolder, check_run_id
 from lowbit_core.runtime.run_status import RunStatus, run_status
 
 ROLES = ("run", "ablation", "option", "checkpoint")
@@ -112,10 +112,22 @@ def mend_jobs(paths: Iterable[str | Path], runs: Path) -> None:
             else:
                 key = config.get("run_key", "")
                 status, damage = run_status(runs / run_id, key, weights=True)
+                if _only_weights_are_elsewhere(runs / run_id, key):
+                    say(
+                        f"{damage}: copy it from the machine that trained the run, or delete "
+                        f"{runs / run_id}, and run `snakemake` again"
+                    )
+                    continue
             if status in (RunStatus.DAMAGED, RunStatus.ABSENT):
                 RunFolder(runs / run_id).remove("final.json")
                 path.unlink(missing_ok=True)
                 say(f"{damage or run_id}: run `snakemake` again, which trains it anew")
+
+
+def _only_weights_are_elsewhere(folder: Path, key: str) -> bool:
+    """Whether a finished run lacks its network alone, as after training on another machine."""
+    done = run_status(folder, key, weights=False)[0] is RunStatus.DONE
+    return done and not (folder / WEIGHTS).exists()
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ MINIMUM = {"budget_minutes": 0, "per_gpu": 1, "gpus_per_run": 1}
 
 def configured_suite(config: dict) -> Suite:
     """The suite that the configuration names; raises InputError for anything wrong in either."""
+    if config.get("compile") is False:  # YAML reads the word `off` so
+        config["compile"] = "off"
     check_config(config)
     suite = load_suite(config["suite"], config["compile"]).only(config["datasets"])
     for name, recipe in suite.config["recipes"].items():
@@ -45,6 +47,10 @@ def check_config(config: dict) -> None:
             )
         if type(value) is int and value < MINIMUM.get(key, value):
             raise InputError(f"configuration {key} is {value}: it must be at least {MINIMUM[key]}")
+    if config.get("per_gpu", 1) > 1 and config.get("gpus_per_run", 1) > 1:
+        raise InputError(
+            "configuration per_gpu: with gpus_per_run a run takes whole GPUs: set one of them only"
+        )
     if config.get("budget_minutes", 0) and config.get("gpus_per_run", 1) > 1:
         raise InputError(
             "configuration gpus_per_run: with budget_minutes a run trains on one GPU: set one only"

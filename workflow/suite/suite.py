@@ -47,11 +47,16 @@ class Suite:
     name: str
     config: dict
     jobs: dict[str, Job]
+    part_of: "Suite | None" = None
 
     @property
     def runs(self) -> list[dict]:
         """The runs of all jobs, each once."""
         return [run for job in self.jobs.values() for run in job.runs]
+
+    @property
+    def roles(self) -> dict[str, str]:
+        return {run["run_id"]: run["role"] for run in self.runs}
 
     @property
     def datasets(self) -> list[str]:
@@ -71,11 +76,13 @@ class Suite:
         for name in chosen:
             check_choice(name, self.datasets, f"configuration datasets for suite {self.name!r}")
         jobs = {n: j for n, j in self.jobs.items() if j.runs[0]["dataset"] in chosen}
-        return replace(self, jobs=jobs) if chosen else self
+        return replace(self, jobs=jobs, part_of=self) if chosen else self
 
     @property
     def has_variants(self) -> bool:
-        """Whether it runs one method by several recipes: a comparison of variants."""
+        """Whether it, or the suite of which it is a part, runs one method by several recipes."""
+        if self.part_of:
+            return self.part_of.has_variants
         ids, settings = set(), set()
         others = dict.fromkeys(("recipe", "run_key", "run_id", "role", "pretrained"))
         for run in (run for run in self.runs if run["role"] not in ("checkpoint", "option")):
@@ -173,22 +180,24 @@ def check_choice(value: str, legal: Collection[str], what: str) -> None:
 
 
 def _check_cells(suite: Suite) -> None:
-    """A cell of a table and a seed have one run, unless the suite compares recipes.
+    """A cell of a table and a seed have one run; where recipes are compared, each has its cells.
 
     A run that is trained for several bit-widths takes a cell at each of them.
     """
     cells: dict[tuple, str] = {}
-    for run in suite.runs if not suite.has_variants else ():
-        if run["role"] not in ("run", "ablation"):
+    for run in suite.runs:
+        if run["role"] == "checkpoint" or (run["role"] == "option" and not suite.has_variants):
             continue
+        recipe = run["recipe"]["name"] if suite.has_variants else ""
         lower = run["recipe"].get("widths", {}).get("lower", ())
         for label in (bits_label(run["w_bits"], run["a_bits"]), *lower):
-            place = *(run[key] for key in ("dataset", "arch", "method", "seed")), label
+            place = *(run[key] for key in ("dataset", "arch", "method", "seed")), label, recipe
             other = cells.setdefault(place, run["run_id"])
             if other != run["run_id"]:
                 raise InputError(
                     f"experiments: runs {other} and {run['run_id']} have the same network, method, "
-                    f"seed and bits ({label}): a table takes one, so give one of them another suite"
+                    f"seed and bits ({label}){recipe and f' and recipe ({recipe})'}: a table takes "
+                    "one, so give one of them another suite"
                 )
 
 

@@ -19,7 +19,7 @@ from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import json_lines, json_text
 from workflow.results.columns import AGAIN
 from workflow.results.deployed.gallery import NO_GALLERY, joined_galleries, make_gallery
-from workflow.results.record import DEPLOYED, GALLERY, Record, write_texts
+from workflow.results.record import DEPLOYED, GALLERY, Record, is_of, write_texts
 
 FOR_THE_GALLERY = ("codes", "predictions")  # keys that a line of the record lacks
 
@@ -55,9 +55,9 @@ def measured_runs(record: Record, measured: dict[str, dict], add: bool) -> list[
         row = measured.get(run["config"]["run_id"])
         if row is None and add:
             row = record.deployed.get(run["config"]["run_id"])
-            found += [row] if row and _is_of(row, run) else []
+            found += [row] if row else []
             continue
-        if row is None or not _is_of(row, run):
+        if row is None or not is_of(row, run):
             what = "was not measured" if row is None else "was measured before it was trained anew"
             raise InputError(
                 f"{record.folder}: its run {run['config']['run_id']} {what}: "
@@ -65,16 +65,6 @@ def measured_runs(record: Record, measured: dict[str, dict], add: bool) -> list[
             )
         found.append(row)
     return found
-
-
-def _is_of(row: dict, run: dict) -> bool:
-    """Whether a row was measured of this training of a run."""
-    final, has_diverged = run["final"], row["status"] == "diverged"
-    return (
-        row["run_key"] == run["config"]["run_key"]
-        and has_diverged == (final["status"] == "diverged")
-        and row.get("top1_training") in (None, final.get("top1"))
-    )
 
 
 def write_deployment(
