@@ -15,6 +15,9 @@ def test_the_shipped_configuration_is_accepted():
     check_config({"suite": "quick", "download": True, "gpus_per_run": 2})
     off = configured_suite(SHIPPED | {"compile": False})  # YAML reads the word `off` so
     assert off.config["compile"] == "off"
+    word = SHIPPED | {"download": "false"}
+    configured_suite(word)
+    assert word["download"] is False
 
 
 @pytest.mark.parametrize(
