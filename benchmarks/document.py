@@ -176,7 +176,7 @@ TABLES: dict[str, Callable[[], str]] = {
         deploy_sizes,
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
         evidence.claims_training, evidence.claims_decomposition, evidence.claims_choices,
-        evidence.claims_rates,
+        evidence.claims_rates, evidence.claims_confirmed,
         evidence.cifar100_full_accuracy,
         evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
         evidence.architectures_accuracy, evidence.architectures_answers,

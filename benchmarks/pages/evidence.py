@@ -222,6 +222,10 @@ def claims_rates() -> str:
     return _variants("claims_rates")
 
 
+def claims_confirmed() -> str:
+    return _variants("claims_confirmed")
+
+
 def _variants(suite: str) -> str:
     """Top-1 of every variant of the method's choices, and its difference, by the suite's images."""
     cells = []
