@@ -47,7 +47,9 @@ def _pixels(path: Path, about: About, shape: tuple[int, int, int]) -> np.ndarray
                     f"{', '.join(EIGHT_BITS)}"
                 )
             image = opened.convert(modes[channels])
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # readers of rare formats raise errors of many kinds
         raise InputError(f"{path}: not a readable image ({error})") from None
     box = None
     if about.crop is not None:

@@ -146,7 +146,7 @@ def _measure(folder: Path, bench: _Bench) -> dict:
     final = RunFolder(folder).finished(weights=True)
     if final is not None and final["status"] != "done":
         reason = f"layer {final['diverged_layer']}: {final['diverged_because']}"
-        return _row(folder.name, final["run_key"], DIVERGED, reason)
+        return _row(folder.resolve().name, final["run_key"], DIVERGED, reason)
     run = read_run(folder)
     shape = (run.data.channels, run.data.side, run.data.side)
     with tempfile.TemporaryDirectory() as temporary:
@@ -157,12 +157,12 @@ def _measure(folder: Path, bench: _Bench) -> dict:
             network = load(path)
         except InputError as error:
             reason = str(error).removeprefix(f"{path}: ")
-            return _row(folder.name, run.config["run_key"], REFUSED, reason)
+            return _row(run.config["run_id"], run.config["run_key"], REFUSED, reason)
         file_bytes = path.stat().st_size
     found = compare(network, run.model, bench.test_batches(run))
     images = len(found.classes)
     return {
-        **_row(folder.name, run.config["run_key"], EXPORTED, ""),
+        **_row(run.config["run_id"], run.config["run_key"], EXPORTED, ""),
         "images": images,
         "top1": 100 * found.right / images,
         "agreement": 100 * found.same / images,

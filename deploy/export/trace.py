@@ -148,6 +148,9 @@ class _Builder:
         if isinstance(module, QuantLayer):
             return self._quantized(name, module, x, rank, node.kwargs.get("also_relu", False))
         if isinstance(module, nn.Conv2d | nn.Linear):
+            if not _computes_as_usual(module):
+                kind = type(module).__name__
+                raise InputError(f"{self.place}: a file cannot hold a {kind} with its own forward")
             weight = Weight(values=_rows(module.weight))
             return self._layer(name, module, weight, x, rank, None)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -359,3 +362,11 @@ def _over_image(weight: Weight, channels: int, high: int, wide: int) -> Weight:
     if weight.codes is None:
         return Weight(values=shaped(weight.values))
     return replace(weight, codes=shaped(weight.codes))
+
+
+def _computes_as_usual(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Whether its output is that of torch's own layer; torch.fx does not look into it."""
+    kind = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    functions = ("forward", "_conv_forward") if kind is nn.Conv2d else ("forward",)
+    own = [f for f in functions if getattr(type(layer), f) is not getattr(kind, f)]
+    return not own and not {*functions} & vars(layer).keys()

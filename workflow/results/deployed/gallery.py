@@ -103,8 +103,10 @@ def _learned(run: dict, row: dict, runs: Path) -> dict:
     """
     folder = runs / run["run_id"]
     kept = RunFolder(folder).read_json("weight_histograms.json") or {}
-    with (folder / "weight_state.csv").open(newline="") as file:
-        states = grouped(csv.DictReader(file), "layer")
+    path, states = folder / "weight_state.csv", {}  # a run of float32 weights has none
+    if path.exists():
+        with path.open(newline="") as file:
+            states = grouped(csv.DictReader(file), "layer")
     names = [layer for layer in states if layer in kept] or list(states)
     levels = [
         {
@@ -115,7 +117,7 @@ def _learned(run: dict, row: dict, runs: Path) -> dict:
             ],
             **{stage: kept.get(layer, {}).get(stage, {}).get("levels", []) for stage in STAGES},
         }
-        for layer in dict.fromkeys(names[i] for i in (0, len(names) // 2, -1))
+        for layer in dict.fromkeys(names[i] for i in (0, len(names) // 2, -1) if names)
     ]
     return {**_about(run), "levels": levels, "codes": row["codes"]}
 
