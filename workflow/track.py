@@ -198,7 +198,7 @@ def _sync_run(client, experiment, suite, run: TrackedRun, known: dict, data: Pat
         if inputs := _data_sets(data / config["dataset"]):
             client.log_inputs(run_id, datasets=inputs)
         for path in (run.folder / name for name in ARTIFACTS):
-            if path.exists() and not (hidden and path.name == "final.json"):
+            if path.exists() and not (hidden and path.name in ("final.json", "widths.csv")):
                 client.log_artifact(run_id, str(path))
         client.set_terminated(run_id, "FINISHED", _milliseconds(run.folder / "final.json"))
     return bool(metrics or params or final)

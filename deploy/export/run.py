@@ -59,8 +59,9 @@ def read_run(folder: Path, bits: str | None = None) -> TrainedRun:
     run = TrainedRun(config, final, trained_network(folder, method), data)
     if bits is not None and parse_bits(bits, "--bits") != (config["w_bits"], config["a_bits"]):
         run = _lower_width(files, run, method, bits)
-    for name, tensor in run.model.named_parameters():
-        if not tensor.isfinite().all():
+    parameters = dict(run.model.named_parameters())
+    for name, tensor in run.model.state_dict().items():  # a bound in a buffer may be infinite
+        if tensor.isnan().any() or (name in parameters and tensor.isinf().any()):
             raise InputError(
                 f"{folder}: a number of {name} is not finite: there is no network to export"
             )

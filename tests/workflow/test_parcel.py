@@ -208,6 +208,9 @@ def test_lower_widths_take_room_like_weights(tmp_path):
     room = records + 3100
     left_out = parcel.pack_runs(RUNS, tmp_path / "runs", tmp_path / "out", "tiny", room)
     assert left_out == ["fp/weights.pt", "direct/weights.pt", "direct/widths.pt"]
+    for room in (records + 6100, records + 15100):  # of one run's networks both come, or neither
+        left_out = parcel.pack_runs(RUNS, tmp_path / "runs", tmp_path / "out", "tiny", room)
+        assert ("direct/weights.pt" in left_out) == ("direct/widths.pt" in left_out)
 
 
 def test_the_same_content_gives_the_same_parcels(tmp_path, monkeypatch):

@@ -141,9 +141,18 @@ def pack_runs(
 
     found = [path for run in runs for path in sorted((root / run["run_id"]).glob("[!.]*"))]
     members, left_out = {}, []
+    networks: dict[str, list[Path]] = {}  # of a run, which is of use with both alone
+    for path in found:
+        if path.name in (WEIGHTS, LOWER_WEIGHTS):
+            networks.setdefault(path.parent.name, []).append(path)
     for path in sorted((path for path in found if path.name != "lock"), key=rank):
         member, size = f"{path.parent.name}/{path.name}", path.stat().st_size
-        if rank(path) and size > total:
+        both = networks.get(path.parent.name, []) if path.name in (WEIGHTS, LOWER_WEIGHTS) else []
+        waiting = sum(
+            one.stat().st_size for one in both if f"{path.parent.name}/{one.name}" not in members
+        )
+        is_without = any(f"{path.parent.name}/{one.name}" in left_out for one in both)
+        if rank(path) and (is_without or max(size, waiting) > total):
             left_out.append(member)
             continue
         members[member] = path.read_bytes()

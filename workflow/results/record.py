@@ -127,7 +127,7 @@ class Record:
         with self._reading(DEPLOYED) as text:
             rows = {row["run_id"]: row for row in map(json.loads, text.splitlines())}
             for row in rows.values():
-                row["status"], row["reason"]
+                row["status"], row["reason"], row["run_key"]
         return {
             run_id: rows[run_id]
             for run in self.trained

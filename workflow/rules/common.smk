@@ -50,7 +50,7 @@ TORCHRUN = f"-m torch.distributed.run --standalone --nproc-per-node={GPUS_PER_RU
 # With a budget: the GPUs that `--resources gpu=` allows, and how many runs are trained at once.
 BUDGET_GPUS = max(1, workflow.global_resources.get("gpu").value or 1) if SUITE.config["gpus"] else 0
 
-# Variants are chosen between on validation data: their one table is all that is made.
+# Of suites that compare recipes: their one table.
 VARIANTS = ["variants.csv", "variants.md"]
 # Of suites that train runs without and with an option of their recipe.
 OPTIONS = ["ablation_options.csv"]

@@ -22,8 +22,8 @@ def configured_suite(config: dict) -> Suite:
     """The suite that the configuration names; raises InputError for anything wrong in either."""
     if config.get("compile") is False:  # YAML reads the word `off` so
         config["compile"] = "off"
-    if config.get("download") in TRUTH:  # Snakemake takes `download=false` for a word
-        config["download"] = TRUTH[config["download"]]
+    if str(config.get("download")) in TRUTH:  # Snakemake takes `download=false` for a word
+        config["download"] = TRUTH[str(config["download"])]
     check_config(config)
     suite = load_suite(config["suite"], config["compile"]).only(config["datasets"])
     for name, recipe in suite.config["recipes"].items():
