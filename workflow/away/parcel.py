@@ -140,22 +140,18 @@ def pack_runs(
         return 2 if spare else int(path.name in (*networks, RESUME_STATE))
 
     found = [path for run in runs for path in sorted((root / run["run_id"]).glob("[!.]*"))]
+    units: dict[tuple[str, str], list[Path]] = {}  # the networks of a run are of use together
+    for path in (path for path in found if path.name != "lock"):
+        name = WEIGHTS if path.name == LOWER_WEIGHTS else path.name
+        units.setdefault((path.parent.name, name), []).append(path)
     members, left_out = {}, []
-    networks: dict[str, list[Path]] = {}  # of a run, which is of use with both alone
-    for path in found:
-        if path.name in (WEIGHTS, LOWER_WEIGHTS):
-            networks.setdefault(path.parent.name, []).append(path)
-    for path in sorted((path for path in found if path.name != "lock"), key=rank):
-        member, size = f"{path.parent.name}/{path.name}", path.stat().st_size
-        both = networks.get(path.parent.name, []) if path.name in (WEIGHTS, LOWER_WEIGHTS) else []
-        waiting = sum(
-            one.stat().st_size for one in both if f"{path.parent.name}/{one.name}" not in members
-        )
-        is_without = any(f"{path.parent.name}/{one.name}" in left_out for one in both)
-        if rank(path) and (is_without or max(size, waiting) > total):
-            left_out.append(member)
+    for unit in sorted(units.values(), key=lambda paths: rank(paths[0])):
+        names = [f"{path.parent.name}/{path.name}" for path in unit]
+        size = sum(path.stat().st_size for path in unit)
+        if rank(unit[0]) and size > total:
+            left_out += names
             continue
-        members[member] = path.read_bytes()
+        members |= {name: path.read_bytes() for name, path in zip(names, unit, strict=True)}
         total -= size
     about = {"suite": suite, "roles": {run["run_id"]: run["role"] for run in runs}}
     write_parcels(out, RUNS, members | {ABOUT: json.dumps(about).encode()})

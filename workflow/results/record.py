@@ -378,14 +378,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     suite = load_suite(args.suite, args.compile)
     check_jobs(args.jobs, args.runs)
-    roles = suite.roles
-    for run_id in read_jobs(args.jobs):
-        if run_id not in roles:
-            raise InputError(
-                f"suite {suite.name!r} has no run {run_id!r}, which a job trained: the suite or "
-                "the code changed while the sweep ran, so start snakemake again"
-            )
-    roles = {run_id: roles[run_id] for run_id in read_jobs(args.jobs)}
+    trained, roles = read_jobs(args.jobs), suite.roles
+    if unknown := sorted(trained.keys() - roles.keys()):
+        raise InputError(
+            f"suite {suite.name!r} has no run {unknown[0]!r}, which a job trained: the suite or "
+            "the code changed while the sweep ran, so start snakemake again"
+        )
+    roles = {run_id: roles[run_id] for run_id in trained}
     write_record(suite.config, roles, args.runs, args.out, suite.has_variants)
 
 

@@ -112,7 +112,7 @@ def mend_jobs(paths: Iterable[str | Path], runs: Path) -> None:
             else:
                 key = config.get("run_key", "")
                 status, damage = run_status(runs / run_id, key, weights=True)
-                if _only_weights_are_elsewhere(runs / run_id, key):
+                if status is RunStatus.DAMAGED and _only_weights_are_elsewhere(runs / run_id, key):
                     say(
                         f"{damage}: copy it from the machine that trained the run, or delete "
                         f"{runs / run_id}, and run `snakemake` again"
