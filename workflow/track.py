@@ -22,7 +22,7 @@ from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import locked, write_text
 from lowbit_core.runtime.run_folder import LOWER_WEIGHTS, SEALED, WEIGHTS, RunFolder
 from workflow.mlflow_ui import check_port, serve
-from workflow.suite.jobs import ROLES, check_jobs, read_jobs
+from workflow.suite.jobs import OF_TEST, ROLES, check_jobs, read_jobs
 
 WATCH_EVERY = 5.0  # seconds between two looks at the run folders
 WATCHED = ("config.json", "metrics.csv", "timings.csv", "final.json")
@@ -30,7 +30,6 @@ ARTIFACTS = ("final.json", *(name for name in SEALED if name not in (WEIGHTS, LO
 CONFIG_TAGS = ("dataset", "arch", "method", "seed", "run_key", "run_id", "code_version")
 FINAL_METRICS = {"top1": "test_top1", "top5": "test_top5"}  # name in final.json: name in MLflow
 FINAL_METRICS |= {name: name for name in ("test_loss", "size_bytes", "bitops")}
-OF_TEST = ("top1", "top5", "test_loss")  # of them
 # MLflow's own limits: runs and metrics in one call, characters of a value and of a digest.
 MAX_RUNS, MAX_METRICS, MAX_VALUE, MAX_DIGEST = 50_000, 1000, 6000, 36
 # With this tag MLflow's UI opens an experiment in the view for training, not in that for agents.

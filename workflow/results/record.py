@@ -25,7 +25,7 @@ from lowbit_core.runtime.run_folder import CHANNEL_ERROR, METRICS, TIMINGS, RunF
 from workflow.comparisons import load_comparisons
 from workflow.results.columns import AGAIN, COMMITTED, REFERENCE, grouped, read_sealed, write_sealed
 from workflow.suite.arguments import suite_parser
-from workflow.suite.jobs import check_jobs, check_run, read_jobs
+from workflow.suite.jobs import OF_TEST, check_jobs, check_run, read_jobs
 from workflow.suite.options import option_pairs
 from workflow.suite.suite import hides_test, load_suite
 
@@ -33,7 +33,6 @@ RUNS, SUITE, EPOCHS, CHANNELS, HISTOGRAMS = FILES = (
     "runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json",
 )  # fmt: skip
 DEPLOYED, GALLERY = "deploy.jsonl", "gallery.json"  # of suites that measure exported networks
-OF_TEST = ("top1", "top5", "test_loss")  # keys of final.json
 WEIGHTS = ("mismatch", "flip_rate", "level_span", "used_levels", "used_levels_lowest")
 OSCILLATING = "oscillating"  # the last column of epochs, only where a run tracked it
 EPOCH_COLUMNS = ("run_id", *METRICS, *TIMINGS[1:], *WEIGHTS)

@@ -18,6 +18,10 @@ ROLES = ("run", "ablation", "option", "checkpoint")
 """What a run is for: the main table, an ablation, an option of a recipe, or the start of others."""
 
 
+OF_TEST = ("top1", "top5", "test_loss")
+"""The keys of final.json that tell of test images."""
+
+
 def main_role(one: str, other: str | None) -> str:
     """The role of a run that a suite declares twice: the first of them in ROLES."""
     return min(one, other or one, key=ROLES.index)
