@@ -76,8 +76,8 @@ def _check(arguments: argparse.Namespace) -> None:
     )
     print(
         f"{found['images']} test images: top-1 {found['top1']:.2f} % by the file, "
-        f"{found['top1_torch']:.2f} % by torch, {found['top1_training']:.2f} % after training; "
-        f"the same class for {found['agreement']:.2f} % of the images"
+        f"{found['top1_torch']:.2f} % by torch; the same class for {found['agreement']:.2f} % of "
+        f"the images; after training {found['top1_training']:.2f} % of all test images"
     )
     apart = abs(found["top1"] - found["top1_torch"])
     if apart > most_apart(found["images"]) + 1e-9:  # both are rounded

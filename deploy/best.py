@@ -85,6 +85,8 @@ def export_best(table: Path, runs: Path, out: Path, data: Path) -> list[dict[str
         if name not in kept or _is_better(row, runs / row["run_id"], kept[name], out, table)
     ]
     for row in wanted:
+        _check_replaced(out / row["file"], row, kept)
+    for row in wanted:
         with replace_file(out / row["file"]) as temporary:
             new.append(_exported(row, runs / row["run_id"], temporary, data))
         kept[row["file"]] = new[-1]
@@ -127,6 +129,16 @@ def _is_better(
     is_same = kept["run_id"] == row["run_id"]
     has_gaps = any(cell == "" and row.get(key) != "" for key, cell in kept.items())
     return gained > 0 or (is_same and (gained != 0 or has_gaps))
+
+
+def _check_replaced(path: Path, row: dict[str, str], kept: dict[str, dict[str, str]]) -> None:
+    """Raises InputError if the file is there, has no row, and is not of the run, whose file a stop
+    may have left without its row."""
+    if path.is_file() and path.name not in kept:
+        if fileformat.load(path)[1].origin.get("run_id") != row["run_id"]:
+            raise InputError(
+                f"{path}: {INDEX} has no row of this file: move it, or give another --out"
+            )
 
 
 def _exported(row: dict[str, str], folder: Path, path: Path, data: Path) -> dict[str, str]:

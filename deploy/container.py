@@ -117,12 +117,12 @@ def _arrays(data: bytes, offset: int, listed: list, path: str | Path) -> list[np
 def _parsed_entry(entry: object, where: str) -> tuple[np.dtype, list[int]]:
     """The type and shape of an array, from the header's list."""
     if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], list)):
-        raise InputError(f"{where}: the entry {entry!r} is not [type, shape]")
+        raise InputError(f"{where}: the entry {entry!r:.60} is not [type, shape]")
     name, shape = entry
     if not isinstance(name, str) or name not in DTYPES:
-        raise InputError(f"{where}: the type {name!r} is not one of {', '.join(DTYPES)}")
+        raise InputError(f"{where}: the type {name!r:.60} is not one of {', '.join(DTYPES)}")
     if len(shape) > 4 or any(type(side) is not int or not 1 <= side < 2**31 for side in shape):
         raise InputError(
-            f"{where}: the shape {shape!r} is not at most four whole numbers from 1 to 2^31 - 1"
+            f"{where}: the shape {shape!r:.60} is not at most four whole numbers from 1 to 2^31 - 1"
         )
     return DTYPES[name], shape

@@ -49,8 +49,6 @@ def onnxruntime_call(path: Path, images: np.ndarray, threads: int) -> Callable[[
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors only
-    # Its threads must not go on spinning in the next contender's turn.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     return lambda: session.run(None, {entry.name: images})[0]

@@ -79,9 +79,15 @@ def add_earlier(earlier: Path, new: Path, suite: Suite, is_other: bool = False) 
     start that is the same network in both records (kept by workflow/starts.py, or with equal test
     results) has the runs of both, which then name the start in `new` (see start_of). Runs that the
     suite no longer trains, or whose start it does not, are left out. Raises InputError if a record
-    is damaged.
+    is damaged, or has no test accuracies while the suite shows them.
     """
     records = Record(new), Record(earlier)
+    if records[1].hides_test and not suite.hides_test:
+        raise InputError(
+            f"{earlier} is of a suite that chooses on validation images, so it has no test "
+            f"accuracies, but suite {suite.name!r} shows them: "
+            + ("name a record of another kind" if is_other else "name another --out")
+        )
     new_runs, all_old = (record.trained for record in records)
     asked = suite.runs
     order = {_training_of(run): place for place, run in reversed(list(enumerate(asked)))}
@@ -231,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
                 "start was trained again and has as many new runs or more: --replace lets these "
                 "take their place, --out FOLDER/record writes another record"
             )
-        also = [_add_other(record, new, suite) for record in args.also]
+        also = [add_earlier(record, new, suite, is_other=True) for record in args.also]
         for name in FILES:
             if (size := (new / name).stat().st_size) > MOST_BYTES:
                 raise InputError(
@@ -254,16 +260,6 @@ def main(argv: list[str] | None = None) -> None:
     ):
         if left_out:
             say(f"left out, {why}: {', '.join(sorted(map(_id, left_out)))}")
-
-
-def _add_other(record: Path, new: Path, suite: Suite) -> Joined:
-    """Add runs of another suite's record, which must have test accuracies if `suite` has some."""
-    if Record(record).hides_test and not suite.hides_test:
-        raise InputError(
-            f"--also {record}: it is of a suite that chooses on validation images, so it has no "
-            f"test accuracy for suite {suite.name!r}: name a record of another kind"
-        )
-    return add_earlier(record, new, suite, is_other=True)
 
 
 if __name__ == "__main__":

@@ -119,10 +119,21 @@ def flatten(value: dict, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def job_runs(jobs: Sequence[Path], runs: Path) -> list[TrackedRun]:
-    """The runs that job files list. Raises InputError if a job file or a run is damaged."""
+def job_runs(suite: str, jobs: Sequence[Path], runs: Path) -> list[TrackedRun]:
+    """The runs of a suite that job files list. InputError if a job file or a run is damaged."""
     check_jobs(jobs, runs)
-    return [TrackedRun(runs / run_id, role) for run_id, role in read_jobs(jobs).items()]
+    hides = hides_test(suite)
+    return [TrackedRun(runs / run_id, role, hides) for run_id, role in read_jobs(jobs).items()]
+
+
+def hides_test(suite: str) -> bool:
+    """Whether nothing of a suite's test images is copied: so of one that this checkout lacks."""
+    from workflow.suite.suite import SUITES, load_suite  # takes seconds
+
+    if (SUITES / f"{suite}.yaml").exists():
+        return load_suite(suite).hides_test
+    print(f"config/suites has no {suite}.yaml, so MLflow gets no test accuracies of its runs")
+    return True
 
 
 # -- writing to MLflow -----------------------------------------------------------------------
@@ -283,13 +294,14 @@ class Watcher:
     def _look_at(self, config: dict) -> None:
         suite, changed = config["suite"]["suite"], {}
         roles = {run["run_id"]: run["role"] for run in reversed(config["runs"])}
-        hides = config.get("hides_test", False)  # written by an earlier version, it has no such key
         for run_id in roles:
             paths = [self.runs / run_id / name for name in WATCHED]
             times = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
             if any(times) and times != self.seen.get((suite, run_id)):
                 changed[suite, run_id] = times
         if changed:
+            known = config.get("hides_test")  # written by an earlier version, it has no such key
+            hides = hides_test(suite) if known is None else known
             runs = [TrackedRun(self.runs / run_id, roles[run_id], hides) for _, run_id in changed]
             sync(self.store, suite, runs, self.data)
             self.seen |= changed
@@ -333,7 +345,8 @@ def main() -> None:
     arguments = _parser().parse_args()
     if arguments.command == "ui":
         return _ui(arguments)
-    runs, suite = job_runs(arguments.jobs, arguments.runs), arguments.suite
+    suite = arguments.suite
+    runs = job_runs(suite, arguments.jobs, arguments.runs)
     sync(Store(arguments.store), suite, runs, arguments.data, arguments.extra_artifact)
     text = f"{len(runs)} runs of suite {suite} are in {arguments.store}/mlflow.db\n"
     print(text, end="")

@@ -75,9 +75,9 @@ def check_run(
     read = onnxfile.load if path.suffix == ".onnx" else load
     network, run = read(path, threads=threads), read_run(folder)
     origin = network.about.origin
-    lower = lower_widths(run.config).get((origin.get("w_bits"), origin.get("a_bits")))
-    if lower is not None:
-        run = read_run(folder, lower)
+    for bits, label in lower_widths(run.config).items():
+        if bits == (origin.get("w_bits"), origin.get("a_bits")):
+            run = read_run(folder, label)
     for key in ORIGIN:
         has, wanted = origin.get(key), run.config[key]
         if has != wanted:

@@ -139,6 +139,20 @@ def test_another_network_under_the_same_name_is_refused(runs, digits_root, tmp_p
         export_best(widths, runs, tmp_path / "other", digits_root)
 
 
+def test_a_file_without_a_row_is_kept(runs, digits_root, tmp_path):
+    table = write_table(tmp_path / "a.csv", seed(0, 60.0))
+    export_best(table, runs, tmp_path / "models", digits_root)
+    (file,) = (tmp_path / "models").glob("*.lowbit")
+    (tmp_path / "models" / "models.csv").unlink()
+    assert len(export_best(table, runs, tmp_path / "models", digits_root)) == 1  # of the same run
+    (tmp_path / "models" / "models.csv").unlink()
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="models.csv has no row of this file: move it"):
+        other = write_table(tmp_path / "b.csv", seed(1, 61.0))
+        export_best(other, runs, tmp_path / "models", digits_root)
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "file,width\nx\n", "file\nx,y\n"])
 def test_a_table_of_files_of_another_kind_is_one_sentence(runs, tmp_path, text):
     (tmp_path / "models.csv").write_text(text)

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,10 @@ def test_a_file_of_another_run_is_not_checked(trained, digits_root, tmp_path):
     save(tmp_path / "other.lowbit", trace(model, (CHANNELS, SIDE, SIDE)), about())
     with pytest.raises(InputError, match="is not of the run"):
         check_run(tmp_path / "other.lowbit", trained[0], digits_root)
+    strange = replace(about(), origin=about().origin | {"w_bits": [2], "a_bits": {"a": 2}})
+    save(tmp_path / "strange.lowbit", trace(model, (CHANNELS, SIDE, SIDE)), strange)
+    with pytest.raises(InputError, match="is not of the run"):
+        check_run(tmp_path / "strange.lowbit", trained[0], digits_root)
 
 
 def command(*words) -> subprocess.CompletedProcess:
@@ -280,3 +285,23 @@ def test_what_a_file_cannot_hold_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 2))
     with pytest.raises(InputError, match="cannot hold a GELU"):
         trace(model, (3, 8, 8))
+
+
+class _Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class _Flipped(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x.flip(-1), weight, bias)
+
+
+@pytest.mark.parametrize("kind", [_Doubled, _Flipped, nn.Linear])
+def test_a_plain_layer_that_computes_something_else_is_refused(kind):
+    layer = kind(3, 4, 1) if kind is _Flipped else kind(3, 4)
+    model = nn.Sequential(layer) if kind is _Flipped else nn.Sequential(nn.Flatten(), layer)
+    if kind is nn.Linear:
+        layer.forward = lambda x: 2 * nn.Linear.forward(layer, x)
+    with pytest.raises(InputError, match=f"{kind.__name__}.*a file cannot hold|own forward"):
+        trace(model, (3, 1, 1))

@@ -62,11 +62,11 @@ def test_another_width_is_refused(trained, bits, reason, digits_root, tmp_path):
     assert not (tmp_path / "model.lowbit").exists()
 
 
-def test_a_width_that_is_no_network_is_refused(trained, digits_root, tmp_path):
+@pytest.mark.parametrize("name", ["stem.0.weight", "stem.1.running_var"])
+def test_a_width_that_is_no_network_is_refused(name, trained, digits_root, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     networks = torch.load(folder / "widths.pt", weights_only=True)
-    name = "stem.0.weight"
     networks["W1A1"][name] = networks["W1A1"][name] * torch.nan  # a copy: widths share weights
     files = RunFolder(folder)
     files.save_tensors("widths.pt", networks)

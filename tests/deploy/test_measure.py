@@ -186,3 +186,14 @@ def test_the_command_refuses_in_one_sentence(words, reason, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and reason in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(runs, tmp_path):
+    (tmp_path / "file").touch()
+    for target, reason in (
+        (tmp_path, "must be a file, not a folder"),
+        (tmp_path / "file" / "x", "file"),
+    ):
+        done = command(runs / "pact", "--data", tmp_path / "no-data", "--out", target)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert reason in done.stderr and "no-data" not in done.stderr

@@ -276,6 +276,20 @@ def test_images_are_right_in_full_precision_and_wrong_in_few_bits(deployed, digi
             assert image["quantized"] in names and image["quantized"] != image["true"]
 
 
+def test_runs_measured_on_more_and_on_fewer_images(deployed, digits_root):
+    """Only images that both have seen are looked at."""
+    record = Record(deployed / "record")
+    lines = (deployed / "deploy" / "all.jsonl").read_text().splitlines()
+    measured = {row["run_id"]: row for row in map(json.loads, lines)}
+    for run in record.trained:
+        row, config = measured[run["config"]["run_id"]], run["config"]
+        if "predictions" in row:
+            row["predictions"] = row["predictions"][: 100 if config["method"] == "fp" else 200]
+    shown = gallery.make_gallery(record, measured, deployed / "runs", digits_root)
+    assert {one["looked_at"] for one in shown["networks"]} == {100}
+    assert all(image["index"] < 100 for one in shown["networks"] for image in one["images"])
+
+
 def test_levels_are_those_that_the_run_kept(deployed):
     [*methods] = Record(deployed / "record").gallery["methods"]
     assert {run["method"] for run in methods} == set(fake_runs.METHODS)

@@ -225,8 +225,10 @@ def test_another_suite_s_record_replaces_nothing(tmp_path: Path, monkeypatch, ca
     assert "of another suite: their start is another network" in capsys.readouterr().err
     settings = json.loads((other / "suite.json").read_text()) | {"variants": True}
     write_texts(other, {"suite.json": json.dumps(settings)})
-    with pytest.raises(InputError, match="no test accuracy"):
+    with pytest.raises(InputError, match="no test accuracies.*name a record of another kind"):
         reference.main([*call, "--also", str(other)])
+    with pytest.raises(InputError, match="no test accuracies.*name another --out"):
+        reference.main([*call[:-1], str(other)])
 
 
 def test_the_command_keeps_what_was_recorded(tmp_path: Path, monkeypatch, capsys):

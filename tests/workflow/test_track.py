@@ -120,11 +120,29 @@ def test_a_suite_that_chooses_on_validation_images_shows_nothing_of_the_test_ima
     store, tmp_path
 ):
     run = write_run(tmp_path / "runs")._replace(hides_test=True)
+    (run.folder / "widths.csv").write_text("w_bits,a_bits,top1\n1,1,50\n")
     track.sync(store, "smoke", [run], tmp_path)
     names = {name for (name,) in query(store, "select distinct key from metrics")}
     assert "val_top1" in names and not names & {"test_top1", "test_top5", "test_loss"}
     assert not list((store.folder / "artifacts").rglob("final.json"))
+    assert not list((store.folder / "artifacts").rglob("widths.csv"))
     assert list((store.folder / "artifacts").rglob("config.json"))
+
+
+@pytest.mark.parametrize(
+    ("suite", "is_hidden"), [("smoke", False), ("claims_choices", True), ("deleted", True)]
+)
+def test_the_suite_says_whether_test_images_are_shown(suite, is_hidden, store, tmp_path):
+    """For the command, and for a sweep whose list of runs is of a version that did not say it."""
+    run = write_run(tmp_path / "runs")
+    fake_runs.write_job(tmp_path / "job.jsonl", [(run.folder.name, "run")])
+    (found,) = track.job_runs(suite, [tmp_path / "job.jsonl"], tmp_path / "runs")
+    assert found == run._replace(hides_test=is_hidden)
+    listed = {"suite": {"suite": suite}, "runs": [{"run_id": run.folder.name, "role": "run"}]}
+    (tmp_path / "config.json").write_text(json.dumps(listed))
+    Watcher(store, tmp_path / "runs", tmp_path / "data").look()
+    names = {name for (name,) in query(store, "select distinct key from metrics")}
+    assert ("test_top1" not in names) == is_hidden and "val_top1" in names
 
 
 def test_a_second_sync_adds_nothing(store, tmp_path):
@@ -320,13 +338,13 @@ def test_an_experiment_opens_in_the_view_for_training(store, tmp_path):
 def test_a_damaged_job_file_is_named(tmp_path, text):
     (tmp_path / "job.jsonl").write_text(text)
     with pytest.raises(InputError, match=r"job\.jsonl, line 1: .*delete the file and rerun"):
-        track.job_runs([tmp_path / "job.jsonl"], tmp_path)
+        track.job_runs("smoke", [tmp_path / "job.jsonl"], tmp_path)
 
 
 def test_a_missing_run_folder_is_named(tmp_path):
     fake_runs.write_job(tmp_path / "job.jsonl", [("gone", "run")])
     with pytest.raises(InputError, match="gone/final.json is missing"):
-        track.job_runs([tmp_path / "job.jsonl"], tmp_path)
+        track.job_runs("smoke", [tmp_path / "job.jsonl"], tmp_path)
 
 
 def test_a_broken_store_is_one_sentence_and_costs_no_result(tmp_path):

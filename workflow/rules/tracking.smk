@@ -14,6 +14,7 @@ rule suite_config:
         suite=SUITE.name,
         compile=unrecorded(SUITE.config["compile"]),
         run_keys=sorted(run["run_key"] for run in SUITE.runs),
+        hides_test=SUITE.hides_test,
     priority: 1
     shell:
         "{params.python:q} -m workflow.suite {params.suite:q} --compile {params.compile} --out {output:q}"

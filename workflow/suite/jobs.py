@@ -119,7 +119,7 @@ def mend_jobs(paths: Iterable[str | Path], runs: Path) -> None:
                 if status is RunStatus.DAMAGED and _only_weights_are_elsewhere(runs / run_id, key):
                     say(
                         f"{damage}: copy it from the machine that trained the run, or delete "
-                        f"{runs / run_id}, and run `snakemake` again"
+                        f"{runs / run_id} and {path}, and run `snakemake` again"
                     )
                     continue
             if status in (RunStatus.DAMAGED, RunStatus.ABSENT):

@@ -141,10 +141,11 @@ def _mistakes(
         return None
     right, wrong = (measured[one["run_id"]]["predictions"] for one in (partners[0], run))
     folder = data / run["dataset"]
-    labels = read_labels(folder, "test")[: len(wrong)].tolist()
+    both = min(len(right), len(wrong))  # they may have been measured on more and on fewer images
+    labels = read_labels(folder, "test")[:both].tolist()
     differ = [
         i
-        for i, (label, fp, low) in enumerate(zip(labels, right, wrong, strict=True))
+        for i, (label, fp, low) in enumerate(zip(labels, right[:both], wrong[:both], strict=True))
         if fp == label != low
     ]
     names = read_manifest(folder, "test")["class_names"]
