@@ -22,17 +22,20 @@ def timed(
     inner: int = 1,
     clock: Callable[[], float] = now,
     warm: int = 0,
+    rest: float = 0.0,
 ) -> dict[str, list[float]]:
     """{name: seconds of one call in each round}; `inner` calls are timed together.
 
     Each callable is called twice before: that compiles kernels and fills caches. warm: calls of a
     turn that are not timed, so that it does not depend on what the one before left in the caches.
+    rest: seconds before each turn, in which the threads of the one before stop waiting for work.
     """
     for call in calls.values():
         call(), call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            time.sleep(rest)
             for _ in range(warm):
                 call()
             began = clock()
