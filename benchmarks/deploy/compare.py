@@ -33,7 +33,8 @@ LAYERS = (
     *(convolution(channels, side, calls=10) for channels, side in ((16, 32), (32, 16), (64, 8))),
     *(convolution(c, side, calls=2) for c, side in ((64, 56), (128, 28), (256, 14), (512, 7))),
 )
-REST = 0.05  # seconds: idle threads wait awake for some milliseconds before they sleep
+# Idle threads wait awake for some milliseconds before they sleep, and are slow to begin again.
+REST, CALLS_AFTER_REST = 0.05, 5  # seconds, calls
 QUICK = (network("resnet20", 8, width=8), convolution(8, 8))
 
 
@@ -131,8 +132,10 @@ def _lowbit(subject: Subject, exported: Exported, setting: Setting) -> Contender
 
 def _rows(subject: Subject, setting: Setting, contenders: dict[str, Contender]) -> list[dict]:
     calls = {name: contender.call for name, contender in contenders.items()}
-    clock, rest = (time.process_time, 0.0) if setting.threads == 1 else (now, REST)
-    seconds = timed(calls, setting.rounds, subject.calls, clock, warm=1, rest=rest)
+    clock, rest, inner = time.process_time, 0.0, subject.calls
+    if setting.threads > 1:
+        clock, rest, inner = now, REST, max(inner, CALLS_AFTER_REST)
+    seconds = timed(calls, setting.rounds, inner, clock, warm=1, rest=rest)
     rows = []
     for name, contender in contenders.items():
         row = {"network": subject.name, **contender.about}
