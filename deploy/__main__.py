@@ -104,11 +104,17 @@ def _best(arguments: argparse.Namespace) -> None:
         print(f"{arguments.out / row['file']}: seed {row['seed']}, top-1 {row['top1']} %")
 
 
+def _threads(text: str) -> int | None:
+    if text != "fastest" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number or `fastest`")
+    return None if text == "fastest" else int(text)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data = {"type": Path, "default": ROOT / "data", "help": "the prepared data sets"}
-    threads = {"type": int, "default": 1, "help": "threads for one image"}
+    threads = {"default": 1, "help": "threads for one image"}
 
     export = commands.add_parser("export", help="write the network of a finished run to one file")
     export.add_argument("run", type=Path, help="the run's folder, results/runs/<run>")
@@ -121,7 +127,8 @@ def _arguments() -> argparse.Namespace:
     predict = commands.add_parser("predict", help="print the best classes of each image")
     predict.add_argument("model", type=Path)
     predict.add_argument("images", type=Path, nargs="+")
-    predict.add_argument("--threads", **threads)
+    measured = {"help": "threads for one image; `fastest` measures how many, 1 by default"}
+    predict.add_argument("--threads", type=_threads, metavar="N|fastest", **threads | measured)
     predict.set_defaults(call=_predict)
 
     show = commands.add_parser("show", help="print where a file comes from and how it is computed")
@@ -132,7 +139,7 @@ def _arguments() -> argparse.Namespace:
     check.add_argument("model", type=Path, help="a .lowbit file, or ONNX: its name ends with .onnx")
     check.add_argument("run", type=Path)
     check.add_argument("--data", **data)
-    check.add_argument("--threads", **threads)
+    check.add_argument("--threads", type=int, **threads)
     check.add_argument("--max-images", type=int, help="test images to use; all by default")
     check.set_defaults(call=_check)
 
@@ -156,7 +163,8 @@ def main() -> None:
     arguments = _arguments()
     if getattr(arguments, "max_images", None) is not None and arguments.max_images < 1:
         raise InputError(f"--max-images {arguments.max_images}: must be at least 1")
-    check_threads(getattr(arguments, "threads", 1), "--threads")
+    if getattr(arguments, "threads", None) is not None:
+        check_threads(arguments.threads, "--threads")
     arguments.call(arguments)
 
 

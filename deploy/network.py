@@ -5,6 +5,7 @@ import math
 import operator
 import os
 import threading
+import time
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,8 @@ from deploy.graph import Convolution, Graph
 from lowbit_core.runtime.errors import InputError
 
 MOST_THREADS = 1024
+CALLS = 7  # of which the fastest counts, where numbers of threads are compared
+GAIN = 0.9  # of the time with half the threads: with less gain they are not worth it
 
 
 class Computed(NamedTuple):
@@ -32,12 +35,17 @@ class Computed(NamedTuple):
 
 
 def load(
-    path: str | Path, *, threads: int = 1, target: str | None = None, kernel: str | None = None
+    path: str | Path,
+    *,
+    threads: int | None = 1,
+    target: str | None = None,
+    kernel: str | None = None,
 ) -> "Network":
     """The network of a `.lowbit` file; InputError says in one sentence why it is refused.
 
-    threads: of one image. target: the instruction set, as the C++ compiler names it (-march);
-    None: $LOWBIT_TARGET, or that of this processor. kernel: as for Network.
+    threads: of one image; None: as many as are fastest, measured here. target: the instruction
+    set, as the C++ compiler names it (-march); None: $LOWBIT_TARGET, or that of this processor.
+    kernel: as for Network.
     """
     return Network(*fileformat.load(path), threads=threads, target=target, kernel=kernel)
 
@@ -78,9 +86,10 @@ class Network:
     """Computes scores of images. `about` holds the classes, the preprocessing and the origin.
 
     Results are the same to the bit on every instruction set, with any number of threads and with
-    every kernel. kernel: None measures the kernels that serve a layer and takes the fastest;
-    `popcount`, `tables`, `products`, `matrices` or `wide` (tables of 64 outputs) is taken wherever
-    it serves, else popcount. A forked process computes on one thread.
+    every kernel. threads: None measures one image and takes as many as are fastest. kernel: None
+    measures the kernels that serve a layer and takes the fastest; `popcount`, `tables`, `products`,
+    `matrices` or `wide` (tables of 64 outputs) is taken wherever it serves, else popcount. A forked
+    process computes on one thread.
     """
 
     def __init__(
@@ -88,14 +97,14 @@ class Network:
         network: Graph,
         about: About,
         *,
-        threads: int = 1,
+        threads: int | None = 1,
         target: str | None = None,
         flags: tuple[str, ...] = (),
         kernel: str | None = None,
     ) -> None:
-        threads = check_threads(threads, "threads")
+        threads = threads if threads is None else check_threads(threads, "threads")
         number = plan.kernel_number(kernel)
-        self.graph, self.about, self.threads = network, about, threads
+        self.graph, self.about = network, about
         self.steps = plan.plan(network)
         output = plan.output_name(network, self.steps)
         memory = plan.place_tensors(network, self.steps, output)
@@ -123,6 +132,29 @@ class Network:
             raise InputError("the memory does not suffice to run this network")
         weakref.finalize(self, self._library.network_free, self._pointer)
         _Process.networks.add(self)
+        self.threads = 1 if threads is None else threads
+        if threads is None:
+            self._take_fastest_threads()
+
+    def _take_fastest_threads(self) -> None:
+        """Double the threads, up to the processors of this process, as long as that gains."""
+        image = np.zeros((1, *self.graph.input_shape), np.float32)
+
+        def seconds() -> float:
+            times = []
+            for _ in range(CALLS):
+                began = time.perf_counter()
+                self.scores(image)
+                times.append(time.perf_counter() - began)
+            return min(times)
+
+        known = seconds()
+        while 2 * self.threads <= len(os.sched_getaffinity(0)):
+            self.threads *= 2
+            before, known = known, seconds()
+            if known > GAIN * before:
+                self.threads //= 2
+                return
 
     def scores(self, images: np.ndarray) -> np.ndarray:
         """Scores (N, classes) float32 of normalised images (N, C, H, W).

@@ -22,6 +22,7 @@ from small_networks import (
     targets,
 )
 
+from deploy import network as network_module
 from deploy.engine import plan
 from deploy.export.trace import trace
 from deploy.graph import Add, Graph, Relu
@@ -114,7 +115,26 @@ def test_every_instruction_set_gives_the_same_bits(target, arch, method, w_bits,
     np.testing.assert_array_equal(other.view(np.int32), expected.view(np.int32))
 
 
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [((8, 4, 3, 2.9), 4), ((8, 7.9), 1), ((8, 9), 1), ((8, 4, 3.9), 2), ((8, 4, 2, 1), 8)],
+)
+def test_threads_are_doubled_as_long_as_that_gains(seconds, chosen, monkeypatch):
+    clock, left = [0.0], list(seconds)
+    taken = {}
+
+    def scores(self, images):
+        clock[0] += taken.setdefault(self.threads, left.pop(0) if self.threads not in taken else 0)
+
+    monkeypatch.setattr(Network, "scores", scores)
+    monkeypatch.setattr(network_module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(network_module.os, "sched_getaffinity", lambda _: range(8))
+    _, graph = network("resnet20", "direct", 2, 2)
+    assert Network(graph, about(), threads=None).threads == chosen
+    assert not left  # no more was measured than needed
+
+
+@pytest.mark.parametrize("threads", [2, 3, None])
 def test_any_number_of_threads_gives_the_same_bits(threads):
     net, graph = network("resnet20", "direct", 2, 2)
     images = np.random.default_rng(0).normal(0, 1, (3, CHANNELS, SIDE, SIDE)).astype(np.float32)

@@ -196,6 +196,7 @@ def test_an_image_of_sixteen_bits_is_refused(trained, tmp_path):
         (("predict", "README.md", "README.md"), "README.md: not a .lowbit file"),
         (("predict", "missing.lowbit", "x.png"), "missing.lowbit"),
         (("show", "README.md"), "not a .lowbit file"),
+        (("predict", "--threads", "0", "x.lowbit", "x.png"), "--threads 0: must be a whole number"),
     ],
 )
 def test_commands_refuse_in_one_sentence(words, reason):
