@@ -39,8 +39,8 @@ class Filled:
         if isinstance(op, Convolution):
             self._convolution(op)
             (self._counts if planned.kind == Kind.COUNTS else self._floats)(op)
-        if planned.kind in (Kind.COUNTS, Kind.DEQUANTIZE):
-            quantizer = op if planned.quantizer is None else planned.quantizer
+        quantizer = op if planned.kind == Kind.DEQUANTIZE else planned.quantizer
+        if quantizer is not None:
             self._point("threshold", quantizer.thresholds, np.float32)
             self._point("level", quantizer.levels, np.float32)
             self.step.thresholds = len(quantizer.thresholds)

@@ -61,36 +61,44 @@ namespace {
 
 constexpr int MOST_TERMS = 16;  // more than the planes of inputs that any kernel serves
 
-// The taps of output pixel (y, x) that lie inside the image: [top, bottom) x [left, right).
+// The taps of an output row or column that lie inside the image: [first, end). at: where the first tap lies.
 struct Inside {
-    int top, bottom, left, right;
-    int taps() const { return (bottom - top) * (right - left); }
+    int first, end;
+    Inside(int at, int taps, int side) : first(std::max(0, -at)), end(std::max(first, std::min(taps, side - at))) {}
+    int count() const { return end - first; }
 };
 
-Inside inside(const Step& s, int y, int x) {
-    const int row = y * s.stride_high - s.pad_high, column = x * s.stride_wide - s.pad_wide;
-    const int top = std::max(0, -row), left = std::max(0, -column);
-    return {top, std::max(top, std::min(s.kernel_high, s.high - row)),
-            left, std::max(left, std::min(s.kernel_wide, s.wide - column))};
-}
+Inside inside_rows(const Step& s, int y) { return {y * s.stride_high - s.pad_high, s.kernel_high, s.high}; }
+Inside inside_columns(const Step& s, int x) { return {x * s.stride_wide - s.pad_wide, s.kernel_wide, s.wide}; }
 
-// S[g], the last of the terms of each group of weights, from the prefix sums.
+// S[g], the last of the terms of each group of weights, from the prefix sums. Most pixels read all taps of a row.
 void add_offset_terms(const Layer& layer, const Tile& t, int32_t* counts) {
     const Step& s = layer.step;
-    const int terms = layer.a_terms(), outputs = layer.blocks() * BLOCK;
-    const size_t cell = size_t(s.w_groups) * outputs;
-    for (int i = 0; i < t.pixels(); i++) {
-        const Inside in = inside(s, t.y + i / t.n, t.x + i % t.n);
-        auto at = [&](int y, int x) {
-            return layer.prefix.data() + cell * (y * (s.kernel_wide + 1) + x) + t.block * BLOCK;
-        };
-        const int32_t *a = at(in.bottom, in.right), *b = at(in.top, in.right);
-        const int32_t *c = at(in.bottom, in.left), *d = at(in.top, in.left);
-        for (int g = 0; g < s.w_groups; g++)
-            for (int lane = 0; lane < BLOCK; lane++)
-                counts[((size_t(i) * s.w_groups + g) * terms + terms - 1) * BLOCK + lane] =
-                    a[size_t(g) * outputs + lane] - b[size_t(g) * outputs + lane] -
-                    c[size_t(g) * outputs + lane] + d[size_t(g) * outputs + lane];
+    const int outputs = layer.blocks() * BLOCK, line = s.kernel_wide + 1, end = t.x + t.n;
+    const size_t cell = size_t(s.w_groups) * outputs, group = size_t(layer.a_terms()) * BLOCK;
+    const int whole = std::min(end, std::max(t.x, (s.pad_wide + s.stride_wide - 1) / s.stride_wide));
+    const int room = s.wide + s.pad_wide - s.kernel_wide;  // behind the taps of the column that begins at 0
+    const int whole_end = room < 0 ? whole : std::max(whole, std::min(end, room / s.stride_wide + 1));
+    for (int row = 0; row < t.rows; row++) {
+        const Inside y = inside_rows(s, t.y + row);
+        for (int i = 0; i < s.w_groups * BLOCK; i += FLOATS) {
+            const int g = i / BLOCK, lane = i % BLOCK;
+            const int32_t* const prefix = layer.prefix.data() + size_t(g) * outputs + t.block * BLOCK + lane;
+            const auto above = [&](int y, int x) { return read<Integers>(prefix + cell * (y * line + x)); };
+            const auto sum = [&](const Inside& x) {
+                return above(y.end, x.end) - above(y.first, x.end) - above(y.end, x.first) + above(y.first, x.first);
+            };
+            const size_t pixel = group * s.w_groups;
+            int32_t* to = counts + pixel * row * t.n + group * (g + 1) - BLOCK + lane;
+            const auto put = [&](const Integers& sum) { std::memcpy(to, &sum, sizeof sum), to += pixel; };
+            int column = t.x;
+            for (; column < whole; column++) put(sum(inside_columns(s, column)));
+            if (column < whole_end) {
+                const Integers all = sum(inside_columns(s, column));
+                for (; column < whole_end; column++) put(all);
+            }
+            for (; column < end; column++) put(sum(inside_columns(s, column)));
+        }
     }
 }
 
@@ -234,7 +242,8 @@ void patch_sums(const Layer& layer, const int32_t* pixels, int y, int32_t* colum
         for (int x = 0; x < s.out_wide; x++)
             to[x] = std::accumulate(columns + x * s.stride_wide, columns + x * s.stride_wide + s.kernel_wide, 0);
     }
-    for (int x = 0; x < s.out_wide && s.a_offset != 0; x++) to[x] = inside(s, y, x).taps() * s.channels;
+    const int rows = inside_rows(s, y).count();
+    for (int x = 0; x < s.out_wide && s.a_offset != 0; x++) to[x] = rows * inside_columns(s, x).count() * s.channels;
 }
 
 void store_counts(const Layer& layer, const Tile& t, const int32_t* counts, int32_t* to) {

@@ -197,7 +197,8 @@ void run_counts(const Layer&, const float* x, const float* other, float* y, Scra
 void prepare_dense(Layer&);
 void run_dense(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads);
 void run_pooled(const Layer&, const float* x, const Step& pool, float* y, Scratch&, int threads);
-void run_depthwise(const Layer&, const float* x, const float* other, float* y, int threads);
+void prepare_depthwise(Layer&);
+void run_depthwise(const Layer&, const float* x, const float* other, float* y, int threads, const Joined&);
 void run_dequantize(const Layer&, const float* x, float* y, int threads);
 void run_pool(const Layer&, const float* x, float* y, int threads);
 void run_elementwise(const Layer&, const float* x, const float* other, float* y, int threads);

@@ -32,17 +32,15 @@ void prepare(Layer& layer, Scratch& scratch) {
     } else if (s.kind == DENSE) {
         prepare_dense(layer);
         grow(scratch.padded, pixels * s.channels);
-    } else if (s.kind == DEPTHWISE) {  // (taps, C)
-        const int taps = s.kernel_high * s.kernel_wide;
-        layer.weight.resize(size_t(taps) * s.channels);
-        for (int c = 0; c < s.channels; c++)
-            for (int tap = 0; tap < taps; tap++)
-                layer.weight[size_t(tap) * s.channels + c] = s.weight[size_t(c) * taps + tap];
+    } else if (s.kind == DEPTHWISE) {
+        prepare_depthwise(layer);
     }
 }
 
 bool takes_codes(const Layer& layer) {
-    return layer.step.kind == COUNTS && layer.step.thresholds <= MOST_HANDED && layer.step.channels % BLOCK == 0;
+    const Step& s = layer.step;
+    const bool quantizes = s.kind == COUNTS || (s.kind == DEPTHWISE && s.threshold);
+    return quantizes && s.thresholds <= MOST_HANDED && s.channels % BLOCK == 0;
 }
 
 // The step whose input is the output of step k, if that has no other use (a sum, the scores); 0: there is none.
@@ -57,8 +55,8 @@ size_t only_reader(const std::vector<Layer>& layers, size_t k, int output) {
     return readers == 1 ? reader : 0;
 }
 
-// Where the output of a step has one reader: a convolution by counts writes the codes that the reader's quantizer
-// would make of it. With other readers it would have to write floats as well, which gains nothing.
+// Where the output of a step has one reader: a convolution by counts, or a depthwise one, writes the codes that the
+// reader's quantizer would make of it. With other readers it would have to write floats as well, which gains nothing.
 //
 // A float32 convolution computes the max pool that reads it, if a window has few rows and the weights stay in a
 // cache. The pool's output may lie where the input of the convolution does. So the convolution must read a padded
@@ -70,7 +68,7 @@ void join_steps(Network& network, int output) {
         const Step& maker = layers[k].step;
         const size_t reader = only_reader(layers, k, output);
         if (reader == 0) continue;
-        if (maker.kind == COUNTS && takes_codes(layers[reader])) {
+        if ((maker.kind == COUNTS || maker.kind == DEPTHWISE) && takes_codes(layers[reader])) {
             network.joined[k].quantizer = &layers[reader].step;
             network.joined[reader].codes_in = true;
         }
@@ -90,7 +88,7 @@ void run_step(const Layer& layer, const float* x, const float* other, float* y, 
     switch (layer.step.kind) {
         case COUNTS: return run_counts(layer, x, other, y, scratch, threads, counts, joined);
         case DENSE: return run_dense(layer, x, other, y, scratch, threads);
-        case DEPTHWISE: return run_depthwise(layer, x, other, y, threads);
+        case DEPTHWISE: return run_depthwise(layer, x, other, y, threads, joined);
         case DEQUANTIZE: return run_dequantize(layer, x, y, threads);
         case MAX_POOL:
         case MEAN_POOL: return run_pool(layer, x, y, threads);

@@ -32,8 +32,8 @@ CONVOLUTIONS = (Kind.COUNTS, Kind.DENSE, Kind.DEPTHWISE)
 class Planned:
     """One step: an operation of the graph, and what is done in the same pass.
 
-    quantizer: of the input of a convolution by counts. other: a tensor that is added to the result.
-    relu: the result is limited to [0, ceiling].
+    quantizer: of the input of a convolution by counts or a depthwise one. other: a tensor that is
+    added to the result. relu: the result is limited to [0, ceiling].
     """
 
     kind: Kind
@@ -61,18 +61,15 @@ def kernel_number(kernel: str | None) -> int:
 
 
 def _steps(network: Graph) -> list[Planned]:
-    """One step an operation; quantizers move into the convolutions that count."""
+    """One step an operation; quantizers move into convolutions by counts and depthwise ones."""
     quantizers = {op.output: op for op in network.operations if isinstance(op, Quantize)}
-    floats = {
-        op.input
-        for op in network.operations
-        if isinstance(op, Convolution) and op.compute != COUNTS
-    }
+    convolutions = [op for op in network.operations if isinstance(op, Convolution)]
+    floats = {op.input for op in convolutions if _kind(op) == Kind.DENSE}
     steps = []
     for op in network.operations:
-        if isinstance(op, Convolution) and op.compute == COUNTS:
+        if isinstance(op, Convolution) and _kind(op) != Kind.DENSE and op.input in quantizers:
             quantizer = quantizers[op.input]
-            steps.append(Planned(Kind.COUNTS, op, quantizer.input, op.output, quantizer=quantizer))
+            steps.append(Planned(_kind(op), op, quantizer.input, op.output, quantizer=quantizer))
         elif isinstance(op, Quantize):
             if op.output in floats:
                 steps.append(Planned(Kind.DEQUANTIZE, op, op.input, op.output))
@@ -89,6 +86,8 @@ def _steps(network: Graph) -> list[Planned]:
 def _kind(op: Convolution | Pool) -> Kind:
     if isinstance(op, Pool):
         return Kind.MEAN_POOL if op.mean else Kind.MAX_POOL
+    if op.compute == COUNTS:
+        return Kind.COUNTS
     return Kind.DEPTHWISE if op.depthwise else Kind.DENSE
 
 

@@ -23,7 +23,8 @@ struct Step {
     const float* weight;  // float32 (O, kh, kw, I), of DENSE and DEPTHWISE
     const int32_t* window;  // of pools: [start, end) of each output row, then of each column
 
-    // The quantizer of the input, of COUNTS and DEQUANTIZE: code = number of t with x >= t.
+    // The quantizer of the input, of COUNTS and DEQUANTIZE, and of DEPTHWISE if threshold is not null: code = number
+    // of t with x >= t.
     int32_t thresholds;
     const float* threshold;  // (T,) rising
     const float* level;      // (T + 1,)

@@ -217,25 +217,3 @@ void run_pooled(const Layer& layer, const float* x, const Step& pool, float* y, 
         }
     });
 }
-
-void run_depthwise(const Layer& layer, const float* x, const float* other, float* y, int threads) {
-    const Step& s = layer.step;
-    const int taps = s.kernel_high * s.kernel_wide, channels = s.channels;
-    share(threads, int64_t(s.out_high) * s.out_wide, [&](int64_t pixel) {
-        const int oy = int(pixel / s.out_wide), ox = int(pixel % s.out_wide);
-        float* to = y + pixel * channels;
-        std::fill(to, to + channels, 0.0f);
-        for (int tap = 0; tap < taps; tap++) {
-            const int iy = oy * s.stride_high - s.pad_high + tap / s.kernel_wide;
-            const int ix = ox * s.stride_wide - s.pad_wide + tap % s.kernel_wide;
-            if (iy < 0 || iy >= s.high || ix < 0 || ix >= s.wide) continue;
-            const float* from = x + (size_t(iy) * s.wide + ix) * channels;
-            const float* weight = layer.weight.data() + size_t(tap) * channels;
-            for (int c = 0; c < channels; c++) to[c] += weight[c] * from[c];
-        }
-        for (int c = 0; c < channels; c++) {
-            const float sum = to[c] + s.shift[c];
-            to[c] = limited(s, other ? sum + other[to + c - y] : sum);
-        }
-    });
-}

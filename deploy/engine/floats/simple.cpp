@@ -2,19 +2,14 @@
 #include <algorithm>
 
 #include "../kernel.h"
+#include "../levels.h"
 #include "pool.h"
 
 void run_dequantize(const Layer& layer, const float* x, float* y, int threads) {
     const Step& s = layer.step;
-    int top = 1;
-    while (top <= s.thresholds) top *= 2;
-    const int64_t size = int64_t(s.high) * s.wide * s.channels;
-    share(threads, size, [&](int64_t i) {
-        int code = 0;
-        for (int step = top / 2; step > 0; step /= 2)
-            if (code + step <= s.thresholds && x[i] >= s.threshold[code + step - 1]) code += step;
-        y[i] = s.level[code];
-    });
+    const Levels levels(s);
+    const int64_t row = int64_t(s.wide) * s.channels;
+    share(threads, s.high, [&](int64_t iy) { levels.of(x + row * iy, row, y + row * iy); });
 }
 
 void run_pool(const Layer& layer, const float* x, float* y, int threads) {
