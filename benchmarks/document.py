@@ -145,6 +145,10 @@ def deploy_intel_threads() -> str:
     return deploy.threads_table(_read("deploy_intel"))
 
 
+def deploy_intel_mobilenetv2() -> str:
+    return deploy.network_table(_read("deploy_intel"), "mobilenetv2 224x224", batch=1)
+
+
 def deploy_amx_aims() -> str:
     return deploy.aims_table(_read("deploy_amx"))
 
@@ -176,7 +180,7 @@ TABLES: dict[str, Callable[[], str]] = {
         startup, loaders, machines,
         deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
         deploy_layers, deploy_threads, deploy_aims, deploy_intel_aims, deploy_amx_aims,
-        deploy_intel_threads,
+        deploy_intel_threads, deploy_intel_mobilenetv2,
         deploy_avx2_resnet18, deploy_avx2_resnet20, deploy_avx2_layers, deploy_avx2_threads,
         deploy_sizes,
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,

@@ -28,6 +28,7 @@ BITS = ((1, 1), (1, 2), (2, 2), (3, 3), (4, 4))
 NETWORKS = (
     network("resnet20", 32, calls=5, width=16),
     network("resnet18", 224, width=64, stem="imagenet"),
+    network("mobilenetv2", 224, width=1.0),
 )
 LAYERS = (
     *(convolution(channels, side, calls=10) for channels, side in ((16, 32), (32, 16), (64, 8))),
