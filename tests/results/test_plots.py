@@ -6,8 +6,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from figure_checks import assert_nothing_overlaps
+from matplotlib.collections import PathCollection
 
 from lowbit_core.runtime.errors import InputError
 from workflow.comparisons import load_comparisons
@@ -68,6 +70,14 @@ def test_every_comparison_is_drawn_once(quick: Path):
     for text, row in zip(axis.texts, rows, strict=True):
         assert text.get_text().startswith(difference_text(row))
         assert text.get_text().endswith(f"n = {row['n']}   {row['verdict']}")
+    single = [
+        r["top1_difference_mean"] for r in read_table(quick / "claims.csv") if not r["primary"]
+    ]
+    single = [mean for mean in single if mean is not None]
+    rings = [part for part in axis.collections if isinstance(part, PathCollection)]
+    found = sorted(float(x) for part in rings for x in part.get_offsets()[:, 0])
+    assert np.abs(found).max() <= 0.985 * high  # a marker is drawn whole
+    assert found == pytest.approx(sorted(np.clip(single, 0.985 * low, 0.985 * high)))
 
 
 def labels_of(axis) -> set[str]:

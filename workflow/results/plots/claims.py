@@ -78,14 +78,19 @@ def _draw_comparison(axis: Axes, y: int, comparison: pd.DataFrame, reach: float)
     primary = comparison[comparison["primary"] == "yes"].iloc[0]
     color = COLORS[primary["verdict"]]
     single = comparison[comparison["primary"] != "yes"]["top1_difference_mean"]
-    rings = {"facecolors": "none", "edgecolors": look.MUTED, "linewidths": 0.8}
-    if len(single):
-        axis.scatter(single, [y] * len(single), s=16, **rings, zorder=2, label="single settings")
+    rings = {"facecolors": "none", "edgecolors": look.MUTED, "linewidths": 0.8, "zorder": 2}
+    edge = 0.985 * reach
+    shown = single[single.abs() <= edge]
+    if len(shown):
+        axis.scatter(shown, [y] * len(shown), s=16, **rings, label="single settings")
+    for value in single[single.abs() > edge]:
+        sign = 1 if value > 0 else -1
+        axis.scatter([sign * edge], [y], s=16, marker={1: ">", -1: "<"}[sign], **rings)
     middle, low, high = (primary[f"top1_difference_{name}"] for name in ("mean", "low", "high"))
     axis.plot([low, high], [y, y], color=color, linewidth=2.2, solid_capstyle="butt", zorder=3)
     is_beyond = abs(middle) > reach
     marker = {True: ">", False: "<"}[middle > 0] if is_beyond else "o"
-    x = max(-0.985 * reach, min(0.985 * reach, middle))
+    x = max(-edge, min(edge, middle))
     style = {"color": color, "markersize": 6.5, "markeredgecolor": "white"}
     axis.plot([x], [y], marker, **style, markeredgewidth=0.6, zorder=4)
     known = primary.where(primary.notna(), None).to_dict()
