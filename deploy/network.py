@@ -22,6 +22,7 @@ from deploy.graph import Convolution, Graph
 from lowbit_core.runtime.errors import InputError
 
 MOST_THREADS = 1024
+NO_MEMORY = "the memory does not suffice to run this network"
 CALLS = 7  # of which the fastest counts, where numbers of threads are compared
 GAIN = 0.9  # of the time with half the threads: with less gain they are not worth it
 
@@ -129,11 +130,11 @@ class Network:
             self.classes,
         )
         if not self._pointer:
-            raise InputError("the memory does not suffice to run this network")
+            raise InputError(NO_MEMORY)
         weakref.finalize(self, self._library.network_free, self._pointer)
         _Process.networks.add(self)
         self.threads = 1 if threads is None else threads
-        if threads is None:
+        if threads is None and _Process.may_start:
             self._take_fastest_threads()
 
     def _take_fastest_threads(self) -> None:
@@ -148,8 +149,8 @@ class Network:
                 times.append(time.perf_counter() - began)
             return min(times)
 
-        known = seconds()
-        while 2 * self.threads <= len(os.sched_getaffinity(0)):
+        known, most = seconds(), min(_processors(), MOST_THREADS)
+        while 2 * self.threads <= most:
             self.threads *= 2
             before, known = known, seconds()
             if known > GAIN * before:
@@ -183,9 +184,11 @@ class Network:
             return scores
         threads = self._threads()
         with self._lock:
-            self._library.network_run(
+            done = self._library.network_run(
                 self._pointer, _floats(images), channels_last, len(images), _floats(scores), threads
             )
+        if not done:
+            raise InputError(NO_MEMORY)
         return scores
 
     def _threads(self) -> int:
@@ -242,6 +245,13 @@ class Network:
         """The kernels that count, the one with the most layers first, with ` + ` between them."""
         counted = Counter(row.how for row in self.kernels() if row.counts)
         return " + ".join(name for name, _ in counted.most_common())
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _floats(array: np.ndarray) -> ctypes.c_float:

@@ -7,6 +7,7 @@ from deploy.engine.build import Step
 from deploy.engine.plan import Kind, Memory, Planned
 from deploy.graph import Convolution, Pool
 from deploy.planes import TOLERANCE, Planes, signed, split
+from lowbit_core.runtime.errors import InputError
 
 MOST_HALVES = 64  # so that integers stay far below what 32 bits hold
 
@@ -55,6 +56,12 @@ class Filled:
         array = self.arrays[field] = np.ascontiguousarray(values, dtype)
         setattr(self.step, field, array.ctypes.data)
 
+    def _point_finite(self, field: str, values: np.ndarray, layer: str) -> None:
+        with np.errstate(over="ignore"):
+            self._point(field, values, np.float32)
+        if not np.isfinite(self.arrays[field]).all():
+            raise InputError(f"{layer}: a level of its weights times their scale is not finite")
+
     def _convolution(self, op: Convolution) -> None:
         step = self.step
         _, step.kernel_high, step.kernel_wide, _ = op.weight.shape
@@ -66,7 +73,7 @@ class Filled:
         weight = op.weight.dequantized()
         if op.scale is not None:
             weight = weight.astype(np.float64) * op.scale[:, None, None, None]
-        self._point("weight", weight, np.float32)
+        self._point_finite("weight", weight, op.layer)
 
     def _counts(self, op: Convolution) -> None:
         """The weight's planes; the scale goes into the values of each output channel."""
@@ -79,9 +86,9 @@ class Filled:
         self._point("w_bits", planes.bits, np.uint8)
         self._point("w_multiplier", planes.multiplier, np.int32)
         self._point("w_group", planes.group, np.int32)
-        self._point("w_value", planes.values * scale[:, None], np.float32)
+        self._point_finite("w_value", planes.values * scale[:, None], op.layer)
         if planes.offset.any():
-            self._point("w_offset", planes.offset * scale, np.float32)
+            self._point_finite("w_offset", planes.offset * scale, op.layer)
 
     def _inputs(self, levels: np.ndarray) -> None:
         step, planes = self.step, split(levels[None])

@@ -74,7 +74,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ),
         "network_free": (None, [c_void_p]),
         "network_kernel": (c_char_p, [c_void_p, c_int32]),
-        "network_run": (None, [c_void_p, floats, c_int32, c_int64, floats, c_int32]),
+        "network_run": (c_int32, [c_void_p, floats, c_int32, c_int64, floats, c_int32]),
         "network_step": (
             None,
             [c_void_p, c_int32, floats, floats, floats, c_int32, POINTER(c_int32)],

@@ -189,6 +189,7 @@ struct Scratch {
     InLines<uint64_t> packed;
     InLines<int32_t> sums;
     InLines<float> padded;
+    InLines<float> rows;  // of the input of a depthwise convolution, for each thread
 };
 
 void prepare_counts(Layer&);
@@ -198,7 +199,7 @@ void prepare_dense(Layer&);
 void run_dense(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads);
 void run_pooled(const Layer&, const float* x, const Step& pool, float* y, Scratch&, int threads);
 void prepare_depthwise(Layer&);
-void run_depthwise(const Layer&, const float* x, const float* other, float* y, int threads, const Joined&);
+void run_depthwise(const Layer&, const float* x, const float* other, float* y, Scratch&, int threads, const Joined&);
 void run_dequantize(const Layer&, const float* x, float* y, int threads);
 void run_pool(const Layer&, const float* x, float* y, int threads);
 void run_elementwise(const Layer&, const float* x, const float* other, float* y, int threads);

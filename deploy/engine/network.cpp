@@ -88,7 +88,7 @@ void run_step(const Layer& layer, const float* x, const float* other, float* y, 
     switch (layer.step.kind) {
         case COUNTS: return run_counts(layer, x, other, y, scratch, threads, counts, joined);
         case DENSE: return run_dense(layer, x, other, y, scratch, threads);
-        case DEPTHWISE: return run_depthwise(layer, x, other, y, threads, joined);
+        case DEPTHWISE: return run_depthwise(layer, x, other, y, scratch, threads, joined);
         case DEQUANTIZE: return run_dequantize(layer, x, y, threads);
         case MAX_POOL:
         case MEAN_POOL: return run_pool(layer, x, y, threads);
@@ -145,8 +145,8 @@ const char* network_kernel(void* network, int32_t step) {
     return layer.kernel ? layer.kernel->name : layer.columns.empty() ? "" : "Winograd";
 }
 
-// images (n, C, H, W), or (n, H, W, C) with `last` -> scores (n, classes).
-void network_run(void* pointer, const float* images, int32_t last, int64_t n, float* scores, int32_t threads) {
+// images (n, C, H, W), or (n, H, W, C) with `last` -> scores (n, classes). 0 if the memory does not suffice.
+int32_t network_run(void* pointer, const float* images, int32_t last, int64_t n, float* scores, int32_t threads) try {
     auto& network = *(Network*)pointer;
     float* arena = network.arena.data();
     const auto& offsets = network.offsets;
@@ -163,6 +163,9 @@ void network_run(void* pointer, const float* images, int32_t last, int64_t n, fl
         }
         std::memcpy(scores + i * network.scores, tensor(network.output), sizeof(float) * network.scores);
     }
+    return 1;
+} catch (const std::bad_alloc&) {
+    return 0;
 }
 
 // One step alone, on tensors of the caller. counts: null, or where the integers go (see counts.cpp).

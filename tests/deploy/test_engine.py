@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from small_networks import (
 from deploy import network as network_module
 from deploy.engine import plan
 from deploy.export.trace import trace
-from deploy.graph import Add, Graph, Relu
+from deploy.graph import Add, Convolution, Graph, Relu
 from deploy.network import Network
 from lowbit_core.runtime.errors import InputError
 
@@ -132,6 +133,32 @@ def test_threads_are_doubled_as_long_as_that_gains(seconds, chosen, monkeypatch)
     _, graph = network("resnet20", "direct", 2, 2)
     assert Network(graph, about(), threads=None).threads == chosen
     assert not left  # no more was measured than needed
+
+
+def test_threads_are_not_measured_where_only_one_may_start(monkeypatch):
+    _, graph = network("resnet20", "direct", 2, 2)
+    monkeypatch.setattr(network_module._Process, "may_start", False)
+    monkeypatch.setattr(Network, "scores", None)  # it would be called
+    assert Network(graph, about(), threads=None).threads == 1
+    monkeypatch.delattr(network_module.os, "sched_getaffinity")  # as on macOS
+    assert network_module._processors() == os.cpu_count()
+
+
+def test_weights_that_overflow_are_refused():
+    net, graph = network("mobilenetv2", "direct", 2, 2)
+    for compute in ("counts", "float"):
+        operations = [
+            replace(op, scale=np.full_like(op.scale, 3e38), weight=_larger(op.weight))
+            if isinstance(op, Convolution) and op.compute == compute and op.scale is not None
+            else op
+            for op in graph.operations
+        ]
+        with pytest.raises(InputError, match="a level of its weights times their scale is not"):
+            Network(replace(graph, operations=tuple(operations)), about())
+
+
+def _larger(weight):
+    return replace(weight, levels=weight.levels * np.float32(1e4))
 
 
 @pytest.mark.parametrize("threads", [2, 3, None])

@@ -4,7 +4,7 @@
 // sum before it are rounded once. A tap beyond a side reads a zero, which changes no sum: none is the negative zero.
 #include <algorithm>
 #include <cstring>
-#include <memory>
+#include <vector>
 
 #include "../kernel.h"
 #include "../levels.h"
@@ -13,19 +13,24 @@ namespace {
 
 constexpr int PIXELS = 4;  // at a time: a weight is read once for them
 
+// How many rows of the input are kept: those that a row of the output reads, at most.
+int kept_rows(const Step& s) { return std::min(s.kernel_high, s.high); }
+
+// The numbers of the kept rows. A vector at the end: the last one of a pixel may reach behind its channels.
+size_t kept_size(const Step& s) { return size_t(padded_wide(s)) * s.channels * kept_rows(s) + FLOATS; }
+
 // The rows of the input that a row of the output reads, padded with zeros at their sides.
 class Rows {
     const Step& s;
     const Levels& levels;
     const void* const x;  // (H, W, C), floats or codes
     const bool is_codes;
+    float* const kept;  // kept_size numbers
     const size_t row = size_t(s.wide) * s.channels, side = size_t(s.pad_wide) * s.channels, all = row + 2 * side;
-    // A vector at the end: the last vector of a pixel may reach behind its channels.
-    const std::unique_ptr<float[]> kept{new float[all * s.kernel_high + FLOATS]()};
     int made = 0;  // the first row of the input that is not made
-    std::vector<const float*> read{size_t(s.kernel_high)};  // by each row of the kernel; null outside the image
+    std::vector<const float*> read = std::vector<const float*>(s.kernel_high);  // by each row of the kernel
 
-    float* at(int iy) const { return kept.get() + all * (iy % s.kernel_high); }
+    float* at(int iy) const { return kept + all * (iy % kept_rows(s)); }
 
     void make(int iy) const {
         float* const to = at(iy) + side;
@@ -38,8 +43,14 @@ class Rows {
     }
 
   public:
-    Rows(const Step& s, const Levels& levels, const void* x, bool is_codes)
-        : s(s), levels(levels), x(x), is_codes(is_codes) {}
+    Rows(const Step& s, const Levels& levels, const void* x, bool is_codes, float* kept)
+        : s(s), levels(levels), x(x), is_codes(is_codes), kept(kept) {
+        for (int k = 0; k < kept_rows(s); k++) {
+            std::fill_n(kept + all * k, side, 0.0f);
+            std::fill_n(kept + all * (k + 1) - side, side, 0.0f);
+        }
+        std::fill_n(kept + all * kept_rows(s), FLOATS, 0.0f);
+    }
 
     // Those that each row of the kernel reads for output row oy, null outside the image. oy rises from call to call.
     const float* const* of(int oy) {
@@ -79,7 +90,7 @@ template <class Store>
 void make_row(const Layer& layer, const float* const* rows, int oy, const float* other, Store store) {
     const Step& s = layer.step;
     const Floats ceiling = spread(s.ceiling);
-    const size_t first = size_t(oy) * s.out_wide * s.channels;
+    const size_t row = size_t(s.out_wide) * s.channels;
     for (int ox = 0; ox < s.out_wide; ox += PIXELS) {
         const int n = std::min(PIXELS, s.out_wide - ox);
         for (int c = 0; c < s.channels; c += FLOATS) {
@@ -91,14 +102,16 @@ void make_row(const Layer& layer, const float* const* rows, int oy, const float*
                 for (int p = 0; p < n; p++) add_up<1>(layer, rows, ox + p, c, sums + p);
             const Floats shift = read<Floats>(layer.shift.data() + c);
             for (int p = 0; p < n; p++) {
-                const size_t at = first + size_t(ox + p) * s.channels + c;
+                const size_t in_row = size_t(ox + p) * s.channels + c, at = row * oy + in_row;
                 Floats total = sums[p] + shift;
                 if (other) total += read_few(other + at, left);
                 if (s.relu) {
                     total = total > 0 ? total : Floats{};
                     total = total < ceiling ? total : ceiling;
                 }
-                store(total, at, left);
+                // With few channels, what lies behind them belongs to the next pixels of the row.
+                const bool later = s.channels < FLOATS && in_row + FLOATS <= row;
+                store(total, at, later ? FLOATS : left);
             }
         }
     }
@@ -118,14 +131,16 @@ void prepare_depthwise(Layer& layer) {
     std::copy_n(s.shift, s.channels, layer.shift.begin());
 }
 
-void run_depthwise(const Layer& layer, const float* x, const float* other, float* y, int threads,
+void run_depthwise(const Layer& layer, const float* x, const float* other, float* y, Scratch& scratch, int threads,
                    const Joined& joined) {
     const Step& s = layer.step;
     const Step* next = joined.quantizer;
     const Levels levels(s);
     const Reached reached(next ? next->threshold : nullptr, next ? next->thresholds : 0);
+    const size_t size = (kept_size(s) + BLOCK - 1) / BLOCK * BLOCK;
+    if (scratch.rows.size() < size * threads) scratch.rows.resize(size * threads);
     on_threads(threads, [&] {
-        Rows rows(s, levels, x, joined.codes_in);
+        Rows rows(s, levels, x, joined.codes_in, scratch.rows.data() + size * omp_get_thread_num());
 #pragma omp for schedule(static)
         for (int oy = 0; oy < s.out_high; oy++) {
             const float* const* read = rows.of(oy);
