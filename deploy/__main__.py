@@ -114,7 +114,6 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     data = {"type": Path, "default": ROOT / "data", "help": "the prepared data sets"}
-    threads = {"default": 1, "help": "threads for one image"}
 
     export = commands.add_parser("export", help="write the network of a finished run to one file")
     export.add_argument("run", type=Path, help="the run's folder, results/runs/<run>")
@@ -127,8 +126,10 @@ def _arguments() -> argparse.Namespace:
     predict = commands.add_parser("predict", help="print the best classes of each image")
     predict.add_argument("model", type=Path)
     predict.add_argument("images", type=Path, nargs="+")
-    measured = {"help": "threads for one image; `fastest` measures how many, 1 by default"}
-    predict.add_argument("--threads", type=_threads, metavar="N|fastest", **threads | measured)
+    predict.add_argument(
+        "--threads", type=_threads, default=1, metavar="N|fastest",
+        help="threads for one image, 1 by default; `fastest` measures how many",
+    )  # fmt: skip
     predict.set_defaults(call=_predict)
 
     show = commands.add_parser("show", help="print where a file comes from and how it is computed")
@@ -139,7 +140,7 @@ def _arguments() -> argparse.Namespace:
     check.add_argument("model", type=Path, help="a .lowbit file, or ONNX: its name ends with .onnx")
     check.add_argument("run", type=Path)
     check.add_argument("--data", **data)
-    check.add_argument("--threads", type=int, **threads)
+    check.add_argument("--threads", type=int, default=1, help="threads for one image")
     check.add_argument("--max-images", type=int, help="test images to use; all by default")
     check.set_defaults(call=_check)
 

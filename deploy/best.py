@@ -134,11 +134,10 @@ def _is_better(
 def _check_replaced(path: Path, row: dict[str, str], kept: dict[str, dict[str, str]]) -> None:
     """Raises InputError if the file is there, has no row, and is not of the run, whose file a stop
     may have left without its row."""
-    if path.is_file() and path.name not in kept:
-        if fileformat.load(path)[1].origin.get("run_id") != row["run_id"]:
-            raise InputError(
-                f"{path}: {INDEX} has no row of this file: move it, or give another --out"
-            )
+    if path.name in kept or not path.is_file():
+        return
+    if fileformat.load(path)[1].origin.get("run_id") != row["run_id"]:
+        raise InputError(f"{path}: {INDEX} has no row of this file: move it, or give another --out")
 
 
 def _exported(row: dict[str, str], folder: Path, path: Path, data: Path) -> dict[str, str]:

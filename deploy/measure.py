@@ -47,9 +47,8 @@ def write_measurements(
     """Measure each run and write one JSON line for each, in their order."""
     if path.is_dir():
         raise InputError(f"--out {path}: must be a file, not a folder")
-    path.parent.mkdir(
-        parents=True, exist_ok=True
-    )  # what cannot be made is said now, not at the end
+    # What cannot be made is said now, not at the end.
+    path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for row in measure_runs(folders, data, max_images):
         say(f"{row['run_id']}: {summary(row)}")

@@ -174,10 +174,7 @@ inline void each_output(const Values& v, const Row& row, int lane, int left, Sto
             total += read<Floats>(w_offset) * base;
         }
         if (other) total += read_few(other + at, left);
-        if (relu) {
-            total = total > 0 ? total : Floats{};
-            total = total < ceiling ? total : ceiling;
-        }
+        if (relu) total = limited(total, ceiling);
         store(total, at);
     }
 }

@@ -156,6 +156,12 @@ inline Floats spread(float x) {
 #endif
 }
 
+// y in [0, ceiling], as the scalar `limited` of step.h.
+inline Floats limited(Floats y, Floats ceiling) {
+    y = y > 0 ? y : Floats{};
+    return y < ceiling ? y : ceiling;
+}
+
 // a x b + c, rounded once. Without an instruction for it, by arithmetic in double: the product is exact
 // there, and a sum whose last bit is one wherever it was rounded becomes the right float32.
 inline Floats fused(Floats a, Floats b, Floats c) {

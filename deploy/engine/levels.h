@@ -24,9 +24,7 @@ class Levels {
         const __m256i above_seven = _mm256_slli_epi32((__m256i)codes, 28);  // in the highest bit
         return (Floats)_mm256_blendv_ps(low, high, _mm256_castsi256_ps(above_seven));
 #else
-        Floats found = {};
-        for (int i = 0; i < FLOATS; i++) found[i] = table[codes[i]];
-        return found;
+        return gathered(table, codes);
 #endif
     }
 

@@ -67,7 +67,7 @@ def _steps(network: Graph) -> list[Planned]:
     floats = {op.input for op in convolutions if _kind(op) == Kind.DENSE}
     steps = []
     for op in network.operations:
-        if isinstance(op, Convolution) and _kind(op) != Kind.DENSE and op.input in quantizers:
+        if isinstance(op, Convolution) and _quantizes(op, quantizers):
             quantizer = quantizers[op.input]
             steps.append(Planned(_kind(op), op, quantizer.input, op.output, quantizer=quantizer))
         elif isinstance(op, Quantize):
@@ -81,6 +81,12 @@ def _steps(network: Graph) -> list[Planned]:
         else:
             steps.append(Planned(_kind(op), op, op.input, op.output))
     return steps
+
+
+def _quantizes(op: Convolution, quantizers: dict[str, Quantize]) -> bool:
+    """Whether the step of a convolution quantizes its input."""
+    kind = _kind(op)
+    return kind == Kind.COUNTS or (kind == Kind.DEPTHWISE and op.input in quantizers)
 
 
 def _kind(op: Convolution | Pool) -> Kind:

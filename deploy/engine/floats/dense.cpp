@@ -148,10 +148,7 @@ void finish(const Layer& layer, int block, int n, const float* sums, int step, c
             const size_t at = k * outputs + lane;
             Floats total = read<Floats>(sums + k * step + lane) + shift;
             if (other) total += read<Floats>(other + at);
-            if (relu) {
-                total = total > 0 ? total : Floats{};
-                total = total < ceiling ? total : ceiling;
-            }
+            if (relu) total = limited(total, ceiling);
             std::memcpy(y + at, &total, sizeof total);
         }
     }

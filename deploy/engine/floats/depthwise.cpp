@@ -90,7 +90,7 @@ template <class Store>
 void make_row(const Layer& layer, const float* const* rows, int oy, const float* other, Store store) {
     const Step& s = layer.step;
     const Floats ceiling = spread(s.ceiling);
-    const size_t row = size_t(s.out_wide) * s.channels;
+    const size_t first = size_t(oy) * s.out_wide * s.channels;
     for (int ox = 0; ox < s.out_wide; ox += PIXELS) {
         const int n = std::min(PIXELS, s.out_wide - ox);
         for (int c = 0; c < s.channels; c += FLOATS) {
@@ -102,16 +102,11 @@ void make_row(const Layer& layer, const float* const* rows, int oy, const float*
                 for (int p = 0; p < n; p++) add_up<1>(layer, rows, ox + p, c, sums + p);
             const Floats shift = read<Floats>(layer.shift.data() + c);
             for (int p = 0; p < n; p++) {
-                const size_t in_row = size_t(ox + p) * s.channels + c, at = row * oy + in_row;
+                const size_t at = first + size_t(ox + p) * s.channels + c;
                 Floats total = sums[p] + shift;
                 if (other) total += read_few(other + at, left);
-                if (s.relu) {
-                    total = total > 0 ? total : Floats{};
-                    total = total < ceiling ? total : ceiling;
-                }
-                // With few channels, what lies behind them belongs to the next pixels of the row.
-                const bool later = s.channels < FLOATS && in_row + FLOATS <= row;
-                store(total, at, later ? FLOATS : left);
+                if (s.relu) total = limited(total, ceiling);
+                store(total, at, left);
             }
         }
     }

@@ -17,6 +17,7 @@ LEAST_REACH = 1.25  # points that the axis shows to each side
 MOST_MEDIANS = 3  # the axis ends at so many times the median reach of the intervals
 ROW_HEIGHT = 0.225  # inches
 INDENT = "      "
+POINTING = {True: ">", False: "<"}  # the marker of a difference above or below 0, beyond the axis
 
 
 def paired_differences(data: Data) -> Drawn:
@@ -84,12 +85,11 @@ def _draw_comparison(axis: Axes, y: int, comparison: pd.DataFrame, reach: float)
     if len(shown):
         axis.scatter(shown, [y] * len(shown), s=16, **rings, label="single settings")
     for value in single[single.abs() > edge]:
-        sign = 1 if value > 0 else -1
-        axis.scatter([sign * edge], [y], s=16, marker={1: ">", -1: "<"}[sign], **rings)
+        axis.scatter([max(-edge, min(edge, value))], [y], s=16, marker=POINTING[value > 0], **rings)
     middle, low, high = (primary[f"top1_difference_{name}"] for name in ("mean", "low", "high"))
     axis.plot([low, high], [y, y], color=color, linewidth=2.2, solid_capstyle="butt", zorder=3)
     is_beyond = abs(middle) > reach
-    marker = {True: ">", False: "<"}[middle > 0] if is_beyond else "o"
+    marker = POINTING[middle > 0] if is_beyond else "o"
     x = max(-edge, min(edge, middle))
     style = {"color": color, "markersize": 6.5, "markeredgecolor": "white"}
     axis.plot([x], [y], marker, **style, markeredgewidth=0.6, zorder=4)
