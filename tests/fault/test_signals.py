@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, redirect_stderr
 
 import pytest
 import torch
@@ -224,19 +224,24 @@ def test_a_stopped_sweep_goes_on_and_a_second_one_is_refused(number, reference, 
     assert_same_runs(trained.runs, reference.runs)
 
 
-def test_of_two_processes_with_one_run_the_second_waits(digits_root, tmp_path, capfd):
+def test_of_two_processes_with_one_run_the_second_waits(digits_root, tmp_path):
+    """What they say goes to a file: capfd loses what is written while it is being read."""
     settings = config("direct")
     place = Place(digits_root, tmp_path, torch.device("cpu"))
-    method = baselines.method("direct")
+    method, said = baselines.method("direct"), tmp_path / "said"
+
+    def train() -> None:
+        with said.open("a") as file, redirect_stderr(file):
+            train_run(settings, method, place)
+
     (tmp_path / "run").mkdir()
+    said.touch()
     with (tmp_path / "run" / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # or the first could end before the second begins
-        children = [in_child(lambda: train_run(settings, method, place)) for _ in range(2)]
-        said = ""
-        while said.count("another process trains this run: waiting") < 2:
+        children = [in_child(train) for _ in range(2)]
+        while said.read_text().count("another process trains this run: waiting") < 2:
             assert all(os.waitpid(child, os.WNOHANG) == (0, 0) for child in children)
-            said += capfd.readouterr().err
             time.sleep(0.01)
         fcntl.flock(lock, fcntl.LOCK_UN)  # closing would not do: the children have it open too
     assert [status_of(child) for child in children] == [0, 0]
-    assert (said + capfd.readouterr().err).count("epoch 1/2") == 1
+    assert said.read_text().count("epoch 1/2") == 1
