@@ -129,6 +129,10 @@ def deploy_aims() -> str:
     return deploy.aims_table(_read("deploy"))
 
 
+def deploy_mobilenetv2() -> str:
+    return deploy.network_table(_read("deploy"), "mobilenetv2 224x224", batch=1)
+
+
 def deploy_threads() -> str:
     return deploy.threads_table(_read("deploy"))
 
@@ -143,10 +147,6 @@ def deploy_intel_aims() -> str:
 
 def deploy_intel_threads() -> str:
     return deploy.threads_table(_read("deploy_intel"))
-
-
-def deploy_intel_mobilenetv2() -> str:
-    return deploy.network_table(_read("deploy_intel"), "mobilenetv2 224x224", batch=1)
 
 
 def deploy_amx_aims() -> str:
@@ -179,8 +179,8 @@ TABLES: dict[str, Callable[[], str]] = {
         activations, weights, steps, steps_aims, steps_avx2, steps_avx2_aims, step_cost, rates,
         startup, loaders, machines,
         deploy_resnet18, deploy_resnet18_batch, deploy_resnet20, deploy_resnet20_batch,
-        deploy_layers, deploy_threads, deploy_aims, deploy_intel_aims, deploy_amx_aims,
-        deploy_intel_threads, deploy_intel_mobilenetv2,
+        deploy_mobilenetv2, deploy_layers, deploy_threads, deploy_aims,
+        deploy_intel_aims, deploy_intel_threads, deploy_amx_aims,
         deploy_avx2_resnet18, deploy_avx2_resnet20, deploy_avx2_layers, deploy_avx2_threads,
         deploy_sizes,
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
