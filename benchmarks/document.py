@@ -3,7 +3,8 @@
 `python -m benchmarks.document [results/benchmarks]`: the folder's tables replace those that are
 committed in results/reference/benchmarks/, and the pages and their picture are made from what is
 committed. Without a folder they are only made again. Exported networks on a processor with AMX, or
-on another one of Intel, have tables beside the others (deploy_amx, deploy_intel).
+on another one of Intel, have tables beside the others (deploy_amx, deploy_intel), and so have those
+on a processor that was held to AVX2, without onnxruntime (deploy_avx2_held).
 """
 
 import argparse
@@ -169,6 +170,10 @@ def deploy_avx2_threads() -> str:
     return deploy.threads_table(_read("deploy_avx2"))
 
 
+def deploy_avx2_held_layers() -> str:
+    return deploy.layer_table(_read("deploy_avx2_held"), ratios=("torch", "openvino_int8"))
+
+
 def deploy_sizes() -> str:
     return deploy.sizes_table(evidence.REFERENCE / "models")
 
@@ -182,6 +187,7 @@ TABLES: dict[str, Callable[[], str]] = {
         deploy_mobilenetv2, deploy_layers, deploy_threads, deploy_aims,
         deploy_intel_aims, deploy_intel_threads, deploy_amx_aims,
         deploy_avx2_resnet18, deploy_avx2_resnet20, deploy_avx2_layers, deploy_avx2_threads,
+        deploy_avx2_held_layers,
         deploy_sizes,
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
         evidence.claims_training, evidence.claims_decomposition, evidence.claims_choices,
@@ -231,6 +237,8 @@ def draw_speed() -> None:
 
 def _kept_name(path: Path) -> str:
     """The name under which a table of a run of the benchmarks is committed."""
+    if path.stem == "deploy_avx2" and "onnxruntime" not in path.read_text():
+        return "deploy_avx2_held"
     if path.stem != "deploy":
         return path.stem
     if "AMX" in path.read_text():  # the kernels of its rows

@@ -218,21 +218,23 @@ def test_a_table_of_the_page_has_the_figures_of_the_csv_file(measured):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "hardware", "kept"),
+    ("table", "kernels", "hardware", "kept"),
     [
-        ("matrices (AMX)", "Intel Xeon", "deploy_amx"),
-        ("popcount (AVX-512)", "Intel Xeon", "deploy_intel"),
-        ("popcount (AVX-512)", "AMD EPYC", "deploy"),
+        ("deploy", "onnxruntime\nmatrices (AMX)", "Intel Xeon", "deploy_amx"),
+        ("deploy", "onnxruntime\npopcount (AVX-512)", "Intel Xeon", "deploy_intel"),
+        ("deploy", "onnxruntime\npopcount (AVX-512)", "AMD EPYC", "deploy"),
+        ("deploy_avx2", "onnxruntime\ntables (AVX2)", "AMD EPYC", "deploy_avx2"),
+        ("deploy_avx2", "tables (AVX2)", "AMD EPYC", "deploy_avx2_held"),
     ],
 )
 def test_exported_networks_on_other_processors_are_kept_beside_the_others(
-    kernel, hardware, kept, measured, tmp_path, monkeypatch
+    table, kernels, hardware, kept, measured, tmp_path, monkeypatch
 ):
     new = tmp_path / "new"
     new.mkdir()
-    (new / "deploy.csv").write_text(f"kernel\n{kernel}\n")
+    (new / f"{table}.csv").write_text(f"kernel\n{kernels}\n")
     about = {"complete": True, "settings": {}, "hardware": hardware}
-    (new / "deploy.json").write_text(json.dumps(about))
+    (new / f"{table}.json").write_text(json.dumps(about))
     monkeypatch.setattr(document, "PAGES", ())
     monkeypatch.setattr(document, "draw_speed", lambda: None)
     monkeypatch.setattr(sys, "argv", ["document", str(new)])
