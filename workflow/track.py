@@ -122,11 +122,11 @@ def flatten(value: dict, prefix: str = "") -> dict[str, str]:
 def job_runs(suite: str, jobs: Sequence[Path], runs: Path) -> list[TrackedRun]:
     """The runs of a suite that job files list. InputError if a job file or a run is damaged."""
     check_jobs(jobs, runs)
-    hides = hides_test(suite)
+    hides = suite_hides_test(suite)
     return [TrackedRun(runs / run_id, role, hides) for run_id, role in read_jobs(jobs).items()]
 
 
-def hides_test(suite: str) -> bool:
+def suite_hides_test(suite: str) -> bool:
     """Whether nothing of a suite's test images is copied: so of one that this checkout lacks."""
     from workflow.suite.suite import SUITES, load_suite  # takes seconds
 
@@ -301,7 +301,7 @@ class Watcher:
                 changed[suite, run_id] = times
         if changed:
             known = config.get("hides_test")  # written by an earlier version, it has no such key
-            hides = hides_test(suite) if known is None else known
+            hides = suite_hides_test(suite) if known is None else known
             runs = [TrackedRun(self.runs / run_id, roles[run_id], hides) for _, run_id in changed]
             sync(self.store, suite, runs, self.data)
             self.seen |= changed

@@ -255,11 +255,11 @@ def _run_key(folder: Path, origin: Path) -> str:
 
 def track(sources: Iterable[Path], runs: Path) -> None:
     """Bring MLflow up to date with the merged runs of the sources' parcels."""
-    from workflow.track import Store, TrackedRun, hides_test, sync
+    from workflow.track import Store, TrackedRun, suite_hides_test, sync
 
     for source in sources:
         about = json.loads(open_parcels(source, RUNS).read(ABOUT))
-        hides = hides_test(about["suite"])
+        hides = suite_hides_test(about["suite"])
         folders = {runs / check_run_id(run): role for run, role in about["roles"].items()}
         tracked = [TrackedRun(path, role, hides) for path, role in folders.items() if path.is_dir()]
         sync(Store(runs.parent / "mlflow"), about["suite"], tracked)
