@@ -192,7 +192,7 @@ TABLES: dict[str, Callable[[], str]] = {
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
         evidence.claims_training, evidence.claims_decomposition, evidence.claims_choices,
         evidence.claims_rates, evidence.claims_confirmed,
-        evidence.cifar100_full_accuracy,
+        evidence.cifar100_full_accuracy, evidence.cifar100_full_levels,
         evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
         evidence.architectures_accuracy, evidence.architectures_answers,
         evidence.cpu_short_accuracy, evidence.cpu_short_answers,

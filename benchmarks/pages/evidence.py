@@ -226,6 +226,10 @@ def claims_confirmed() -> str:
     return _variants("claims_confirmed")
 
 
+def cifar100_full_levels() -> str:
+    return _variants("cifar100_full_levels")
+
+
 def _variants(suite: str) -> str:
     """Top-1 of every variant of the method's choices, and its difference, by the suite's images."""
     cells = []
