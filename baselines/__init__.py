@@ -5,6 +5,7 @@
 
 import importlib
 import pkgutil
+from types import ModuleType
 
 from torch import Tensor, nn
 
@@ -20,11 +21,26 @@ METHODS: dict[str, Method] = {}
 SOURCES: dict[str, str] = {}
 """The module in which each method is defined, by method name."""
 
+
+def _methods_of(module: ModuleType) -> tuple[Method, ...]:
+    """METHODS of a module of this folder; InputError if they are none."""
+    methods = getattr(module, "METHODS", None)
+    where = f"{module.__file__}: METHODS"
+    if not isinstance(methods, tuple) or not all(isinstance(m, Method) for m in methods):
+        raise InputError(f"{where} is {methods!r}: it must be a tuple of Method")
+    for method in methods:
+        if not method.name.isidentifier():  # names of folders and keys of settings contain it
+            raise InputError(
+                f"{where} names {method.name!r}: a name has letters, digits and underscores"
+            )
+        if method.name in METHODS:
+            raise InputError(f"{where} names {method.name!r}, as {SOURCES[method.name]} does")
+    return methods
+
+
 for _info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
     _module = importlib.import_module(f"{__name__}.{_info.name}")
-    for _method in _module.METHODS:
-        if _method.name in METHODS:
-            raise InputError(f"method {_method.name!r} is defined twice: rename one")
+    for _method in _methods_of(_module):
         METHODS[_method.name] = _method
         SOURCES[_method.name] = _module.__name__
 
@@ -66,7 +82,10 @@ def quantize(
         _as_method(method), *parse_bits(bits, "bits"), first_last, shortcut, own,
         first_layers, last_layers, shortcut_layers,
     )  # fmt: skip
-    if not isinstance(images, Tensor) or len(images) < 2:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(f"images must be a tensor of floats, not {kind}")
+    if len(images) < 2:
         raise InputError("images must be a tensor of at least 2 images: batch norm needs several")
     report = convert(model, policy, images, signed)
     with processes.alone():  # each process has these images

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,16 @@ from lowbit_core.runtime.errors import InputError, run_cli
 ROOT = Path(__file__).parents[1]
 BEST = 5
 FORMATS = ("lowbit", "onnx", "qonnx")
+# torch says this once of the layout in which a network is computed fastest here.
+LAYOUT_WARNING = r"torch\.searchsorted\(\): input value tensor is non-contiguous"
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    if (arguments.out.suffix == ".onnx") != (arguments.format != "lowbit"):
+        raise InputError(
+            f"--out {arguments.out} with --format {arguments.format}: the name of an ONNX file "
+            "must end with .onnx, and that of a .lowbit file must not"
+        )
     from deploy.export.run import export_onnx, export_run
 
     if arguments.format != "lowbit":
@@ -111,21 +119,24 @@ def _threads(text: str) -> int | None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = argparse.ArgumentParser("python -m deploy", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     data = {"type": Path, "default": ROOT / "data", "help": "the prepared data sets"}
 
     export = commands.add_parser("export", help="write the network of a finished run to one file")
     export.add_argument("run", type=Path, help="the run's folder, results/runs/<run>")
-    export.add_argument("--out", type=Path, required=True)
-    export.add_argument("--format", choices=FORMATS, default="lowbit")
+    export.add_argument("--out", type=Path, required=True, help="the file, such as model.lowbit")
+    export.add_argument(
+        "--format", choices=FORMATS, default="lowbit",
+        help="lowbit, which the engine reads, by default; ONNX needs a name that ends with .onnx",
+    )  # fmt: skip
     export.add_argument("--bits", help="W2A2, W1A2...: a lower bit-width of a run with `widths`")
     export.add_argument("--data", **data)
     export.set_defaults(call=_export)
 
     predict = commands.add_parser("predict", help="print the best classes of each image")
-    predict.add_argument("model", type=Path)
-    predict.add_argument("images", type=Path, nargs="+")
+    predict.add_argument("model", type=Path, help="a .lowbit file")
+    predict.add_argument("images", type=Path, nargs="+", help="image files of any size")
     predict.add_argument(
         "--threads", type=_threads, default=1, metavar="N|fastest",
         help="threads for one image, 1 by default; `fastest` measures how many",
@@ -133,12 +144,12 @@ def _arguments() -> argparse.Namespace:
     predict.set_defaults(call=_predict)
 
     show = commands.add_parser("show", help="print where a file comes from and how it is computed")
-    show.add_argument("model", type=Path)
+    show.add_argument("model", type=Path, help="a .lowbit file")
     show.set_defaults(call=_show)
 
     check = commands.add_parser("check", help="compare a file with its run on the test images")
     check.add_argument("model", type=Path, help="a .lowbit file, or ONNX: its name ends with .onnx")
-    check.add_argument("run", type=Path)
+    check.add_argument("run", type=Path, help="the folder of its run, results/runs/<run>")
     check.add_argument("--data", **data)
     check.add_argument("--threads", type=int, default=1, help="threads for one image")
     check.add_argument("--max-images", type=int, help="test images to use; all by default")
@@ -166,7 +177,16 @@ def main() -> None:
         raise InputError(f"--max-images {arguments.max_images}: must be at least 1")
     if getattr(arguments, "threads", None) is not None:
         check_threads(arguments.threads, "--threads")
-    arguments.call(arguments)
+    warnings.filterwarnings("ignore", LAYOUT_WARNING)
+    try:
+        arguments.call(arguments)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise InputError(
+            f"`python -m deploy {arguments.command}` needs torch, which is not installed: "
+            "`make setup` installs it (predict and show work without)"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ def _pixels(path: Path, about: About, shape: tuple[int, int, int]) -> np.ndarray
             image = opened.convert(modes[channels])
     except InputError:
         raise
+    except OSError as error:
+        reason = error.strerror or str(error)  # a damaged image is an OSError without one
+        raise InputError(f"{path}: not a readable image ({reason})") from None
     except Exception as error:  # readers of rare formats raise errors of many kinds
         raise InputError(f"{path}: not a readable image ({error})") from None
     box = None

@@ -75,6 +75,9 @@ def measure_runs(
     damaged, or its test images are missing.
     """
     library()  # without a compiler nothing can be measured
+    folders = list(folders)
+    for folder in folders:  # before the first of them is measured
+        _finished(folder)
     bench = _Bench(data_folder, max_images)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -144,11 +147,19 @@ class _Bench:
         return self.peers[key]
 
 
-def _measure(folder: Path, bench: _Bench) -> dict:
+def _finished(folder: Path) -> dict:
+    """The final record of a run; InputError if there is none, or the run is damaged."""
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such run folder")
     final = RunFolder(folder).finished(weights=True)
-    if final is not None and final["status"] != "done":
+    if final is None:
+        raise InputError(f"{folder}: not the folder of a finished run: it has no final.json")
+    return final
+
+
+def _measure(folder: Path, bench: _Bench) -> dict:
+    final = _finished(folder)
+    if final["status"] != "done":
         reason = f"layer {final['diverged_layer']}: {final['diverged_because']}"
         return _row(folder.resolve().name, final["run_key"], DIVERGED, reason)
     run = read_run(folder)

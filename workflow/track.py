@@ -286,7 +286,8 @@ class Watcher:
                     self._look_at(json.loads(path.read_text()))
             self.complaint = ""
         except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-            complaint = f"{path}: {error!r}"
+            text = error if isinstance(error, InputError | OSError) else repr(error)
+            complaint = f"{path}: {text}"
             if complaint != self.complaint:
                 print(f"tracking: {complaint}", file=sys.stderr, flush=True)
             self.complaint = complaint

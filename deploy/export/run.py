@@ -22,6 +22,7 @@ from lowbit_core.quantizers.bits import bits_label, parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import replace_file, write_bytes
+from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_folder import LOWER_WEIGHTS, RunFolder, load_tensors
 from lowbit_core.training.trained import trained_network
 from lowbit_core.training.widths import Widths
@@ -156,5 +157,6 @@ def class_names(data: Dataset, data_folder: Path) -> tuple[str, ...]:
     """The names in the data set's manifest; the numbers of the classes where there is none."""
     try:
         return tuple(read_manifest(data_folder / data.name, "test")["class_names"])
-    except InputError:
+    except InputError as error:
+        say(f"the file numbers its classes, since no names are known: {error}")
         return tuple(str(number) for number in range(data.classes))

@@ -28,5 +28,7 @@ def run_cli(main: Callable[[], None]) -> None:
     try:
         main()
     except (InputError, OSError, DeviceLost) as error:
-        print(f"error: {error}", file=sys.stderr)
+        is_of_file = isinstance(error, OSError) and error.filename is not None
+        text = f"{error.filename2 or error.filename}: {error.strerror}" if is_of_file else error
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(3 if isinstance(error, DeviceLost) else 2)

@@ -14,6 +14,7 @@ import lowbit_core.runtime.torchvision_ops  # noqa: F401  before torchvision
 
 # isort: split
 from pathlib import Path
+from types import ModuleType
 
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -22,6 +23,7 @@ from torchvision.models.vgg import VGG, cfgs, make_layers
 import baselines
 from lowbit_core.conversion.layers import QuantLayer
 from lowbit_core.conversion.observe import observe
+from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.training.schedule import QUANTIZER_GROUPS, parameter_groups
 
@@ -427,6 +429,8 @@ def test_what_is_refused_may_be_kept(case):
         ({"bits": "2W2A"}, "bits: '2W2A' is not a bit setting: write W2A2"),
         ({"bits": "W5A2"}, "bits: 5 bits are not offered: choose one of 1, 2, 3, 4, 8, 32"),
         ({"images": IMAGES[:1]}, "at least 2 images"),
+        ({"images": IMAGES.numpy()}, "images must be a tensor of floats, not ndarray"),
+        ({"images": IMAGES.byte()}, "images must be a tensor of floats, not torch.uint8"),
         ({"images": [1, 2]}, "images must be a tensor"),
         ({"first_last": "4bit"}, "first_last is '4bit'.*fp, 8bit"),
         ({"exceptions": {"layer9": "W4A4"}}, "exception 'layer9' matches no layer; the layers are"),
@@ -510,3 +514,25 @@ def test_the_code_of_the_pages_runs(page, monkeypatch, tmp_path):
         exec(compile(block, page, "exec"), names)
     assert any(p.grad is not None for p in names["model"].parameters())
     assert (tmp_path / "model.lowbit").exists() and names["scores"].shape[0] == 8
+
+
+@pytest.mark.parametrize(
+    ("methods", "reason"),
+    [
+        (None, "METHODS is None: it must be a tuple of Method"),
+        (3, "METHODS is 3: it must be a tuple of Method"),
+        (("lsq",), r"METHODS is \('lsq',\): it must be a tuple of Method"),
+        ((Method("lsq", None, None),), "METHODS names 'lsq', as baselines.lsq does"),
+        (
+            (Method("my method", None, None),),
+            "METHODS names 'my method': a name has letters, digits and",
+        ),
+    ],
+)
+def test_a_file_without_methods_is_refused(methods, reason):
+    module = ModuleType("baselines.mine")
+    module.__file__ = "mine.py"
+    if methods is not None:
+        module.METHODS = methods
+    with pytest.raises(InputError, match="^mine.py: " + reason):
+        baselines._methods_of(module)

@@ -194,7 +194,12 @@ def test_an_image_of_sixteen_bits_is_refused(trained, tmp_path):
     ("words", "reason"),
     [
         (("predict", "README.md", "README.md"), "README.md: not a .lowbit file"),
-        (("predict", "missing.lowbit", "x.png"), "missing.lowbit"),
+        (("predict", "missing.lowbit", "x.png"), "error: missing.lowbit: No such file"),
+        (("predict", "tests", "x.png"), "error: tests: Is a directory"),
+        (("export", "run", "--out", "x.onnx"), "--out x.onnx with --format lowbit: the name of"),
+        (("export", "run", "--out", "x", "--format", "onnx"), "--out x with --format onnx: the"),
+        (("export", "run", "--out", "x.lowbit"), "`python -m deploy export` needs torch, which"),
+        (("check", "x.lowbit", "run"), "`python -m deploy check` needs torch, which is not"),
         (("show", "README.md"), "not a .lowbit file"),
         (("predict", "--threads", "0", "x.lowbit", "x.png"), "--threads 0: must be a whole number"),
     ],
@@ -209,6 +214,18 @@ def test_commands_refuse_in_one_sentence(words, reason):
 def test_an_image_that_is_none_is_refused(trained):
     done = command("predict", trained[1], "README.md")
     assert done.returncode == 2 and "README.md: not a readable image" in done.stderr
+
+
+def test_a_missing_image_is_one_sentence(trained):
+    done = command("predict", trained[1], "none.png")
+    assert done.stderr == "error: none.png: not a readable image (No such file or directory)\n"
+
+
+def test_without_the_data_set_classes_are_numbers_and_it_says_so(trained, tmp_path, capsys):
+    export_run(trained[0], tmp_path / "out.lowbit", tmp_path / "no-data")
+    assert load(tmp_path / "out.lowbit").about.classes == tuple(map(str, range(10)))
+    said = capsys.readouterr().err
+    assert "the file numbers its classes" in said and "no-data" in said
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

@@ -34,7 +34,10 @@ def read_measured(paths: Iterable[Path]) -> dict[str, dict]:
                 row["status"], row["run_key"], row["reason"]
                 rows[row["run_id"]] = row
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} holds no measurements ({error!r}): {AGAIN}") from error
+            raise InputError(
+                f"{path} holds no measurements: name a file of `python -m deploy measure --out`; "
+                f"if a sweep wrote it, {AGAIN}"
+            ) from error
     return rows
 
 
