@@ -77,7 +77,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from deploy.export.check import check_run, most_apart
+    from deploy.export.check import check_found, check_run
 
     found = check_run(
         arguments.model, arguments.run, arguments.data, arguments.threads, arguments.max_images
@@ -87,12 +87,7 @@ def _check(arguments: argparse.Namespace) -> None:
         f"{found['top1_torch']:.2f} % by torch; the same class for {found['agreement']:.2f} % of "
         f"the images; after training {found['top1_training']:.2f} % of all test images"
     )
-    apart = abs(found["top1"] - found["top1_torch"])
-    if apart > most_apart(found["images"]) + 1e-9:  # both are rounded
-        raise InputError(
-            f"{arguments.model}: its top-1 is {apart:.2f} points from that of torch: at most "
-            f"{most_apart(found['images']):.2f} are legal"
-        )
+    check_found(arguments.model, found)
 
 
 def _measure(arguments: argparse.Namespace) -> None:

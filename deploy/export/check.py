@@ -18,15 +18,30 @@ from lowbit_core.runtime.backend import pick_backend
 from lowbit_core.runtime.errors import InputError
 
 MOST_POINTS_APART = 0.05  # the accuracies of a file and of torch
-MOST_IMAGES_APART = 3  # where a single image is more than that
+MOST_OTHER_CLASSES = 1.0  # percent of the images to which torch gives another class
+MOST_IMAGES_APART = 3  # where so few images are more than that
 
 
-def most_apart(images: int) -> float:
-    """By how many points the accuracies of a file and of torch may differ over so many images.
+def check_found(path: Path, found: dict) -> None:
+    """Raise InputError where `found`, of check_run, says that the file is not the run's network.
 
-    Both compute the same sums in another order, so a value at a threshold may get another code.
+    File and torch compute the same sums in another order, so a value at a threshold may get another
+    code.
     """
-    return max(MOST_POINTS_APART, 100 * MOST_IMAGES_APART / images)
+    few = 100 * MOST_IMAGES_APART / found["images"]
+    apart, other = abs(found["top1"] - found["top1_torch"]), 100 - found["agreement"]
+    legal = max(MOST_POINTS_APART, few)
+    if apart > legal + 1e-9:  # both are rounded
+        raise InputError(
+            f"{path}: its top-1 is {apart:.2f} points from that of torch: at most {legal:.2f} are "
+            "legal"
+        )
+    legal = max(MOST_OTHER_CLASSES, few)
+    if other > legal + 1e-9:
+        raise InputError(
+            f"{path}: torch gives another class to {other:.2f} % of the images: at most "
+            f"{legal:.2f} % are legal"
+        )
 
 
 def first_images(count: int | None, data: Dataset) -> np.ndarray | None:

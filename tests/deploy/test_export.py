@@ -122,6 +122,18 @@ def test_check_ends_with_an_error_where_a_file_is_not_as_accurate(
     assert f"{images} test images: top-1 50.00 %" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("images", "agreement", "is_refused"),
+    [(10_000, 99.0, False), (10_000, 98.9, True), (100, 97.0, False), (100, 96.0, True)],
+)
+def test_a_file_as_accurate_that_gives_other_classes_is_refused(images, agreement, is_refused):
+    found = {"images": images, "top1": 50.0, "top1_torch": 50.0, "agreement": agreement}
+    if not is_refused:
+        return check.check_found(Path("model.lowbit"), found)
+    with pytest.raises(InputError, match=f"another class to {100 - agreement:.2f} % of the images"):
+        check.check_found(Path("model.lowbit"), found)
+
+
 def test_a_file_of_another_run_is_not_checked(trained, digits_root, tmp_path):
     model, _ = quantized("resnet20", "direct", 2, 2)
     save(tmp_path / "other.lowbit", trace(model, (CHANNELS, SIDE, SIDE)), about())
