@@ -191,7 +191,7 @@ TABLES: dict[str, Callable[[], str]] = {
         deploy_sizes,
         evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
         evidence.claims_training, evidence.claims_decomposition, evidence.claims_choices,
-        evidence.claims_rates, evidence.claims_confirmed,
+        evidence.claims_rates, evidence.claims_confirmed, evidence.claims_confirmed_w1a2,
         evidence.cifar100_full_accuracy, evidence.cifar100_full_levels,
         evidence.zoo_accuracy, evidence.zoo_answers, evidence.zoo_options,
         evidence.architectures_accuracy, evidence.architectures_answers,

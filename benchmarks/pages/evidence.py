@@ -226,6 +226,10 @@ def claims_confirmed() -> str:
     return _variants("claims_confirmed")
 
 
+def claims_confirmed_w1a2() -> str:
+    return _variants("claims_confirmed_w1a2")
+
+
 def cifar100_full_levels() -> str:
     return _variants("cifar100_full_levels")
 
@@ -236,11 +240,12 @@ def _variants(suite: str) -> str:
     record = _record(suite)
     measure = measured(record.settings["suite"])
     heading = {"val_top1": "validation top-1", "top1": "test top-1"}[measure]
-    for row in variant_rows(record.settings["suite"], record.runs):
+    rows = variant_rows(record.settings["suite"], record.runs)
+    has_bits = len({row["bits"] for row in rows}) > 1
+    for row in rows:
         middle = mean_text(row[f"{measure}_mean"], row[f"{measure}_std"])
-        cells.append(
-            {"method": method_label(row["method"]), "what it changes": row["change"] or ""}
-        )
+        cells.append({"bits": row["bits"]} if has_bits else {})
+        cells[-1] |= {"method": method_label(row["method"]), "what it changes": row["change"] or ""}
         cells[-1][heading] = f"{middle} ({row['n']})"
         if row.get("p") is not None:
             cells[-1] |= {"difference": difference_text(row), "p, adjusted": p_text(row)}
