@@ -19,7 +19,7 @@ from torch import nn
 from deploy import fileformat, int8, onnxfile
 from deploy.engine.build import library
 from deploy.export.check import compare, first_images
-from deploy.export.run import TrainedRun, about, read_run
+from deploy.export.run import TrainedRun, about, final_record, read_run
 from deploy.export.size import entropy_bytes, float32_bytes
 from deploy.export.trace import trace
 from deploy.graph import Convolution, Graph
@@ -31,7 +31,6 @@ from lowbit_core.runtime.backend import pick_backend
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import json_lines, write_text
 from lowbit_core.runtime.progress import say
-from lowbit_core.runtime.run_folder import RunFolder
 
 EXPORTED, DIVERGED, REFUSED = "exported", "diverged", "refused"
 FIRST_PREDICTIONS = 500  # images whose predicted classes a row holds
@@ -75,15 +74,13 @@ def measure_runs(
     damaged, or its test images are missing.
     """
     library()  # without a compiler nothing can be measured
-    folders = list(folders)
-    for folder in folders:  # before the first of them is measured
-        _finished(folder)
+    finals = [(folder, final_record(folder)) for folder in folders]  # before one is measured
     bench = _Bench(data_folder, max_images)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for folder in folders:
-            yield _measure(folder, bench)
+        for folder, final in finals:
+            yield _measure(folder, final, bench)
     finally:
         torch.set_num_threads(threads)
 
@@ -147,18 +144,7 @@ class _Bench:
         return self.peers[key]
 
 
-def _finished(folder: Path) -> dict:
-    """The final record of a run; InputError if there is none, or the run is damaged."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such run folder")
-    final = RunFolder(folder).finished(weights=True)
-    if final is None:
-        raise InputError(f"{folder}: not the folder of a finished run: it has no final.json")
-    return final
-
-
-def _measure(folder: Path, bench: _Bench) -> dict:
-    final = _finished(folder)
+def _measure(folder: Path, final: dict, bench: _Bench) -> dict:
     if final["status"] != "done":
         reason = f"layer {final['diverged_layer']}: {final['diverged_because']}"
         return _row(folder.resolve().name, final["run_key"], DIVERGED, reason)

@@ -41,6 +41,16 @@ class TrainedRun:
     data: Dataset
 
 
+def final_record(folder: Path) -> dict:
+    """What a finished run wrote last; InputError where a run is unfinished or damaged."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such run folder")
+    final = RunFolder(folder).finished(weights=True)
+    if final is None:
+        raise InputError(f"{folder}: not the folder of a finished run: it has no final.json")
+    return final
+
+
 def read_run(folder: Path, bits: str | None = None) -> TrainedRun:
     """The run in `folder`, at its bit-width, or at a lower one that it was trained for as well.
 
@@ -48,12 +58,10 @@ def read_run(folder: Path, bits: str | None = None) -> TrainedRun:
     InputError where the run is not finished, diverged or damaged, or has no such bit-width, and
     where one of its numbers is not finite (a lower bit-width may diverge alone).
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such run folder")
-    files = RunFolder(folder)
-    config, final = files.read_json("config.json"), files.finished(weights=True)
-    if config is None or final is None:
-        raise InputError(f"{folder}: not the folder of a finished run: it has no final.json")
+    final, files = final_record(folder), RunFolder(folder)
+    config = files.read_json("config.json")
+    if config is None:
+        raise InputError(f"{folder}: not the folder of a finished run: it has no config.json")
     if final["status"] != "done":
         raise InputError(f"{folder}: the run is {final['status']}: there is no network to export")
     data, method = dataset(config["dataset"]), baselines.method(config["method"])
