@@ -82,9 +82,8 @@ def quantize(
         _as_method(method), *parse_bits(bits, "bits"), first_last, shortcut, own,
         first_layers, last_layers, shortcut_layers,
     )  # fmt: skip
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise InputError(f"images must be a tensor of floats, not {kind}")
+    if not isinstance(images, Tensor):
+        raise InputError(f"images must be a tensor, not {type(images).__name__}")
     if len(images) < 2:
         raise InputError("images must be a tensor of at least 2 images: batch norm needs several")
     report = convert(model, policy, images, signed)
