@@ -13,6 +13,7 @@ from deploy.export.run import export_run
 from lowbit_core.quantizers.bits import FLOAT_BITS
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import replace_file, write_text
+from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_folder import RunFolder, check_run_id
 
 SETTING = ("dataset", "arch", "width", "method", "w_bits", "a_bits")
@@ -87,6 +88,7 @@ def export_best(table: Path, runs: Path, out: Path, data: Path) -> list[dict[str
     for row in wanted:
         _check_replaced(out / row["file"], row, kept)
     for row in wanted:
+        say(f"exports run {row['run_id']} to {out / row['file']}")
         with replace_file(out / row["file"]) as temporary:
             new.append(_exported(row, runs / row["run_id"], temporary, data))
         kept[row["file"]] = new[-1]

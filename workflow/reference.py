@@ -20,7 +20,7 @@ from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.files import json_lines, json_text
 from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_status import RunStatus, run_status
-from workflow.results.columns import grouped, read_sealed, write_sealed
+from workflow.results.columns import REFERENCE, grouped, read_sealed, write_sealed
 from workflow.results.record import (
     CHANNELS,
     EPOCHS,
@@ -40,7 +40,6 @@ from workflow.suite.arguments import suite_parser
 from workflow.suite.options import option_pairs
 from workflow.suite.suite import Suite, load_suite
 
-REFERENCE = Path("results/reference")
 MOST_BYTES = 1_000_000  # of a file that is committed
 # What differs between two trainings of the same setting by two versions of the code or, as the
 # loader, on machines with and without FFCV.

@@ -15,7 +15,7 @@ from lowbit_core.runtime.errors import InputError, run_cli
 from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_status import RunStatus, run_status
 from workflow.away.parcel import merge, pack_runs
-from workflow.reference import REFERENCE
+from workflow.results.columns import REFERENCE
 from workflow.suite.arguments import suite_parser
 from workflow.suite.suite import Suite, load_suite
 

@@ -82,9 +82,7 @@ def test_the_record_says_how_each_run_was_made(quick: Path):
 
 
 @pytest.mark.parametrize(
-    "folder",
-    sorted((ROOT / reference.REFERENCE).glob("*/record")),
-    ids=lambda path: path.parent.name,
+    "folder", sorted(reference.REFERENCE.glob("*/record")), ids=lambda path: path.parent.name
 )
 def test_committed_tables_are_what_the_committed_runs_give(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "record")

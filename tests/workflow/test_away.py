@@ -251,6 +251,12 @@ def test_a_run_waits_for_its_start_and_what_was_begun_goes_first(tmp_path, queue
     assert describe(queue, tmp_path) == "suite tiny: 3 runs, 1 done, 1 begun, 2 left"
 
 
+def test_a_queue_without_the_start_of_a_run_is_refused(tmp_path, queue):
+    write_queue(Queue("tiny", queue.runs[1:], queue.commit), tmp_path)
+    with pytest.raises(InputError, match="queue.json: fp loads start: queue that run, too"):
+        read_queue(tmp_path)
+
+
 def test_a_start_without_its_weights_and_another_key_are_not_done(tmp_path, queue):
     start, fp, _ = queue.runs
     finish(tmp_path, start)

@@ -17,6 +17,7 @@ from workflow.suite.suite import ROOT, parse_suite
 
 SUITE = (ROOT / "tests" / "fault" / "tiny.yaml").read_text()
 JOBS = [f"results/tiny/jobs/{job}.jsonl" for job in parse_suite(SUITE, "tiny.yaml").jobs]
+RECORD = ("runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json")
 
 
 def snakemake(folder, *words, config=(), python=sys.executable, targets=JOBS):
@@ -76,18 +77,31 @@ def test_settings_that_change_no_result_rerun_nothing(checkout):
         assert "Nothing to be done" in output
 
 
-def test_a_key_that_changes_no_run_makes_the_record_anew(checkout):
-    record = checkout / "results" / "tiny" / "record"
-    record.mkdir()
-    for name in ("runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json"):
-        (record / name).touch()
-    targets = ["results/tiny/record/runs.jsonl"]
+def take_for_done(checkout, targets):
+    """Let Snakemake take the record and the targets for made, by the code as it is."""
+    (checkout / "results" / "tiny" / "record").mkdir()
+    for file in (*(f"results/tiny/record/{name}" for name in RECORD), *targets):
+        (checkout / file).touch()
     snakemake(checkout, "--touch", "--forceall", targets=targets)
+
+
+def test_a_key_that_changes_no_run_makes_the_record_anew(checkout):
+    targets = ["results/tiny/record/runs.jsonl"]
+    take_for_done(checkout, targets)
     assert "Nothing to be done" in snakemake(checkout, "-n", targets=targets)
     suite = yaml.safe_load(SUITE) | {"deploy_images": 7}
     (checkout / "config" / "suites" / "tiny.yaml").write_text(yaml.safe_dump(suite))
     output = snakemake(checkout, "-n", targets=targets)
     assert "rule record" in output and "rule train" not in output
+
+
+def test_changed_code_draws_anew_and_trains_nothing(checkout):
+    made = ["results/tiny/variants.csv", "results/tiny/variants.md"]
+    take_for_done(checkout, made)
+    assert "Nothing to be done" in snakemake(checkout, "-n", targets=made)
+    (checkout / "workflow" / "results" / "new_plot.py").write_text("WIDTH = 3\n")
+    output = snakemake(checkout, "-n", targets=made)
+    assert "rule variants" in output and "rule record" not in output and "train" not in output
 
 
 def test_only_what_determines_the_runs_is_recorded(checkout):

@@ -28,6 +28,7 @@ def test_the_shipped_configuration_is_accepted():
         ({"per_gpu": True}, "per_gpu.*True.*int"),
         ({"per_gpu": 0}, "per_gpu is 0.*at least 1"),
         ({"budget_minutes": -1}, "budget_minutes is -1.*at least 0"),
+        ({"suite": None}, "suite is '': it must be one of .*smoke"),
         ({"data": "a\nb"}, "data.*one line"),
         ({"data": "{job}"}, "data.*one line"),
         ({"budget_minutes": 5, "gpus_per_run": 2}, "gpus_per_run.*budget_minutes"),

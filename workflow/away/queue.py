@@ -106,7 +106,8 @@ def write_queue(queue: Queue, folder: Path) -> None:
 
 
 def read_queue(folder: Path) -> Queue:
-    """Read queue.json. Raises InputError if it is missing, damaged or made with other code."""
+    """Read queue.json. Raises InputError if it is missing, damaged or made with other code, or if a
+    run loads another that is not in it."""
     path, here = folder / "queue.json", code_digests()
     try:
         found = json.loads(path.read_text())
@@ -123,6 +124,10 @@ def read_queue(folder: Path) -> Queue:
         raise InputError(
             f"{path} was made with another {different[0]}: copy the code that wrote it"
         )
+    names = {run["run_id"] for run in queue.runs}
+    for run in queue.runs:  # a start that is trained already is queued, too
+        if lacking := set(loaded_runs(run)) - names:
+            raise InputError(f"{path}: {run['run_id']} loads {min(lacking)}: queue that run, too")
     return queue
 
 

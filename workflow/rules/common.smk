@@ -14,7 +14,7 @@ from workflow.results.columns import TABLES as CSV_TABLES
 from workflow.results.labels import load_labels
 from workflow.results.main_table import read_published
 from workflow.results.record import Record
-from workflow.suite.identity import deploy_version
+from workflow.suite.identity import deploy_version, results_version
 from workflow.suite.settings import configured_suite
 from workflow.suite.suite import DEFAULT_SUITE
 

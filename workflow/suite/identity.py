@@ -83,6 +83,12 @@ def deploy_version() -> str:
     return _hash(_sources(ROOT / "deploy"))
 
 
+@cache
+def results_version() -> str:
+    """Hash of the code that makes tables, plots and report of a record: 12 hex digits."""
+    return _hash(_sources(ROOT / "workflow" / "results"))
+
+
 def _sources(*folders: Path) -> set[Path]:
     files = {path for folder in folders for path in folder.rglob("*")}
     return {path for path in files if path.suffix in SOURCE_SUFFIXES}

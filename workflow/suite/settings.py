@@ -20,6 +20,8 @@ MINIMUM = {"budget_minutes": 0, "per_gpu": 1, "gpus_per_run": 1}
 
 def configured_suite(config: dict) -> Suite:
     """The suite that the configuration names; raises InputError for anything wrong in either."""
+    if config.get("suite") is None:  # Snakemake reads `suite=` so
+        config["suite"] = ""
     if config.get("compile") is False:  # YAML reads the word `off` so
         config["compile"] = "off"
     if str(config.get("download")) in TRUTH:  # Snakemake takes `download=false` for a word
