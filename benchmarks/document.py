@@ -26,7 +26,7 @@ from lowbit_core.runtime.progress import say
 from workflow.results.labels import dataset_name
 from workflow.suite.suite import ROOT
 
-NAMES = ("performance.md", "methods.md", "deploy.md", "results.md")
+NAMES = ("performance.md", "methods.md", "deploy.md", "evidence.md")
 PAGES = tuple(ROOT / "docs" / name for name in NAMES)
 IMAGE = ROOT / "docs" / "images" / "speed.png"
 MEASURED = evidence.REFERENCE / "benchmarks"
@@ -189,7 +189,8 @@ TABLES: dict[str, Callable[[], str]] = {
         deploy_avx2_resnet18, deploy_avx2_resnet20, deploy_avx2_layers, deploy_avx2_threads,
         deploy_avx2_held_layers,
         deploy_sizes,
-        evidence.precision, evidence.claims_accuracy, evidence.claims_answers,
+        evidence.precision, evidence.paper_questions,
+        evidence.claims_accuracy, evidence.claims_answers,
         evidence.claims_training, evidence.claims_decomposition, evidence.claims_choices,
         evidence.claims_rates, evidence.claims_confirmed, evidence.claims_confirmed_w1a2,
         evidence.cifar100_full_accuracy, evidence.cifar100_full_levels,

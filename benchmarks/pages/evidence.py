@@ -23,6 +23,17 @@ TRAINING_COLUMNS = (
 """What a table shows of an epoch: its name, the column of the record, and the form of a number."""
 RESNET = "resnet20"  # the network of most suites, which their headings do not name
 TRAINING_BITS = ((32, 32), (2, 2), (1, 2))  # of weights and activations, as all after it
+QUESTIONS = (
+    *(("direct", "indirect"), ("direct", "direct_plain"), ("lq_channel_aware", "lq_nets")),
+    *(("direct", "lq_nets"), ("direct", "lsq"), ("direct", "pact")),
+)
+FRESH = (
+    ("fresh seeds, W2A2", "claims_confirmed", "finetune"),
+    ("fresh seeds, W2A2, slower levels", "claims_confirmed", "levels_slower"),
+    ("fresh seeds, W1A2", "claims_confirmed_w1a2", "levels_slower"),
+)
+"""Columns of the table of the questions: its heading, the suite, and the recipe of `direct`."""
+SLOWED = ("direct", "indirect")  # the methods that the recipes of these suites train differently
 DECOMPOSITION = ((2, 32), (32, 2), (2, 4), (4, 2), (2, 2))
 
 
@@ -133,6 +144,44 @@ def claims_training() -> str:
 
 def claims_answers() -> str:
     return _comparisons("claims")
+
+
+def paper_questions() -> str:
+    """The differences that answer the paper's questions: in `claims`, and on fresh seeds."""
+    rows = {
+        (row["method"], row["other"], row["bits"]): row for row in _table("claims", "claims.csv")
+    }
+    trained = {suite: _finished(suite) for _, suite, _ in FRESH}
+    cells = []
+    for method, other in QUESTIONS:
+        cells.append({"method": method_label(method), "against": method_label(other)})
+        for bits in ("W2A2", "W1A2"):
+            row = rows.get((method, other, bits))
+            cells[-1][bits] = f"{difference_text(row)}, n = {row['n']}" if row else ""
+        for heading, suite, recipe in FRESH:
+            both = [
+                [run for run in trained[suite].get(name, []) if _is_of(run, recipe)]
+                for name in (method, other)
+            ]
+            found = difference([pair_runs(*both).differences])
+            text = f"{difference_text(found.columns)}, n = {found.n}" if found.n else ""
+            cells[-1][heading] = text
+    return markdown(pd.DataFrame(cells))
+
+
+def _finished(suite: str) -> dict[str, list[dict]]:
+    """The finished runs of a suite by method: configuration, final record and starting network."""
+    runs = (
+        {**run["config"], **run["final"], "pretrained": start_of(run)}
+        for run in _record(suite).trained
+        if run["role"] != "checkpoint" and run["final"]["status"] == "done"
+    )
+    return grouped(runs, "method")
+
+
+def _is_of(run: dict, recipe: str) -> bool:
+    """Whether the run trains as the recipe says, under whichever name."""
+    return run["recipe"]["name"] == recipe or run["method"] not in SLOWED
 
 
 def claims_decomposition() -> str:

@@ -135,8 +135,11 @@ def test_published_values_of_the_page_are_those_of_the_file():
 def test_differences_in_the_sentences_are_those_of_the_committed_tables():
     """Tables that `python -m benchmarks.document` writes have a test of their own."""
     tables = (ROOT / "results" / "reference").rglob("*.md")
-    known = set(re.findall(r"[+−][\d.]+ \[.+?\]", "".join(path.read_text() for path in tables)))
-    for name in ("results.md", "method.md"):
-        text = document.REGION.sub("", (ROOT / "docs" / name).read_text())
+    pages = {name: (ROOT / "docs" / name).read_text() for name in ("evidence.md", "method.md")}
+    shown = [path.read_text() for path in tables]
+    shown += [region[0] for page in pages.values() for region in document.REGION.finditer(page)]
+    known = set(re.findall(r"[+−][\d.]+ \[.+?\]", "".join(shown)))
+    for name, page in pages.items():
+        text = document.REGION.sub("", page)
         said = set(re.findall(r"[+−]\d+\.\d\d\s+\[[^]]+\]", text))
         assert said and {re.sub(r"\s+", " ", one) for one in said} <= known, name

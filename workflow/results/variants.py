@@ -104,9 +104,13 @@ def _setting_rows(
 
 def markdown(rows: list[dict], suite: dict) -> str:
     measure = measured(suite)
-    images, about = {
-        "val_top1": ("validation", "test data are not looked at"),
-        "top1": ("test", "the recipes were chosen before, on validation images of other seeds"),
+    images, about, purpose = {
+        "val_top1": ("validation", "test data are not looked at", "they choose between variants"),
+        "top1": (
+            "test",
+            "the recipes were chosen before, on validation images",
+            "they confirm a choice",
+        ),
     }[measure]
     parts = [
         f"# Variants (suite: {suite['suite']})",
@@ -114,8 +118,8 @@ def markdown(rows: list[dict], suite: dict) -> str:
         f"{about}. Differences are paired by checkpoint: a recipe of the first method "
         "against its first recipe, another method against the first one by the same recipe; in "
         "brackets the 95 % interval (Student's t) from three seeds on. The verdicts of one setting "
-        "are adjusted for their number (Holm). Small networks and short training: they choose "
-        "between variants, and are not comparable with published numbers.",
+        f"are adjusted for their number (Holm). Small networks and short training: {purpose}, and "
+        "are not comparable with published numbers.",
     ]
     header = ["method", "recipe", "what it changes", "n", "diverged",
               f"{images} top-1", "difference", "verdict"]  # fmt: skip
