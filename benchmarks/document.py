@@ -26,7 +26,7 @@ from lowbit_core.runtime.progress import say
 from workflow.results.labels import dataset_name
 from workflow.suite.suite import ROOT
 
-NAMES = ("performance.md", "methods.md", "deploy.md", "evidence.md")
+NAMES = ("performance.md", "methods.md", "deploy.md", "deploy_speed.md", "evidence.md")
 PAGES = tuple(ROOT / "docs" / name for name in NAMES)
 IMAGE = ROOT / "docs" / "images" / "speed.png"
 MEASURED = evidence.REFERENCE / "benchmarks"

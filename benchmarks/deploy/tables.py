@@ -1,4 +1,4 @@
-"""The tables of docs/deploy.md, from the rows of deploy.csv."""
+"""The tables of docs/deploy_speed.md, from the rows of deploy.csv."""
 
 from pathlib import Path
 
