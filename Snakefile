@@ -39,6 +39,7 @@ report: "workflow/report/workflow.rst"
 # Instead of snakemake's own lock (`nolock` in the profiles), which a kill leaves behind.
 onstart:
     begin(Path.cwd())
+    make_folder(Path(config["data"]))
     queue = suite_queue(SUITE.name, config["datasets"], config["compile"])
     print(describe(queue, Path(RUNS)), file=sys.stderr, flush=True)
 

@@ -23,6 +23,7 @@ from lowbit_core.runtime.hardware import git_commit, hardware_name, instruction_
 from lowbit_core.runtime.memory import keep_freed_memory
 from lowbit_core.runtime.progress import say
 
+OUT = Path("results/benchmarks")
 PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict]]] = {
     "quantizers": lambda given: quantizers.measure(3 if given.quick else 15),
     "steps": lambda given: steps.measure(
@@ -43,7 +44,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--only", choices=tuple(PARTS), action="append", help="may be repeated")
     add("--quick", action="store_true", help="fewer rounds and tiny exported networks: a try")
-    add("--out", type=Path, default=Path("results/benchmarks"), help="a folder for the tables")
+    add("--out", type=Path, help="a folder for the tables, results/benchmarks by default")
     add("--jpegs", type=Path, help="a folder of JPEG files, for ImageNet's loader")
     add("--arch", choices=tuple(steps.NETWORKS), action="append", help="of steps; may be repeated")
     add("--compile", choices=steps.COMPILE, default="quantizers", help="of steps")
@@ -51,6 +52,8 @@ def _arguments() -> argparse.Namespace:
     add("--precision", choices=steps.PRECISIONS, action="append", help="of steps; may be repeated")
     add("--avx2", action="store_true", help="AVX2 alone, float32; the processor may have more")
     given = parser.parse_args()
+    # What the pages do not show takes the place of no table that they show.
+    given.out = given.out or OUT / ("with_options" if _settings(given) else "")
     if given.jpegs and not any(given.jpegs.glob("*.JPEG")):
         raise InputError(f"--jpegs {given.jpegs}: it must be a folder that holds *.JPEG files")
     of_part = dict.fromkeys(("arch", "bits", "compile", "precision"), "steps")
@@ -89,11 +92,12 @@ def _write(path: Path, rows: Iterable[dict], about: dict) -> None:
     """
     measured: list[dict] = []
     for row in rows:
+        if not measured:  # before the table of an earlier run is gone
+            write_json(path.with_suffix(".json"), about | {"complete": False})
         measured.append(row)
         table = pd.DataFrame(measured)
         with replace_file(path.with_suffix(".csv")) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
-        write_json(path.with_suffix(".json"), about | {"complete": False})
     if not measured:
         return
     write_json(path.with_suffix(".json"), about | {"complete": True})

@@ -250,7 +250,10 @@ def _kept_name(path: Path) -> str:
 
 def _check_measured(path: Path) -> None:
     """Raise InputError for a table that is not what the pages show, before anything is written."""
-    about = json.loads(path.with_suffix(".json").read_text())
+    try:
+        about = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path.with_suffix('.json')} is missing or damaged ({error})") from error
     if "complete" not in about:
         raise InputError(f"{path} is of an earlier version of the benchmarks: measure it again")
     if not about["complete"]:

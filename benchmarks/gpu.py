@@ -151,6 +151,8 @@ def _arguments() -> argparse.Namespace:
     add("--minutes", type=float, default=4)
     add("--quick", action="store_true", help="tiny sizes; always so on the processor")
     given = parser.parse_args()
+    if not given.minutes > 0:
+        raise InputError(f"--minutes is {given.minutes:g}: it must be above 0")
     if given.device == "cuda" and DEVICE.type != "cuda":
         raise InputError("--device cuda: torch finds no GPU here; choose --device cpu")
     return given

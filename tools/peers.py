@@ -7,6 +7,7 @@ export to ONNX and its tests), so this succeeds all the same. The versions are t
 constraints.txt.
 """
 
+import argparse
 import re
 import subprocess
 import sys
@@ -30,8 +31,9 @@ def peers(project: dict, extra: str) -> Iterator[str]:
 
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (extra,) = sys.argv[1:]
-    for peer in peers(project, extra):
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("extra", choices=sorted(project["optional-dependencies"]))
+    for peer in peers(project, parser.parse_args().extra):
         command = [*PIP, "-c", ROOT / "constraints.txt", peer]
         if subprocess.run(command, check=False).returncode:
             print(f"{peer}: not installed (pip's message is above): the rest goes on without it")

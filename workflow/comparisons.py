@@ -9,6 +9,7 @@ import yaml
 from baselines import METHODS
 from lowbit_core.quantizers.basis_activation import WEIGHTINGS
 from lowbit_core.runtime.errors import InputError
+from workflow.suite.schema import UniqueKeys
 
 PATH = Path(__file__).parents[1] / "config" / "comparisons.yaml"
 KEYS = ("method", "variants", "claims", "channel_error", "direct_weights")
@@ -60,8 +61,8 @@ class ConfigFile:
     def read(self, keys: tuple[str, ...]) -> dict:
         """The mapping that the file holds; it must have these keys."""
         try:
-            data = yaml.safe_load(self.path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            data = yaml.load(self.path.read_text(encoding="utf-8"), UniqueKeys)
+        except (yaml.YAMLError, ValueError) as error:
             text = " ".join(str(error).split())
             raise InputError(f"{self.path} is not valid YAML: {text}") from error
         return self.mapping("the file", data, keys)
@@ -79,7 +80,8 @@ class ConfigFile:
     def methods(self, where: str, names: object) -> tuple[str, ...]:
         self.check(isinstance(names, list), where, names, "a list of methods")
         for name in names:
-            self.check(name in METHODS, where, name, f"one of {', '.join(METHODS)}")
+            is_method = isinstance(name, str) and name in METHODS
+            self.check(is_method, where, name, f"one of {', '.join(METHODS)}")
         return tuple(names)
 
     def pairs(self, where: str, listed: object, also: str = "") -> tuple[tuple[str, str], ...]:

@@ -32,11 +32,10 @@ def begin(folder: Path) -> None:
 
 
 def point_to(link: Path, folder: Path) -> None:
-    """Make `link` a symbolic link to `folder`, which is made if it is missing.
+    """Make `link` a symbolic link to `folder`, which may be missing.
 
     A link that a sweep in this folder uses stays as it is.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if link.is_symlink() and link.readlink() == folder.resolve():
         return
     link.parent.mkdir(exist_ok=True)
@@ -44,6 +43,14 @@ def point_to(link: Path, folder: Path) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(folder.resolve())
         lock.close()
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of the data; ends the process in one sentence if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: configuration data is {str(folder)!r}: {error.strerror}")
 
 
 def _pass_on_sigterm() -> None:

@@ -10,14 +10,15 @@ which train some of the same runs.
 import csv
 import io
 import json
+import shutil
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from lowbit_core.runtime.errors import InputError, run_cli
-from lowbit_core.runtime.files import json_lines, json_text
+from lowbit_core.runtime.files import json_lines, json_text, locked
 from lowbit_core.runtime.progress import say
 from lowbit_core.runtime.run_status import RunStatus, run_status
 from workflow.results.columns import REFERENCE, grouped, read_sealed, write_sealed
@@ -206,6 +207,31 @@ def finished_runs(suite: Suite, runs: Path) -> dict[str, str]:
     }
 
 
+def _check_kept(joined: Joined, out: Path) -> None:
+    """Raise InputError if runs of the record in `out` would be lost."""
+    for lost, why in (
+        (joined.replaced, "whose start was trained again and has as many new runs or more"),
+        (joined.outside, "which the suite no longer trains, or no longer from this start"),
+    ):
+        if lost:
+            raise InputError(
+                f"{out} has {len(lost)} runs, such as {_id(lost[0])}, {why}: --replace drops them, "
+                "--out FOLDER/record writes another record"
+            )
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    """A folder in `parent` for the new record, in the place of one that a kill left behind."""
+    folder = parent / ".record.tmp"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = suite_parser(__doc__)
     parser.add_argument(
@@ -217,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--replace", action="store_true",
-        help="let runs of a start that was trained again replace recorded ones",
+        help="drop recorded runs whose start was trained again, or that the suite no longer has",
     )  # fmt: skip
     args = parser.parse_args(argv)
     suite = load_suite(args.suite, args.compile)
@@ -225,17 +251,12 @@ def main(argv: list[str] | None = None) -> None:
     roles = finished_runs(suite.only(args.datasets), args.runs)
     if not roles:
         raise InputError(f"{args.runs} holds no finished run of suite {args.suite!r}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent) as folder:
-        new = Path(folder)
+    waiting = f"waiting: another process adds to {out}"
+    with locked(out.parent / ".record.lock", waiting), _scratch(out.parent) as new:
         write_record(suite.config, roles, args.runs, new, suite.has_variants)
         joined = add_earlier(out, new, suite) if (out / RUNS).exists() else Joined()
-        if joined.replaced and not args.replace:
-            raise InputError(
-                f"{out} has {len(joined.replaced)} runs, such as {_id(joined.replaced[0])}, whose "
-                "start was trained again and has as many new runs or more: --replace lets these "
-                "take their place, --out FOLDER/record writes another record"
-            )
+        if not args.replace:
+            _check_kept(joined, out)
         also = [add_earlier(record, new, suite, is_other=True) for record in args.also]
         for name in FILES:
             if (size := (new / name).stat().st_size) > MOST_BYTES:

@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--per-gpu", type=int, default=1, help="training processes on one GPU")
     arguments = parser.parse_args()
+    if arguments.per_gpu < 1:
+        raise InputError(f"--per-gpu is {arguments.per_gpu}: it must be at least 1")
     suite = load_suite(arguments.suite, arguments.compile)
     if arguments.job not in suite.jobs:
         raise InputError(

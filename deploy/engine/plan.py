@@ -25,9 +25,6 @@ class Kind(IntEnum):
     COUNTS, DENSE, DEPTHWISE, DEQUANTIZE, ADD, RELU, MAX_POOL, MEAN_POOL = range(8)
 
 
-CONVOLUTIONS = (Kind.COUNTS, Kind.DENSE, Kind.DEPTHWISE)
-
-
 @dataclass(frozen=True, eq=False)
 class Planned:
     """One step: an operation of the graph, and what is done in the same pass.

@@ -1,6 +1,8 @@
 """The committed record of a suite, and how it grows."""
 
 import json
+import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -164,6 +166,49 @@ def test_runs_of_a_start_whose_recipe_changed_leave_the_record(tmp_path: Path):
     joined = reference.add_earlier(tmp_path / "old", tmp_path / "new", suite)
     assert not joined.from_earlier and len(joined.outside) == 4
     assert {version for *_, version in found(tmp_path / "new")} == {"new"}
+
+
+def test_runs_that_left_the_suite_stay_in_its_record_unless_they_are_given_up(
+    tmp_path: Path, monkeypatch, capsys
+):
+    out = tmp_path / "out" / "record"
+    train(tmp_path / "a", {0: ["direct"], 1: ["direct"]}, "old", out)
+    suite = train(tmp_path / "b", {0: ["direct"]}, "old", tmp_path / "unused", starts_of="a")
+    monkeypatch.setattr(reference, "load_suite", lambda *_: suite)
+    before = found(out)
+    call = ["--suite", "made", "--runs", str(tmp_path / "b"), "--out", str(out)]
+    with pytest.raises(InputError, match="has 2 runs, such as .* no longer trains.*--replace"):
+        reference.main(call)
+    assert found(out) == before
+    reference.main([*call, "--replace"])
+    assert "no longer in the suite" in capsys.readouterr().err
+    assert {seed for seed, *_ in found(out)} == {0}
+
+
+def test_two_at_once_lose_no_run(tmp_path: Path, monkeypatch, capsys):
+    out = tmp_path / "out" / "record"
+    suite = train(tmp_path / "a", {0: ["direct"], 1: ["direct"]}, "old", tmp_path / "unused")
+    monkeypatch.setattr(reference, "load_suite", lambda *_: suite)
+    parts = [[run for run in suite.runs if run["seed"] == seed] for seed in (0, 1)]
+    roles = [{run["run_id"]: run["role"] for run in part} for part in parts]
+    call = ["--suite", "made", "--runs", str(tmp_path / "a"), "--out", str(out)]
+    write = reference.write_record
+
+    def write_while_another_waits(*arguments):
+        monkeypatch.setattr(reference, "write_record", write)
+        monkeypatch.setattr(reference, "finished_runs", lambda *_: roles[1])
+        other.start()
+        time.sleep(0.5)
+        assert other.is_alive()  # it waits for the lock
+        write(*arguments)
+
+    other = threading.Thread(target=reference.main, args=(call,))
+    monkeypatch.setattr(reference, "finished_runs", lambda *_: roles[0])
+    monkeypatch.setattr(reference, "write_record", write_while_another_waits)
+    reference.main(call)
+    other.join()
+    assert {seed for seed, *_ in found(out)} == {0, 1}
+    assert not list(out.parent.glob("*.tmp"))
 
 
 @pytest.mark.parametrize("again", [["direct"], ["lsq"], ["lsq", "pact"]])

@@ -26,6 +26,7 @@ from workflow.away.queue import (
     write_queue,
 )
 from workflow.away.worker import ready, train_queue
+from workflow.suite.identity import run_key
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("lowbit_core", "baselines", "workflow")
@@ -59,8 +60,8 @@ sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.m
 
 
 def queued(run_id, method="fp", pretrained=None, role="main", **changes):
-    key = run_id.ljust(64, "0")
-    return config(method, run_id, key, pretrained=pretrained, threads=1, **changes) | {"role": role}
+    run = config(method, run_id, pretrained=pretrained, threads=1, **changes) | {"role": role}
+    return run | {"run_key": run_key(run)}
 
 
 @pytest.fixture
@@ -254,6 +255,21 @@ def test_a_run_waits_for_its_start_and_what_was_begun_goes_first(tmp_path, queue
 def test_a_queue_without_the_start_of_a_run_is_refused(tmp_path, queue):
     write_queue(Queue("tiny", queue.runs[1:], queue.commit), tmp_path)
     with pytest.raises(InputError, match="queue.json: fp loads start: queue that run, too"):
+        read_queue(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    (
+        ({"seed": 7}, "direct is not the run that its key names"),
+        ({"run_key": None}, "direct is not the run that its key names"),
+        ({"run_id": "../direct"}, "is missing or is not a queue"),
+    ),
+)
+def test_a_changed_run_of_a_queue_is_refused(tmp_path, queue, changed, words):
+    runs = [*queue.runs[:2], queue.runs[2] | changed]
+    write_queue(Queue("tiny", runs, queue.commit), tmp_path)
+    with pytest.raises(InputError, match=words):
         read_queue(tmp_path)
 
 

@@ -314,10 +314,41 @@ def test_a_run_that_trains_is_not_replaced(tmp_path):
 
 def test_parcels_write_nothing_outside(tmp_path):
     members = {"../../escaped/config.json": b"{}", "/tmp/escaped/config.json": b"{}"}
+    members |= {"about.json": b'{"suite": "tiny", "roles": {}}'}
     parcel.write_parcels(tmp_path / "out", "runs", members)
     with pytest.raises(InputError, match="config.json of run escaped has no run_key"):
         parcel.merge([tmp_path / "out"], tmp_path / "results" / "runs")
     assert not list(tmp_path.rglob("config.json")) and not Path("/tmp/escaped").exists()
+
+
+@pytest.mark.parametrize(
+    "about",
+    (
+        *(None, b"[]", b"{", b'{"suite": "../../x", "roles": {}}'),
+        b'{"suite": "tiny", "roles": {"..": "run"}}',
+    ),
+)
+def test_parcels_that_say_wrongly_what_they_are_copy_nothing(tmp_path, about):
+    members = {"about.json": about} if about else {"some": b"thing"}
+    parcel.write_parcels(tmp_path / "out", "runs", members)
+    with pytest.raises(InputError, match="out: about.json is missing or damaged"):
+        parcel.merge([tmp_path / "out"], tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_run_is_named_with_the_parcels_that_it_came_in(tmp_path):
+    folder = finished(tmp_path / "a" / "runs", RUNS[0])
+    (folder / "metrics.csv").write_text("damaged")
+    with pytest.raises(InputError, match="a/out: start/metrics.csv"):
+        parcel.merge([packed(tmp_path / "a")], tmp_path / "there")
+
+
+def test_data_that_were_not_packed_are_named(tmp_path):
+    with pytest.raises(InputError, match="holds no data set digits: write the queue with --data"):
+        parcel.unpack_data(tmp_path, "digits", tmp_path / "digits")
+    parcel.write_parcels(tmp_path, "digits", {"some": b"thing"})
+    with pytest.raises(InputError, match="the parcels digits hold no data set"):
+        parcel.unpack_data(tmp_path, "digits", tmp_path / "digits")
 
 
 def test_merged_runs_are_tracked(tmp_path):

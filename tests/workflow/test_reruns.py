@@ -18,6 +18,10 @@ from workflow.suite.suite import ROOT, parse_suite
 SUITE = (ROOT / "tests" / "fault" / "tiny.yaml").read_text()
 JOBS = [f"results/tiny/jobs/{job}.jsonl" for job in parse_suite(SUITE, "tiny.yaml").jobs]
 RECORD = ("runs.jsonl", "suite.json", "epochs.csv.gz", "channels.csv.gz", "histograms.json")
+MADE = (
+    *(f"{name}.csv" for name in ("results", "table_main", "timings", "claims", "diagnostics")),
+    *("epochs.csv", "table_main.md", "table_main.tex", "claims.md"),
+)
 
 
 def snakemake(folder, *words, config=(), python=sys.executable, targets=JOBS):
@@ -96,12 +100,16 @@ def test_a_key_that_changes_no_run_makes_the_record_anew(checkout):
 
 
 def test_changed_code_draws_anew_and_trains_nothing(checkout):
-    made = ["results/tiny/variants.csv", "results/tiny/variants.md"]
+    made = [f"results/tiny/{name}" for name in MADE]
     take_for_done(checkout, made)
     assert "Nothing to be done" in snakemake(checkout, "-n", targets=made)
-    (checkout / "workflow" / "results" / "new_plot.py").write_text("WIDTH = 3\n")
-    output = snakemake(checkout, "-n", targets=made)
-    assert "rule variants" in output and "rule record" not in output and "train" not in output
+    for name, text in (("new_plot.py", "WIDTH = 3\n"), ("templates/report.css", "p {}\n")):
+        changed = checkout / "workflow" / "results" / name
+        before = changed.read_text() if changed.exists() else ""
+        changed.write_text(text)
+        output = snakemake(checkout, "-n", targets=made)
+        assert "rule tables" in output and "rule record" in output and "train" not in output
+        changed.write_text(before)
 
 
 def test_only_what_determines_the_runs_is_recorded(checkout):

@@ -15,6 +15,8 @@ def test_the_shipped_configuration_is_accepted():
     check_config({"suite": "quick", "download": True, "gpus_per_run": 2})
     off = configured_suite(SHIPPED | {"compile": False})  # YAML reads the word `off` so
     assert off.config["compile"] == "off"
+    empty = configured_suite(SHIPPED | dict.fromkeys(("datasets", "compile", "data_source")))
+    assert empty.name == "quick" and empty.part_of is None
     word = SHIPPED | {"download": "false"}
     configured_suite(word)
     assert word["download"] is False
@@ -29,6 +31,8 @@ def test_the_shipped_configuration_is_accepted():
         ({"per_gpu": 0}, "per_gpu is 0.*at least 1"),
         ({"budget_minutes": -1}, "budget_minutes is -1.*at least 0"),
         ({"suite": None}, "suite is '': it must be one of .*smoke"),
+        ({"data": None}, "data is '': it must be a folder"),
+        ({"data": __file__}, "data is .*: it must be a folder"),
         ({"data": "a\nb"}, "data.*one line"),
         ({"data": "{job}"}, "data.*one line"),
         ({"budget_minutes": 5, "gpus_per_run": 2}, "gpus_per_run.*budget_minutes"),

@@ -104,14 +104,19 @@ def pack_data(data_dir: Path, out: Path) -> None:
 
 def unpack_data(folder: Path, name: str, data_dir: Path) -> None:
     """Write the data set to `data_dir` without FFCV's files. InputError if the SHA-256 differs."""
+    if not (folder / f"{name}.json").exists():
+        raise InputError(f"{folder} holds no data set {name}: write the queue with --data")
     archive, info = open_parcels(folder, name), dataset(name)
     for split in SPLITS:
-        manifest = json.loads(archive.read(f"{split}.json"))
-        images = np.frombuffer(archive.read(f"{split}.pixels"), np.uint8)
-        images = images.reshape(-1, info.channels, info.side, info.side)
+        try:
+            manifest = json.loads(archive.read(f"{split}.json"))
+            images = np.frombuffer(archive.read(f"{split}.pixels"), np.uint8)
+            images = images.reshape(-1, info.channels, info.side, info.side)
+            labels = np.frombuffer(archive.read(f"{split}.labels"), np.int64)
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{folder}: the parcels {name} hold no data set ({error})") from error
         for axis in (1, 2, 3):
             images = images.cumsum(axis, dtype=np.uint8)
-        labels = np.frombuffer(archive.read(f"{split}.labels"), np.int64)
         digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
         if digest != manifest["samples_sha256"]:
             raise InputError(f"{folder}: the {split} images of {name} are not those packed")
@@ -165,6 +170,9 @@ def merge(sources: Iterable[Path], runs: Path) -> list[str]:
     if records disagree or a finished run in a parcel is damaged.
     """
     chosen: dict[str, Path] = {}
+    sources = list(sources)
+    for source in sources:
+        _about(source)
     runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=runs.parent, prefix=".merge.") as scratch:
         origin = {}  # of an unpacked folder: the parcels that it came in
@@ -204,7 +212,8 @@ def _is_sound(folder: Path) -> bool:
 
 def _completeness(folder: Path) -> tuple[bool, bool, int]:
     """What is compared: first whether it is finished, then weights or a state, then epochs."""
-    epochs = RunFolder(folder).tables().get("timings.csv", "").count("\n")
+    timings = folder / "timings.csv"
+    epochs = timings.read_bytes().count(b"\n") if timings.exists() else 0
     saved = (folder / WEIGHTS).exists() or (folder / RESUME_STATE).exists()
     return (folder / "final.json").exists(), saved, epochs
 
@@ -235,7 +244,7 @@ def _check_agreement(folders: list[Path], origins: list[Path]) -> None:
         pairs = zip(keys, origins, strict=True)
         both = " and ".join(f"{key} from {origin}" for key, origin in pairs)
         raise InputError(f"run {run_id} has two different run keys, {both}: remove the wrong one")
-    found = (RunFolder(folder).finished((folder / WEIGHTS).exists()) for folder in folders)
+    found = [_final(*both) for both in zip(folders, origins, strict=True)]
     finals = [final for final in found if final]
     if any(final[name] != finals[0][name] for final in finals[1:] for name in COMPARED):
         both = " and ".join(f"{f['top1']} on {f['hardware']} ({f['created']})" for f in finals)
@@ -244,8 +253,24 @@ def _check_agreement(folders: list[Path], origins: list[Path]) -> None:
         raise InputError(f"{text}: remove the one that is not wanted, in {places}")
 
 
+def _final(folder: Path, origin: Path) -> dict | None:
+    """The final record of a run, if it has one; InputError if the run is not what was written."""
+    with _named(folder, origin):
+        return RunFolder(folder).finished((folder / WEIGHTS).exists())
+
+
+@contextmanager
+def _named(folder: Path, origin: Path) -> Iterator[None]:
+    """Errors of the block name the parcels a run came in, not the folder it is unpacked in."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{origin}: {str(error).replace(str(folder), folder.name)}") from error
+
+
 def _run_key(folder: Path, origin: Path) -> str:
-    config = RunFolder(folder).read_json("config.json")
+    with _named(folder, origin):
+        config = RunFolder(folder).read_json("config.json")
     if not isinstance(config, dict) or not isinstance(config.get("run_key"), str):
         raise InputError(
             f"{origin}: config.json of run {folder.name} has no run_key: pack it again"
@@ -253,14 +278,27 @@ def _run_key(folder: Path, origin: Path) -> str:
     return config["run_key"]
 
 
+def _about(source: Path) -> dict:
+    """The suite of the parcels in `source`, and the roles of its runs."""
+    try:
+        about = json.loads(open_parcels(source, RUNS).read(ABOUT))
+        for name in (about["suite"], *about["roles"], *about["roles"].values()):
+            check_run_id(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{source}: {ABOUT} is missing or damaged ({error}): pack it again"
+        ) from error
+    return about
+
+
 def track(sources: Iterable[Path], runs: Path) -> None:
     """Bring MLflow up to date with the merged runs of the sources' parcels."""
     from workflow.track import Store, TrackedRun, suite_hides_test, sync
 
     for source in sources:
-        about = json.loads(open_parcels(source, RUNS).read(ABOUT))
+        about = _about(source)
         hides = suite_hides_test(about["suite"])
-        folders = {runs / check_run_id(run): role for run, role in about["roles"].items()}
+        folders = {runs / run: role for run, role in about["roles"].items()}
         tracked = [TrackedRun(path, role, hides) for path, role in folders.items() if path.is_dir()]
         sync(Store(runs.parent / "mlflow"), about["suite"], tracked)
         print(f"{len(tracked)} runs of suite {about['suite']} are in {runs.parent}/mlflow")

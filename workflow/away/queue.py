@@ -14,9 +14,7 @@ from lowbit_core.runtime.hardware import git_commit
 from lowbit_core.runtime.run_folder import check_run_id
 from lowbit_core.runtime.run_status import RunStatus, loaded_runs, run_status
 from workflow.away.parcel import RESUME_STATE, pack_data, pack_runs
-
-ROOT = Path(__file__).parents[2]
-CODE = (".py", ".cpp", ".h")  # of lowbit_core/ and baselines/: the code that trains
+from workflow.suite.identity import ROOT, SOURCE_SUFFIXES, run_key
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def pack_left(queue: Queue, root: Path, data: Path, out: Path) -> Queue:
 def code_digests() -> dict[str, str]:
     """SHA-256 of every file of the code that trains, C++ sources included, by its path."""
     files = [*ROOT.glob("lowbit_core/**/*"), *ROOT.glob("baselines/**/*")]
-    return {str(f.relative_to(ROOT)): sha256_file(f) for f in files if f.suffix in CODE}
+    return {str(f.relative_to(ROOT)): sha256_file(f) for f in files if f.suffix in SOURCE_SUFFIXES}
 
 
 def write_queue(queue: Queue, folder: Path) -> None:
@@ -115,6 +113,10 @@ def read_queue(folder: Path) -> Queue:
         for run in queue.runs:
             for name in (run["run_id"], *loaded_runs(run), run["dataset"]):
                 check_run_id(name)
+            if run["run_key"] != run_key(run):
+                raise ValueError(f"{run['run_id']} is not the run that its key names")
+        if not isinstance(queue.commit, str) or not isinstance(queue.suite, str):
+            raise TypeError("suite and commit must be text")
         different = sorted({name for name, _ in found["code"].items() ^ here.items()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

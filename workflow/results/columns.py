@@ -187,7 +187,10 @@ def read_table(path: str | Path) -> list[dict]:
     """
     table = TABLES[Path(path).name]
     committed = REFERENCE.resolve() in Path(path).resolve().parents
-    rows = read_cells(path, read_sealed(path, committed), table, AGAIN)
+    remedy = "`snakemake reference` makes it" if committed else AGAIN
+    if committed and not Path(path).exists():
+        raise InputError(f"{path} is missing: {remedy}")
+    rows = read_cells(path, read_sealed(path, committed), table, remedy)
     return [{c.name: c.value(row[c.name]) for c in table} for row in rows]
 
 
@@ -196,11 +199,12 @@ def read_cells(
 ) -> list[dict[str, str]]:
     """The rows of a CSV text as they stand there; InputError, with a remedy, for a wrong cell."""
     try:
-        header, *rows = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{path} is not a CSV table ({error or 'it is empty'}): {remedy}"
-        ) from None
+        lines = list(csv.reader(io.StringIO(data.decode(), newline=""), strict=True))
+    except (ValueError, csv.Error) as error:
+        raise InputError(f"{path} is not a CSV table ({error}): {remedy}") from None
+    if not lines:
+        raise InputError(f"{path} is empty, which no CSV table is: {remedy}")
+    header, *rows = lines
     expected = [column.name for column in table]
     if header != expected:
         missing = [name for name in expected if name not in header]
@@ -226,8 +230,11 @@ def write_sealed(path: str | Path, data: bytes) -> None:
     """Write a file (compressed if it ends with .gz) and, hidden beside it, its SHA-256."""
     path = Path(path)
     data = gzip.compress(data, mtime=0) if path.suffix == ".gz" else data
-    write_bytes(_seal(path), hashlib.sha256(data).hexdigest().encode() + b"\n")
+    seal = hashlib.sha256(data).hexdigest().encode() + b"\n"
+    earlier = _seal(path).read_bytes() if path.exists() and _seal(path).exists() else b""
+    write_bytes(_seal(path), seal + earlier)  # while the file is replaced, either one is right
     write_bytes(path, data)
+    write_bytes(_seal(path), seal)
 
 
 def read_sealed(path: str | Path, committed: bool = False) -> bytes:
@@ -242,7 +249,7 @@ def read_sealed(path: str | Path, committed: bool = False) -> bytes:
         raise InputError(f"{path} is missing: {missing}")
     data, seal = path.read_bytes(), _seal(path)
     is_sealed = seal.exists() and not committed
-    if is_sealed and seal.read_bytes().strip() != hashlib.sha256(data).hexdigest().encode():
+    if is_sealed and hashlib.sha256(data).hexdigest().encode() not in seal.read_bytes().split():
         raise InputError(f"{path} is not what was written, its checksum differs: {again}")
     try:
         return gzip.decompress(data) if path.suffix == ".gz" else data

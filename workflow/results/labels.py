@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from functools import cache
 
+from matplotlib.colors import is_color_like as is_color
+from matplotlib.markers import MarkerStyle
+
 from baselines import METHODS
 from lowbit_core.quantizers.bits import bits_label
 from workflow.comparisons import ConfigFile
@@ -31,6 +34,12 @@ def load_labels() -> dict:
         is_right = isinstance(entry, dict) and set(entry) <= METHOD_KEYS
         legal = f"a mapping with no keys but {', '.join(sorted(METHOD_KEYS))}"
         file.check(is_right, f"methods.{name}", entry, legal)
+        for key, text in entry.items():
+            file.check(isinstance(text, str), f"methods.{name}.{key}", text, "text")
+        color, marker = entry.get("color", COLORS[0]), entry.get("marker", MARKERS[0])
+        file.check(is_color(color), f"methods.{name}.color", color, "a colour of matplotlib")
+        legal = f"one of {', '.join(map(str, MarkerStyle.markers))}"
+        file.check(marker in MarkerStyle.markers, f"methods.{name}.marker", marker, legal)
         family, families = entry.get("family", OTHER), [*labels["families"], OTHER]
         legal = f"one of {', '.join(map(str, families))}"
         file.check(family in families, f"methods.{name}.family", family, legal)

@@ -81,7 +81,8 @@ class Record:
         with self._reading(RUNS) as text:
             runs = [json.loads(line) for line in text.splitlines()]
             for run in runs or [{}]:  # no run at all is an error, too
-                run["role"], run["config"]["run_id"], run["final"]["status"]
+                run["role"], run["config"]["run_id"], run["config"]["recipe"]["name"]
+                run["final"]["status"], self.hides_test or run["final"]["top1"]
         return [one for run in runs for one in (run, *_lower_widths(run))]
 
     @property
@@ -113,7 +114,9 @@ class Record:
     def histograms(self) -> dict:
         """The weight histograms of one run: {"run_id": ..., "layers": ...}."""
         with self._reading(HISTOGRAMS) as text:
-            return json.loads(text)
+            histograms = json.loads(text)
+            histograms["run_id"], histograms["layers"]
+        return histograms
 
     @cached_property
     def deployed(self) -> dict[str, dict]:
@@ -166,7 +169,8 @@ class Record:
         try:
             yield data.decode()
         except (ValueError, KeyError, TypeError, csv.Error) as error:
-            raise InputError(f"{path} is not part of a record ({error}): make it again") from error
+            remedy = COMMITTED if self.is_committed else AGAIN
+            raise InputError(f"{path} is not part of a record ({error}): {remedy}") from error
 
 
 def is_of(measured: dict, run: dict) -> bool:

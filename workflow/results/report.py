@@ -159,20 +159,30 @@ def inline_svg(path: Path, title: str) -> Markup:
     return Markup(f"{head}>" + re.sub(r"\n\s*", "\n", body))
 
 
-def render(folder: Path, plots: Path) -> str:
+def _timed(folder: Path, results: list[dict], timings: list[dict]) -> list[dict]:
+    """The rows of timings.csv with the method of each run."""
+    method_of = {row["run_id"]: row["method"] for row in results}
+    if unknown := {row["run_id"] for row in timings} - method_of.keys():
+        raise InputError(
+            f"{folder / 'timings.csv'} has run {min(unknown)}, which results.csv lacks: make both "
+            "tables again"
+        )
+    return [row | {"method": method_of[row["run_id"]]} for row in timings]
+
+
+def render(folder: Path) -> str:
     """The page as text; InputError names a table or plot that is missing or damaged."""
 
     def read(name: str) -> list[dict]:
         return read_table(folder / f"{name}.csv")
 
+    plots = folder / "plots"
     results, table, timings, claim_rows = map(read, ("results", "table_main", "timings", "claims"))
     channels = read("ablation_channel_error_summary")
     direct = read("ablation_direct_weights_summary")
     record = Record(folder / "record")
     options = read("ablation_options") if record.settings.get("options") else []
     diagnostics = [row for row in read("diagnostics") if row["role"] != "option"]
-    method_of = {row["run_id"]: row["method"] for row in results}
-    timed = [row | {"method": method_of[row["run_id"]]} for row in timings]
     known = [row for row in table if row["published_top1"] is not None]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined,
@@ -216,7 +226,7 @@ def render(folder: Path, plots: Path) -> str:
         options=make_table(OPTIONS, options),
         diagnostics=make_table(DIAGNOSTICS, summarize(diagnostics, mean, *SETTING, "method")),
         runs=make_table(RUNS, sorted(results, key=lambda r: (*setting_order(r), r["seed"]))),
-        timings=make_table(TIMINGS, summarize(timed, median, "method")),
+        timings=make_table(TIMINGS, summarize(_timed(folder, results, timings), median, "method")),
     )
 
 
@@ -224,9 +234,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="results folder")
     parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
-    parser.add_argument("--plots", type=Path, help="folder of the plots (FOLDER/plots)")
     args = parser.parse_args(argv)
-    write_text(args.out, render(args.folder, args.plots or args.folder / "plots"))
+    write_text(args.out, render(args.folder))
 
 
 if __name__ == "__main__":

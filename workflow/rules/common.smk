@@ -9,7 +9,7 @@ from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.files import checksum
 from workflow.away.queue import describe, suite_queue
 from workflow.comparisons import load_comparisons
-from workflow.guard import begin, point_to
+from workflow.guard import begin, make_folder, point_to
 from workflow.results.columns import TABLES as CSV_TABLES
 from workflow.results.labels import load_labels
 from workflow.results.main_table import read_published
@@ -195,21 +195,39 @@ def ablation_record(wildcards):
 
 def committed_records():
     """Every committed record: (results folder, whether it has variants, options, deployment)."""
-    for path in sorted(Path("results/reference").glob("*/record/suite.json")):
-        try:
-            settings = Record(path.parent).settings
-        except InputError as error:
-            sys.exit(f"error: {error}")
-        has_deploy = path.with_name("deploy.jsonl").exists()
-        yield path.parents[1], settings["variants"], settings.get("options", False), has_deploy
+    return [contents(path.parent) for path in sorted(Path("results/reference").glob("*/record"))]
+
+
+def contents(folder):
+    """Of a results folder: (the folder, whether it has variants, options, deployment)."""
+    if str(folder) == RESULTS:
+        return folder, SUITE.has_variants, *SUITE_HAS
+    try:
+        settings = Record(Path(folder) / "record").settings
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    has_deploy = (Path(folder) / "record" / "deploy.jsonl").exists()
+    return folder, settings["variants"], settings.get("options", False), has_deploy
+
+
+def record_with(kind):
+    """An input function: the record, if tables of this kind (tables, variants, options) are made of it."""
+
+    def runs(wildcards):
+        folder = f"results{wildcards.at}"
+        _, has_variants, has_options, _ = contents(folder)
+        if not {"tables": not has_variants, "variants": has_variants, "options": has_options}[kind]:
+            made = "variants.csv" if has_variants else "results.csv, claims.csv and others"
+            sys.exit(f"error: {folder} has no such table: its suite makes {made}")
+        return f"{folder}/record/runs.jsonl"
+
+    return runs
 
 
 def report_tables(wildcards):
     """The tables and plots that a report shows."""
-    has = {str(folder): rest for folder, _, *rest in committed_records()}
-    has[RESULTS] = SUITE_HAS
-    folder = f"results{wildcards.at}"
-    return shown(folder, *has.get(folder, (False, False)))
+    folder, _, *has = contents(f"results{wildcards.at}")
+    return shown(folder, *has)
 
 
 def from_folder(names):

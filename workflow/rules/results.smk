@@ -7,7 +7,7 @@ from shlex import quote
 # Tables, plots and report of every committed record, made again: no training.
 rule reference:
     input:
-        [everything(*record) for record in committed_records()],
+        lambda wildcards: [everything(*record) for record in committed_records()],
 
 
 rule record:
@@ -31,6 +31,7 @@ rule record:
         out=output_folder,
         # The suite as it is written to the record, and what its runs are for.
         asked=checksum({"suite": SUITE.config | {"compile": ""}, "roles": SUITE.roles}),
+        version=results_version(),
     shell:
         "{params.python:q} -m workflow.results.record --suite {params.suite:q} --compile {params.compile}"
         " --runs {params.runs:q} --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"
@@ -39,7 +40,7 @@ rule record:
 # The command `module` makes each of the rest from a results folder.
 rule tables:
     input:
-        "results{at}/record/runs.jsonl",
+        record_with("tables"),
         "config/comparisons.yaml",
         "config/labels.yaml",
         "config/published.csv",
@@ -73,7 +74,7 @@ use rule tables as ablations with:
 
 use rule tables as options with:
     input:
-        "results{at}/record/runs.jsonl",
+        record_with("options"),
     output:
         from_folder(OPTIONS),
     log:
@@ -84,7 +85,7 @@ use rule tables as options with:
 
 use rule tables as variants with:
     input:
-        "results{at}/record/runs.jsonl",
+        record_with("variants"),
         "config/labels.yaml",
     output:
         from_folder(VARIANTS),

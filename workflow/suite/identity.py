@@ -49,10 +49,16 @@ def resolve(
         **{key: config[key] for key in ("loader", "compile", "deterministic", "threads")},
         "code_version": code_version(method),
     }
-    key = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
+    key = run_key(resolved)
     kind, label = method if pretrained else "checkpoint", bits_label(*bits).lower()
     names = (experiment["dataset"], experiment["arch"], kind, label, f"s{seed}", key[:8])
     return {**resolved, "run_key": key, "run_id": "-".join(names)}
+
+
+def run_key(run: dict) -> str:
+    """The hash of a run's configuration; what names the run, and its role, do not count."""
+    resolved = {key: run[key] for key in run.keys() - {"run_key", "run_id", "role"}}
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()
 
 
 def _recipe_of_method(recipe: dict, method: str, w_bits: int) -> dict:
@@ -85,8 +91,10 @@ def deploy_version() -> str:
 
 @cache
 def results_version() -> str:
-    """Hash of the code that makes tables, plots and report of a record: 12 hex digits."""
-    return _hash(_sources(ROOT / "workflow" / "results"))
+    """Hash of what makes record, tables, plots and report of runs: 12 hex digits."""
+    files = _sources(ROOT / "workflow" / "results") | {ROOT / "workflow" / "comparisons.py"}
+    pages = {f for f in (ROOT / "workflow" / "results" / "templates").iterdir() if f.is_file()}
+    return _hash(files | pages)
 
 
 def _sources(*folders: Path) -> set[Path]:
@@ -117,8 +125,10 @@ def _add_module(module: str, files: set[Path]) -> None:
 
 @cache
 def _code(path: Path) -> str:
-    """The source in `path` without comments, docstrings and layout."""
+    """What is in `path`; of a program without comments, docstrings and layout."""
     text = path.read_text()
+    if path.suffix not in SOURCE_SUFFIXES:  # of the report's page
+        return text
     if path.suffix != ".py":
         bare = CPP_LITERAL_OR_COMMENT.sub(lambda m: m[0] if m[0][0] in "\"'" else " ", text)
         return "\n".join(line.strip() for line in bare.splitlines() if line.strip())

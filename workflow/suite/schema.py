@@ -23,7 +23,7 @@ def read_config(text: str | bytes, where: str) -> dict:
     Raises InputError, which begins with `where`, for the first mistake.
     """
     try:
-        config = yaml.load(text, _Loader)
+        config = yaml.load(text, UniqueKeys)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date or number
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
     if isinstance(config, dict) and config.get("compile") is False:
@@ -37,7 +37,7 @@ def read_config(text: str | bytes, where: str) -> dict:
     raise InputError(f"{where}: {keys.lstrip('.') or 'the file'}: {worst.message}{expected}")
 
 
-class _Loader(yaml.SafeLoader):
+class UniqueKeys(yaml.SafeLoader):
     """Refuses keys that are no text, and a key given twice, of which YAML would keep the last."""
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict:

@@ -1,5 +1,7 @@
 """The configuration of a sweep: config/config.yaml with the `--config` overrides."""
 
+from pathlib import Path
+
 from lowbit_core.runtime.errors import InputError
 from workflow.suite.suite import Suite, check_choice, load_suite
 
@@ -20,8 +22,9 @@ MINIMUM = {"budget_minutes": 0, "per_gpu": 1, "gpus_per_run": 1}
 
 def configured_suite(config: dict) -> Suite:
     """The suite that the configuration names; raises InputError for anything wrong in either."""
-    if config.get("suite") is None:  # Snakemake reads `suite=` so
-        config["suite"] = ""
+    for key, kind in KEYS.items():
+        if kind is str and config.get(key, "") is None:  # Snakemake reads `suite=` so
+            config[key] = ""
     if config.get("compile") is False:  # YAML reads the word `off` so
         config["compile"] = "off"
     if str(config.get("download")) in TRUTH:  # Snakemake takes `download=false` for a word
@@ -52,6 +55,9 @@ def check_config(config: dict) -> None:
             )
         if type(value) is int and value < MINIMUM.get(key, value):
             raise InputError(f"configuration {key} is {value}: it must be at least {MINIMUM[key]}")
+    folder = config.get("data", "data")
+    if not folder or (Path(folder).exists() and not Path(folder).is_dir()):
+        raise InputError(f"configuration data is {folder!r}: it must be a folder")
     if config.get("per_gpu", 1) > 1 and config.get("gpus_per_run", 1) > 1:
         raise InputError(
             "configuration per_gpu: with gpus_per_run a run takes whole GPUs: set one of them only"

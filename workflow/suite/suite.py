@@ -5,7 +5,6 @@ from collections.abc import Collection, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from lowbit_core.quantizers.bits import BITS, FLOAT_BITS, bits_label, parse_bits
 from lowbit_core.quantizers.interface import Method
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_status import loaded_runs
-from workflow.suite.identity import DECAY, resolve
+from workflow.suite.identity import DECAY, ROOT, resolve
 from workflow.suite.options import (
     PRETRAINED,
     DoesNotApply,
@@ -34,7 +33,6 @@ from workflow.suite.options import (
 from workflow.suite.packing import Job, pack
 from workflow.suite.schema import read_config
 
-ROOT = Path(__file__).parents[2]
 SUITES = ROOT / "config" / "suites"
 DEFAULT_SUITE = "quick"
 COMPILE_MODES = ("auto", "off", "quantizers", "model")

@@ -32,6 +32,7 @@ def read_measured(paths: Iterable[Path]) -> dict[str, dict]:
             for line in path.read_text().splitlines():
                 row = json.loads(line)
                 row["status"], row["run_key"], row["reason"]
+                [row[key] for key in FOR_THE_GALLERY if row["status"] == "exported"]
                 rows[row["run_id"]] = row
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
