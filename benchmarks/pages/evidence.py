@@ -1,12 +1,13 @@
 """Tables for docs/ of what training has shown, from the committed records."""
 
 from collections.abc import Iterator
-from statistics import mean, stdev
+from statistics import mean
 
 import pandas as pd
 
 from lowbit_core.quantizers.bits import bits_label
-from workflow.results.claims import difference_text, p_text
+from workflow.results.analysis import spread
+from workflow.results.claims import ALL, difference_text, p_text
 from workflow.results.columns import REFERENCE, grouped, read_table
 from workflow.results.compare import FEWEST, Difference, difference, judge, pair_runs
 from workflow.results.labels import arch_name, method_label, method_order
@@ -95,8 +96,7 @@ def _accuracy(suite: str, archs: tuple[str, ...] = (RESNET,)) -> str:
         for setting in settings:
             at = [first.get(run["arch"]) if method == "fp" else _setting(run) for run in mine]
             top1 = [run["top1"] for run, its in zip(mine, at, strict=True) if its == setting]
-            spread = stdev(top1) if len(top1) > 1 else None
-            cell = f"{mean_text(mean(top1), spread)} ({len(top1)})" if top1 else ""
+            cell = f"{mean_text(mean(top1), spread(top1))} ({len(top1)})" if top1 else ""
             row[_setting_heading(*setting)] = cell
         rows.append(row)
     return markdown(pd.DataFrame(rows))
@@ -203,7 +203,7 @@ def claims_decomposition() -> str:
     for bits in shown:
         found = pairs[bits].only(common)
         top1 = [mine["top1"] for mine, _ in found.runs]
-        middle = mean_text(mean(top1), stdev(top1) if len(top1) > 1 else None)
+        middle = mean_text(mean(top1), spread(top1))
         loss = difference_text(difference([found.differences]).columns)
         rows.append({"bits": bits_label(*bits), "top-1": middle, "minus full precision": loss})
         rows[-1]["n"] = str(len(top1))
@@ -242,9 +242,7 @@ def architectures_answers() -> str:
 def _comparisons(suite: str) -> str:
     """The difference of every comparison of a suite: each setting, all of them, the verdict."""
     rows = _table(suite, "claims.csv")
-    settings = {
-        (row["arch"], row["bits"]) for row in rows if "all" not in (row["arch"], row["bits"])
-    }
+    settings = {(row["arch"], row["bits"]) for row in rows if ALL not in (row["arch"], row["bits"])}
     return markdown(pd.DataFrame(_answers(rows, sorted(settings, key=_setting_order))))
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import re
 from itertools import groupby
 from pathlib import Path
 
@@ -49,14 +50,22 @@ def test_every_method_has_a_family_and_they_stay_together():
     assert labels.method_family("not a method") == labels.OTHER
 
 
-def test_a_wrong_family_is_one_sentence(monkeypatch, tmp_path):
-    (tmp_path / "labels.yaml").write_text(
-        labels.PATH.read_text().replace("family: annealed}", "family: aneald}")
-    )
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    (
+        ("{family: aneald}", "parq.family is 'aneald': it must be one of full"),
+        ("{marker: zz}", "parq.marker is 'zz': it must be one of"),
+        ("{color: blau}", "parq.color is 'blau': it must be a colour"),
+        ("{label: 7}", "parq.label is 7: it must be text"),
+    ),
+)
+def test_a_wrong_look_is_one_sentence(entry, words, monkeypatch, tmp_path):
+    text = re.sub(r"^  parq: .*$", f"  parq: {entry}", labels.PATH.read_text(), flags=re.M)
+    (tmp_path / "labels.yaml").write_text(text)
     monkeypatch.setattr(labels, "PATH", tmp_path / "labels.yaml")
     labels.load_labels.cache_clear()
     try:
-        with pytest.raises(InputError, match="parq.family is 'aneald': it must be one of full"):
+        with pytest.raises(InputError, match=words):
             labels.load_labels()
     finally:
         labels.load_labels.cache_clear()

@@ -12,6 +12,7 @@ import fake_runs
 import pytest
 import yaml
 
+import workflow.results.columns as sealing
 from lowbit_core.runtime.errors import InputError
 from lowbit_core.runtime.run_folder import RunFolder
 from workflow import reference
@@ -156,6 +157,30 @@ def test_a_damaged_record_is_refused(quick: Path, tmp_path: Path):
     (tmp_path / "record" / "channels.csv.gz").unlink()
     with pytest.raises(InputError, match="channels.csv.gz is missing"):
         fake_runs.make_tables(tmp_path)
+
+
+def test_a_file_that_a_kill_kept_from_being_replaced_is_still_what_was_written(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "runs.jsonl"
+    sealing.write_sealed(path, b"old")
+    writes = []
+
+    def write_once(place, data):
+        if writes:
+            raise KeyboardInterrupt
+        writes.append(place)
+        place.write_bytes(data)
+
+    monkeypatch.setattr(sealing, "write_bytes", write_once)
+    with pytest.raises(KeyboardInterrupt):
+        sealing.write_sealed(path, b"new")
+    assert sealing.read_sealed(path) == b"old"
+    path.write_bytes(b"new")  # a kill between the second write and the third
+    assert sealing.read_sealed(path) == b"new"
+    path.write_bytes(b"other")
+    with pytest.raises(InputError, match="checksum"):
+        sealing.read_sealed(path)
 
 
 def test_a_damaged_run_is_not_recorded(tmp_path):
@@ -387,6 +412,22 @@ def test_comparisons_are_checked(tmp_path: Path, change: dict, message: str):
     with pytest.raises(InputError, match=message) as caught:
         load_comparisons(tmp_path / "mine.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("variants: [pact]\n", "key 'variants' is given twice"),
+        ("", "method is \\['direct'\\]: it must be one of"),
+    ],
+)
+def test_a_key_given_twice_and_a_list_for_a_name_are_refused(tmp_path, line, message):
+    text = (ROOT / "config" / "comparisons.yaml").read_text() + line
+    if not line:
+        text = text.replace("method: direct\n", "method: [direct]\n")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_comparisons(tmp_path / "mine.yaml")
 
 
 def test_a_user_can_add_a_claim(tmp_path: Path):

@@ -15,7 +15,7 @@ from torch import nn
 import baselines
 import benchmarks.__main__ as bench
 from baselines.dorefa import DoReFaWeight
-from benchmarks import agreement, avx2, document, peers, quantizers, steps, timing
+from benchmarks import agreement, avx2, document, gpu, peers, quantizers, steps, timing
 from benchmarks.pages import evidence
 from benchmarks.steps import CORE, peak_bytes
 from lowbit_core.conversion.layers import calibrate
@@ -432,6 +432,36 @@ def test_first_contact_with_a_gpu_on_the_processor(tmp_path):
     verdict = found["verdicts"]["resnet20, quantizers, direct"]
     assert verdict["ok"] == (verdict["value"] <= verdict["bar"])
     assert found["device"] and found["instruction_set"] and found["versions"]["torch"]
+
+
+def test_no_time_for_the_gpu_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["gpu", "--minutes", "-1", "--out", str(tmp_path / "gpu.json")]
+    )
+    with pytest.raises(InputError, match="--minutes is -1: it must be above 0"):
+        gpu.main()
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def test_a_try_is_written_beside_the_figures_of_the_pages(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick"])
+    assert bench._arguments().out == Path("results/benchmarks/with_options")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--only", "steps"])
+    assert bench._arguments().out == Path("results/benchmarks")
+
+
+def test_a_table_that_was_stopped_does_not_pass_as_whole(tmp_path):
+    bench._write(tmp_path / "steps", [{"a": 1}, {"a": 2}], {"hardware": "h", "threads": 1})
+    assert json.loads((tmp_path / "steps.json").read_text())["complete"]
+
+    def stopped():
+        yield {"a": 3}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench._write(tmp_path / "steps", stopped(), {"hardware": "h", "threads": 1})
+    assert not json.loads((tmp_path / "steps.json").read_text())["complete"]
+    assert (tmp_path / "steps.csv").read_text() == "a\n3\n"
 
 
 @pytest.mark.parametrize("method", [m for m in CORE if m != "fp"])

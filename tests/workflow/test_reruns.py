@@ -112,6 +112,33 @@ def test_changed_code_draws_anew_and_trains_nothing(checkout):
         changed.write_text(before)
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    (
+        ("results/tiny/variants.csv", "error: results/tiny has no such table: its suite makes"),
+        ("results/tiny/ablation_options.csv", "error: results/tiny has no such table"),
+        ("results/reference/made/results.csv", "its suite makes variants.csv"),
+    ),
+)
+def test_a_table_that_the_suite_does_not_make_is_not_planned(checkout, target, words):
+    record = checkout / "results" / "reference" / "made" / "record"
+    record.mkdir(parents=True)
+    (record / "suite.json").write_text(json.dumps({"suite": {"suite": "made"}, "variants": True}))
+    (record / "runs.jsonl").touch()
+    command = [sys.executable, "-m", "snakemake", "-n", "--config", "suite=tiny", "--", target]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_damaged_record_of_another_suite_stops_no_sweep(checkout):
+    record = checkout / "results" / "reference" / "made" / "record"
+    record.mkdir(parents=True)
+    assert "Nothing to be done" in snakemake(checkout, "-n")
+    command = [sys.executable, "-m", "snakemake", "-n", "--config", "suite=tiny", "--", "reference"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "made/record/suite.json is missing" in done.stderr
+
+
 def test_only_what_determines_the_runs_is_recorded(checkout):
     records = [path for path in (checkout / ".snakemake" / "metadata").rglob("*") if path.is_file()]
     recorded = [json.loads(path.read_text()) for path in records]

@@ -30,12 +30,12 @@ from lowbit_core.runtime.files import (
 )
 from lowbit_core.runtime.run_folder import LOWER_WEIGHTS, WEIGHTS, RunFolder, check_run_id
 from lowbit_core.runtime.run_status import loaded_runs
+from lowbit_core.training.state import CHECKPOINT
 
 PARCEL_BYTES = 16 * 2**20  # the most of one file
 TOTAL_BYTES = 60 * 2**20  # the most of the runs that come back together, before compression
 RUNS = "runs"  # the name of the parcels that hold run folders
 ABOUT = "about.json"  # in these parcels: the suite, and the role of each run in it
-RESUME_STATE = "checkpoint.pt"  # in a run folder: what an unfinished run resumes from
 COMPARED = ("status", "top1", "top5", "test_loss", "val_top1", "epochs_done")  # of final.json
 
 
@@ -142,7 +142,7 @@ def pack_runs(
     def rank(path: Path) -> int:
         networks = (WEIGHTS, LOWER_WEIGHTS)
         spare = path.name in networks and path.parent.name not in starts
-        return 2 if spare else int(path.name in (*networks, RESUME_STATE))
+        return 2 if spare else int(path.name in (*networks, CHECKPOINT))
 
     found = [path for run in runs for path in sorted((root / run["run_id"]).glob("[!.]*"))]
     units: dict[tuple[str, str], list[Path]] = {}  # the networks of a run are of use together
@@ -214,7 +214,7 @@ def _completeness(folder: Path) -> tuple[bool, bool, int]:
     """What is compared: first whether it is finished, then weights or a state, then epochs."""
     timings = folder / "timings.csv"
     epochs = timings.read_bytes().count(b"\n") if timings.exists() else 0
-    saved = (folder / WEIGHTS).exists() or (folder / RESUME_STATE).exists()
+    saved = (folder / WEIGHTS).exists() or (folder / CHECKPOINT).exists()
     return (folder / "final.json").exists(), saved, epochs
 
 

@@ -13,7 +13,8 @@ from lowbit_core.runtime.files import sha256_file, write_json
 from lowbit_core.runtime.hardware import git_commit
 from lowbit_core.runtime.run_folder import check_run_id
 from lowbit_core.runtime.run_status import RunStatus, loaded_runs, run_status
-from workflow.away.parcel import RESUME_STATE, pack_data, pack_runs
+from lowbit_core.training.state import CHECKPOINT
+from workflow.away.parcel import pack_data, pack_runs
 from workflow.suite.identity import ROOT, SOURCE_SUFFIXES, run_key
 
 
@@ -44,7 +45,7 @@ class Queue:
 
 def is_begun(run: dict, root: Path) -> bool:
     """Whether the run was stopped before its end and saved a state to resume from."""
-    return (root / run["run_id"] / RESUME_STATE).exists()
+    return (root / run["run_id"] / CHECKPOINT).exists()
 
 
 def suite_queue(name: str, datasets: str = "", compile: str = "") -> Queue:

@@ -23,8 +23,9 @@ from workflow.suite.suite import DEFAULT_SUITE
 DATA_LINK = ".snakemake/data"
 
 try:
+    load_comparisons()  # what a table needs is read before any work starts
+    load_labels()
     SUITE = configured_suite(config)
-    load_labels()  # what a table needs is read before any work starts
     read_published(SUITE.name)
     point_to(Path(DATA_LINK), Path(config["data"]))
 except (InputError, OSError) as error:

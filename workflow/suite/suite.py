@@ -72,7 +72,7 @@ class Suite:
         """The jobs of the data sets in `names`, separated by commas; all of them if it is empty."""
         chosen = [name.strip() for name in names.split(",")] if names.strip() else []
         for name in chosen:
-            check_choice(name, self.datasets, f"configuration datasets for suite {self.name!r}")
+            check_choice(name, self.datasets, f"data set for suite {self.name!r}")
         jobs = {n: j for n, j in self.jobs.items() if j.runs[0]["dataset"] in chosen}
         return replace(self, jobs=jobs, part_of=self) if chosen else self
 
