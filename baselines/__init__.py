@@ -86,7 +86,14 @@ def quantize(
         raise InputError(f"images must be a tensor, not {type(images).__name__}")
     if len(images) < 2:
         raise InputError("images must be a tensor of at least 2 images: batch norm needs several")
-    report = convert(model, policy, images, signed)
+    try:
+        report = convert(model, policy, images, signed)
+    except RuntimeError as error:
+        if images.is_floating_point():
+            raise
+        raise InputError(
+            f"images are {images.dtype}, which the model does not take: scale them to floats"
+        ) from error
     with processes.alone():  # each process has these images
         calibrate(model, images)
     return report

@@ -44,7 +44,11 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--only", choices=tuple(PARTS), action="append", help="may be repeated")
     add("--quick", action="store_true", help="fewer rounds and tiny exported networks: a try")
-    add("--out", type=Path, help="a folder for the tables, results/benchmarks by default")
+    add(
+        "--out",
+        type=Path,
+        help="a folder for the tables: by default results/benchmarks, or with_options in it",
+    )
     add("--jpegs", type=Path, help="a folder of JPEG files, for ImageNet's loader")
     add("--arch", choices=tuple(steps.NETWORKS), action="append", help="of steps; may be repeated")
     add("--compile", choices=steps.COMPILE, default="quantizers", help="of steps")
@@ -122,9 +126,8 @@ def main() -> None:
     made = [given.out / "quantizers.csv", given.out / "steps.csv"]
     if all(path.exists() for path in made):
         plot.draw(*map(pd.read_csv, made), given.out)
-    print(
-        f"\nwritten to {given.out}; docs/performance.md: python -m benchmarks.document {given.out}"
-    )
+    pages = "" if _settings(given) else f"; the pages: python -m benchmarks.document {given.out}"
+    print(f"\nwritten to {given.out}{pages}")
 
 
 if __name__ == "__main__":

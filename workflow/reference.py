@@ -237,7 +237,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--datasets", default="", help="add only runs on these, separated by commas"
     )
-    parser.add_argument("--out", type=Path, help="results/reference/<suite>/record by default")
+    parser.add_argument(
+        "--out", type=Path, help="by default results/reference/<suite>/record of this checkout"
+    )
     parser.add_argument(
         "--also", type=Path, nargs="+", default=[], metavar="RECORD", help="of other suites"
     )

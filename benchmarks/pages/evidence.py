@@ -31,7 +31,7 @@ QUESTIONS = (
 FRESH = (
     ("fresh seeds, W2A2", "claims_confirmed", "finetune"),
     ("fresh seeds, W2A2, slower levels", "claims_confirmed", "levels_slower"),
-    ("fresh seeds, W1A2", "claims_confirmed_w1a2", "levels_slower"),
+    ("fresh seeds, W1A2, slower levels", "claims_confirmed_w1a2", "levels_slower"),
 )
 """Columns of the table of the questions: its heading, the suite, and the recipe of `direct`."""
 SLOWED = ("direct", "indirect")  # the methods that the recipes of these suites train differently
@@ -159,10 +159,7 @@ def paper_questions() -> str:
             row = rows.get((method, other, bits))
             cells[-1][bits] = f"{difference_text(row)}, n = {row['n']}" if row else ""
         for heading, suite, recipe in FRESH:
-            both = [
-                [run for run in trained[suite].get(name, []) if _is_of(run, recipe)]
-                for name in (method, other)
-            ]
+            both = [_of_recipe(trained[suite].get(name, []), recipe) for name in (method, other)]
             found = difference([pair_runs(*both).differences])
             text = f"{difference_text(found.columns)}, n = {found.n}" if found.n else ""
             cells[-1][heading] = text
@@ -179,9 +176,10 @@ def _finished(suite: str) -> dict[str, list[dict]]:
     return grouped(runs, "method")
 
 
-def _is_of(run: dict, recipe: str) -> bool:
-    """Whether the run trains as the recipe says, under whichever name."""
-    return run["recipe"]["name"] == recipe or run["method"] not in SLOWED
+def _of_recipe(runs: list[dict], recipe: str) -> list[dict]:
+    """The runs by a recipe, or by another one that trains their method in the same way."""
+    named = [run for run in runs if run["recipe"]["name"] == recipe]
+    return named or [run for run in runs if run["method"] not in SLOWED]
 
 
 def claims_decomposition() -> str:

@@ -448,6 +448,7 @@ def test_images_may_be_of_bytes_where_the_network_scales_them():
         ({"images": IMAGES[:1]}, "at least 2 images"),
         ({"images": IMAGES.numpy()}, "images must be a tensor, not ndarray"),
         ({"images": [1, 2]}, "images must be a tensor, not list"),
+        ({"images": IMAGES.byte()}, "images are torch.uint8, which the model does not take"),
         ({"first_last": "4bit"}, "first_last is '4bit'.*fp, 8bit"),
         ({"exceptions": {"layer9": "W4A4"}}, "exception 'layer9' matches no layer; the layers are"),
         ({"exceptions": {"3": "4"}}, "exceptions: '4' is not a bit setting"),

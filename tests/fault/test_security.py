@@ -241,8 +241,8 @@ def test_nothing_is_loaded_in_a_way_that_runs_code():
         if name == "torch.load":
             assert words.get("weights_only") == "True", file
         if name == "yaml.load":
-            assert ast.unparse(arguments[1]) == "_Loader" and issubclass(
-                schema._Loader, schema.yaml.SafeLoader
+            assert ast.unparse(arguments[1]) == "UniqueKeys" and issubclass(
+                schema.UniqueKeys, schema.yaml.SafeLoader
             )
         if name == "pickle.loads":
             assert file == "cifar100.py"  # after its checksum is compared

@@ -303,6 +303,22 @@ def test_what_is_left_is_packed(tmp_path, queue, digits_root):
     assert nothing.runs == [] and merge([tmp_path / "out"], tmp_path / "nowhere") == []
 
 
+def test_what_a_start_was_itself_trained_from_is_packed_too(tmp_path, queue, digits_root):
+    start, fp, direct = queue.runs
+    below = queued("below", "direct", pretrained="start", predecessor="direct")
+    chain = Queue(queue.suite, [start, fp, direct, below], queue.commit)
+    for run in (start, fp, direct):
+        finish(tmp_path / "runs", run)
+    left = pack_left(chain, tmp_path / "runs", digits_root, tmp_path / "out")
+    assert left.runs == [start, direct, below]
+    further = queued("lowest", "direct", pretrained="direct")
+    longer = Queue(queue.suite, [start, fp, direct, further], queue.commit)
+    left = pack_left(longer, tmp_path / "runs", digits_root, tmp_path / "other")
+    assert left.runs == [start, direct, further]
+    write_queue(left, tmp_path / "other")
+    assert read_queue(tmp_path / "other") == left
+
+
 def test_a_damaged_run_is_not_carried(tmp_path, queue, digits_root):
     finish(tmp_path / "runs", queue.runs[0])
     (tmp_path / "runs" / "start" / "weights.pt").write_bytes(b"damaged")

@@ -450,18 +450,18 @@ def test_a_try_is_written_beside_the_figures_of_the_pages(tmp_path, monkeypatch)
     assert bench._arguments().out == Path("results/benchmarks")
 
 
-def test_a_table_that_was_stopped_does_not_pass_as_whole(tmp_path):
+def test_a_table_that_was_stopped_does_not_pass_as_whole(tmp_path, monkeypatch):
     bench._write(tmp_path / "steps", [{"a": 1}, {"a": 2}], {"hardware": "h", "threads": 1})
     assert json.loads((tmp_path / "steps.json").read_text())["complete"]
 
-    def stopped():
-        yield {"a": 3}
+    def stopped(*arguments, **options):
+        assert not json.loads((tmp_path / "steps.json").read_text())["complete"]
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(pd.DataFrame, "to_csv", stopped)
     with pytest.raises(KeyboardInterrupt):
-        bench._write(tmp_path / "steps", stopped(), {"hardware": "h", "threads": 1})
-    assert not json.loads((tmp_path / "steps.json").read_text())["complete"]
-    assert (tmp_path / "steps.csv").read_text() == "a\n3\n"
+        bench._write(tmp_path / "steps", [{"a": 3}], {"hardware": "h", "threads": 1})
+    assert (tmp_path / "steps.csv").read_text() == "a\n1\n2\n"
 
 
 @pytest.mark.parametrize("method", [m for m in CORE if m != "fp"])

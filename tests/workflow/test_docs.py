@@ -134,12 +134,11 @@ def test_published_values_of_the_page_are_those_of_the_file():
 
 def test_differences_in_the_sentences_are_those_of_the_committed_tables():
     """Tables that `python -m benchmarks.document` writes have a test of their own."""
-    tables = (ROOT / "results" / "reference").rglob("*.md")
-    pages = {name: (ROOT / "docs" / name).read_text() for name in ("evidence.md", "method.md")}
-    shown = [path.read_text() for path in tables]
-    shown += [region[0] for page in pages.values() for region in document.REGION.finditer(page)]
-    known = set(re.findall(r"[+−][\d.]+ \[.+?\]", "".join(shown)))
-    for name, page in pages.items():
-        text = document.REGION.sub("", page)
+    tables = sorted((ROOT / "results" / "reference").rglob("*.md"))
+    for name in ("evidence.md", "method.md"):
+        page = (ROOT / "docs" / name).read_text()
+        text, regions = document.REGION.sub("", page), document.REGION.finditer(page)
+        shown = "".join([path.read_text() for path in tables] + [region[0] for region in regions])
+        known = set(re.findall(r"[+−][\d.]+ \[.+?\]", shown))
         said = set(re.findall(r"[+−]\d+\.\d\d\s+\[[^]]+\]", text))
         assert said and {re.sub(r"\s+", " ", one) for one in said} <= known, name

@@ -498,9 +498,15 @@ def test_a_part_of_a_suite_by_data_set():
         paper.only("cifar100,mnist")
 
 
+@pytest.mark.parametrize("name", ["runs", "reference", "benchmarks"])
+def test_a_suite_does_not_take_the_name_of_another_folder_of_the_results(name):
+    with pytest.raises(InputError, match=f"suite is '{name}': results/ has this name already"):
+        parse_suite(yaml.safe_dump(BASE | {"suite": name}), "my.yaml")
+
+
 @pytest.mark.parametrize("names", [",", "digits,"])
 def test_a_data_set_without_a_name_is_refused(names):
     suite = parse_suite(yaml.safe_dump(BASE), "my.yaml")
     assert suite.only(" ").jobs == suite.jobs
-    with pytest.raises(InputError, match="configuration datasets"):
+    with pytest.raises(InputError, match="data set for suite"):
         suite.only(names)

@@ -113,12 +113,13 @@ def unpack_data(folder: Path, name: str, data_dir: Path) -> None:
             images = np.frombuffer(archive.read(f"{split}.pixels"), np.uint8)
             images = images.reshape(-1, info.channels, info.side, info.side)
             labels = np.frombuffer(archive.read(f"{split}.labels"), np.int64)
+            expected = manifest["samples_sha256"]
         except (KeyError, ValueError) as error:
             raise InputError(f"{folder}: the parcels {name} hold no data set ({error})") from error
         for axis in (1, 2, 3):
             images = images.cumsum(axis, dtype=np.uint8)
         digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
-        if digest != manifest["samples_sha256"]:
+        if digest != expected:
             raise InputError(f"{folder}: the {split} images of {name} are not those packed")
         arrays = {f"{split}.npy": images, f"{split}_labels.npy": labels}
         for file, array in arrays.items():
@@ -265,6 +266,8 @@ def _named(folder: Path, origin: Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
+        if folder == origin:
+            raise
         raise InputError(f"{origin}: {str(error).replace(str(folder), folder.name)}") from error
 
 
@@ -280,8 +283,9 @@ def _run_key(folder: Path, origin: Path) -> str:
 
 def _about(source: Path) -> dict:
     """The suite of the parcels in `source`, and the roles of its runs."""
+    archive = open_parcels(source, RUNS)
     try:
-        about = json.loads(open_parcels(source, RUNS).read(ABOUT))
+        about = json.loads(archive.read(ABOUT))
         for name in (about["suite"], *about["roles"], *about["roles"].values()):
             check_run_id(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

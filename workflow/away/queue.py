@@ -83,8 +83,11 @@ def pack_left(queue: Queue, root: Path, data: Path, out: Path) -> Queue:
     """Pack data sets, begun runs and the starts of others into `out`; returns what is left."""
     done = queue.done(root)
     left = [run for run in queue.runs if run["run_id"] not in done]
-    loaded = {name for run in left for name in loaded_runs(run)}
-    kept = [run for run in queue.runs if run in left or run["run_id"] in loaded]
+    by_id = {run["run_id"]: run for run in queue.runs}
+    wanted = [run["run_id"] for run in left]
+    for run_id in wanted:  # it grows: what a run loads may itself load another
+        wanted += [name for name in loaded_runs(by_id[run_id]) if name not in wanted]
+    kept = [run for run in queue.runs if run["run_id"] in wanted]
     for dataset in sorted({run["dataset"] for run in left}):
         if not (out / f"{dataset}.json").exists():
             pack_data(data / dataset, out)

@@ -187,9 +187,9 @@ def read_table(path: str | Path) -> list[dict]:
     """
     table = TABLES[Path(path).name]
     committed = REFERENCE.resolve() in Path(path).resolve().parents
-    remedy = "`snakemake reference` makes it" if committed else AGAIN
+    remedy = "delete it and run `snakemake reference`" if committed else AGAIN
     if committed and not Path(path).exists():
-        raise InputError(f"{path} is missing: {remedy}")
+        raise InputError(f"{path} is missing: `snakemake reference` makes it")
     rows = read_cells(path, read_sealed(path, committed), table, remedy)
     return [{c.name: c.value(row[c.name]) for c in table} for row in rows]
 

@@ -38,8 +38,9 @@ def load_labels() -> dict:
             file.check(isinstance(text, str), f"methods.{name}.{key}", text, "text")
         color, marker = entry.get("color", COLORS[0]), entry.get("marker", MARKERS[0])
         file.check(is_color(color), f"methods.{name}.color", color, "a colour of matplotlib")
-        legal = f"one of {', '.join(map(str, MarkerStyle.markers))}"
-        file.check(marker in MarkerStyle.markers, f"methods.{name}.marker", marker, legal)
+        shapes = [m for m in MarkerStyle.markers if isinstance(m, str) and len(m) == 1 and m != " "]
+        legal = f"one of {' '.join(shapes)}"
+        file.check(marker in shapes, f"methods.{name}.marker", marker, legal)
         family, families = entry.get("family", OTHER), [*labels["families"], OTHER]
         legal = f"one of {', '.join(map(str, families))}"
         file.check(family in families, f"methods.{name}.family", family, legal)

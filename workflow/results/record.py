@@ -78,11 +78,12 @@ class Record:
         Old records have no zero_level. A run of the option `widths` is followed by a dict for each
         lower bit-width, whose `width_of` is the run_id of the run.
         """
+        hides_test = self.hides_test
         with self._reading(RUNS) as text:
             runs = [json.loads(line) for line in text.splitlines()]
             for run in runs or [{}]:  # no run at all is an error, too
                 run["role"], run["config"]["run_id"], run["config"]["recipe"]["name"]
-                run["final"]["status"], self.hides_test or run["final"]["top1"]
+                run["final"]["status"], hides_test or run["final"]["top1"]
         return [one for run in runs for one in (run, *_lower_widths(run))]
 
     @property

@@ -1,6 +1,6 @@
 """The HTML report of a results folder: one file that opens from disk and fetches nothing.
 
-usage: python -m workflow.results.report FOLDER --out FILE.html [--plots FOLDER/plots]
+usage: python -m workflow.results.report FOLDER --out FILE.html
 
 It shows what the tables say; which method leads is decided in compare.py alone.
 """

@@ -191,7 +191,7 @@ def record_jobs(wildcards):
 def ablation_record(wildcards):
     """A record with the runs of the ablations: of the suite's own, those alone."""
     name = "ablation_record" if f"results{wildcards.at}" == RESULTS else "record"
-    return f"results{wildcards.at}/{name}/runs.jsonl"
+    return record_with("tables", name)(wildcards)
 
 
 def committed_records():
@@ -211,16 +211,17 @@ def contents(folder):
     return folder, settings["variants"], settings.get("options", False), has_deploy
 
 
-def record_with(kind):
+def record_with(kind, name="record"):
     """An input function: the record, if tables of this kind (tables, variants, options) are made of it."""
 
     def runs(wildcards):
         folder = f"results{wildcards.at}"
         _, has_variants, has_options, _ = contents(folder)
         if not {"tables": not has_variants, "variants": has_variants, "options": has_options}[kind]:
+            why = "compares recipes" if has_variants else f"has no {kind}"
             made = "variants.csv" if has_variants else "results.csv, claims.csv and others"
-            sys.exit(f"error: {folder} has no such table: its suite makes {made}")
-        return f"{folder}/record/runs.jsonl"
+            sys.exit(f"error: {folder} has no such table: its suite {why} and makes {made}")
+        return f"{folder}/{name}/runs.jsonl"
 
     return runs
 

@@ -48,7 +48,6 @@ rule deployment:
         runs=unrecorded(RUNS),
         data=unrecorded(config["data"]),
         record=output_folder,
-        version=results_version(),
     shell:
         "{params.python:q} -m workflow.results.deployed.gather --record {params.record:q}"
         " --measured {input.measured:q} --runs {params.runs:q} --data {params.data:q}"

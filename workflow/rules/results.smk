@@ -31,7 +31,6 @@ rule record:
         out=output_folder,
         # The suite as it is written to the record, and what its runs are for.
         asked=checksum({"suite": SUITE.config | {"compile": ""}, "roles": SUITE.roles}),
-        version=results_version(),
     shell:
         "{params.python:q} -m workflow.results.record --suite {params.suite:q} --compile {params.compile}"
         " --runs {params.runs:q} --jobs {input:q} --out {params.out:q} 2>&1 | tee {log:q}"

@@ -91,9 +91,9 @@ def deploy_version() -> str:
 
 @cache
 def results_version() -> str:
-    """Hash of what makes record, tables, plots and report of runs: 12 hex digits."""
+    """Hash of what makes tables, plots and report of a record: 12 hex digits."""
     files = _sources(ROOT / "workflow" / "results") | {ROOT / "workflow" / "comparisons.py"}
-    pages = {f for f in (ROOT / "workflow" / "results" / "templates").iterdir() if f.is_file()}
+    pages = {*(ROOT / "workflow" / "results" / "templates").glob("[!.]*.*")}
     return _hash(files | pages)
 
 

@@ -14,6 +14,11 @@ from jsonschema.protocols import Validator
 from lowbit_core.runtime.errors import InputError
 
 SCHEMA = Path(__file__).with_name("suite.schema.yaml")
+# What lies in results/ besides the folders of suites.
+TAKEN = (
+    *("ablation_record", "benchmarks", "budget", "deploy", "jobs", "logs", "mlflow", "plots"),
+    *("record", "reference", "runs"),
+)
 BASE = jsonschema.Draft202012Validator
 
 
@@ -29,6 +34,8 @@ def read_config(text: str | bytes, where: str) -> dict:
     if isinstance(config, dict) and config.get("compile") is False:
         config["compile"] = "off"  # YAML reads an unquoted off as false
     errors = sorted(_validator().iter_errors(config), key=lambda e: list(map(str, e.absolute_path)))
+    if not errors and config["suite"] in TAKEN:
+        raise InputError(f"{where}: suite is {config['suite']!r}: results/ has this name already")
     if not errors:
         return config
     worst = jsonschema.exceptions.best_match(errors)
