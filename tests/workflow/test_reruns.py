@@ -140,6 +140,10 @@ def test_a_damaged_record_of_another_suite_stops_no_sweep(checkout):
     command = [sys.executable, "-m", "snakemake", "-n", "--config", "suite=tiny", "--", "reference"]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "made/record/suite.json is missing" in done.stderr
+    (record / "suite.json").write_text(json.dumps({"suite": {"suite": "made"}, "variants": True}))
+    (record / "runs.jsonl").touch()
+    output = snakemake(checkout, "-n", targets=["reference"])
+    assert "rule variants" in output and "results/reference/made/variants.csv" in output
 
 
 def test_only_what_determines_the_runs_is_recorded(checkout):

@@ -7,7 +7,7 @@ from shlex import quote
 # Tables, plots and report of every committed record, made again: no training.
 rule reference:
     input:
-        lambda wildcards: [everything(*record) for record in committed_records()],
+        lambda wildcards: [name for record in committed_records() for name in everything(*record)],
 
 
 rule record:
