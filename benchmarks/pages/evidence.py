@@ -151,7 +151,7 @@ def paper_questions() -> str:
     rows = {
         (row["method"], row["other"], row["bits"]): row for row in _table("claims", "claims.csv")
     }
-    trained = {suite: _finished(suite) for _, suite, _ in FRESH}
+    trained = {suite: grouped(_runs(suite), "method") for _, suite, _ in FRESH}
     cells = []
     for method, other in QUESTIONS:
         cells.append({"method": method_label(method), "against": method_label(other)})
@@ -166,14 +166,13 @@ def paper_questions() -> str:
     return markdown(pd.DataFrame(cells))
 
 
-def _finished(suite: str) -> dict[str, list[dict]]:
-    """The finished runs of a suite by method: configuration, final record and starting network."""
-    runs = (
+def _runs(suite: str) -> list[dict]:
+    """What a suite trained from its starts: configuration, final record and starting network."""
+    return [
         {**run["config"], **run["final"], "pretrained": start_of(run)}
         for run in _record(suite).trained
-        if run["role"] != "checkpoint" and run["final"]["status"] == "done"
-    )
-    return grouped(runs, "method")
+        if run["role"] != "checkpoint"
+    ]
 
 
 def _of_recipe(runs: list[dict], recipe: str) -> list[dict]:
@@ -300,16 +299,7 @@ def _variants(suite: str) -> str:
 
 def precision() -> str:
     """Validation top-1 of training in bfloat16 minus float32, paired by start, by the one rule."""
-    runs = [
-        {
-            **run["config"],
-            **run["final"],
-            "pretrained": start_of(run),
-            "precision": run["config"]["recipe"]["precision"],
-        }
-        for run in _record("precision").runs
-        if run["role"] != "checkpoint"
-    ]
+    runs = [run | {"precision": run["recipe"]["precision"]} for run in _runs("precision")]
     rows, quantized = [], []
     for method, mine in grouped(runs, "method").items():
         both = grouped(mine, "precision")

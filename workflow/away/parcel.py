@@ -171,15 +171,15 @@ def merge(sources: Iterable[Path], runs: Path) -> list[str]:
     if records disagree or a finished run in a parcel is damaged.
     """
     chosen: dict[str, Path] = {}
-    sources = list(sources)
-    for source in sources:
-        _about(source)
+    archives = [(source, open_parcels(source, RUNS)) for source in sources]
+    for source, archive in archives:
+        _about(archive, source)
     runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=runs.parent, prefix=".merge.") as scratch:
         origin = {}  # of an unpacked folder: the parcels that it came in
-        for number, source in enumerate(sources):
+        for number, (source, archive) in enumerate(archives):
             unpacked = Path(scratch) / f"{number}.new"
-            open_parcels(source, RUNS).extractall(unpacked)  # no member's path can lead out of it
+            archive.extractall(unpacked)  # no member's path can lead out of it
             for folder in [path.parent for path in unpacked.glob("*/config.json")]:
                 check_run_id(folder.name)
                 here = chosen.get(folder.name, runs / folder.name)
@@ -281,9 +281,8 @@ def _run_key(folder: Path, origin: Path) -> str:
     return config["run_key"]
 
 
-def _about(source: Path) -> dict:
-    """The suite of the parcels in `source`, and the roles of its runs."""
-    archive = open_parcels(source, RUNS)
+def _about(archive: zipfile.ZipFile, source: Path) -> dict:
+    """The suite of the parcels in `source`, whose archive this is, and the roles of its runs."""
     try:
         about = json.loads(archive.read(ABOUT))
         for name in (about["suite"], *about["roles"], *about["roles"].values()):
@@ -300,7 +299,7 @@ def track(sources: Iterable[Path], runs: Path) -> None:
     from workflow.track import Store, TrackedRun, suite_hides_test, sync
 
     for source in sources:
-        about = _about(source)
+        about = _about(open_parcels(source, RUNS), source)
         hides = suite_hides_test(about["suite"])
         folders = {runs / run: role for run, role in about["roles"].items()}
         tracked = [TrackedRun(path, role, hides) for path, role in folders.items() if path.is_dir()]

@@ -14,6 +14,8 @@ from workflow.suite.suite import ROOT
 PATH = ROOT / "config" / "labels.yaml"
 COLORS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#882255", "#AA4499")
 MARKERS = ("<", ">", "p", "H", "8", "v", "s", "o")
+SHAPES = [m for m in MarkerStyle.markers if isinstance(m, str) and len(m) == 1 and m != " "]
+"""The markers that matplotlib draws, without the blank ones."""
 OTHER = "other"
 """The family of a method that names none."""
 SECTIONS = {
@@ -38,9 +40,8 @@ def load_labels() -> dict:
             file.check(isinstance(text, str), f"methods.{name}.{key}", text, "text")
         color, marker = entry.get("color", COLORS[0]), entry.get("marker", MARKERS[0])
         file.check(is_color(color), f"methods.{name}.color", color, "a colour of matplotlib")
-        shapes = [m for m in MarkerStyle.markers if isinstance(m, str) and len(m) == 1 and m != " "]
-        legal = f"one of {' '.join(shapes)}"
-        file.check(marker in shapes, f"methods.{name}.marker", marker, legal)
+        legal = f"one of {' '.join(SHAPES)}"
+        file.check(marker in SHAPES, f"methods.{name}.marker", marker, legal)
         family, families = entry.get("family", OTHER), [*labels["families"], OTHER]
         legal = f"one of {', '.join(map(str, families))}"
         file.check(family in families, f"methods.{name}.family", family, legal)

@@ -19,7 +19,7 @@ rule deploy:
         data=unrecorded(config["data"]),
         most=["--max-images", SUITE.config["deploy_images"]] if SUITE.config["deploy_images"] else [],
         run_keys=start_keys,
-        version=deploy_version(),
+        version=lambda wildcards: deploy_version(),
     resources:
         runtime=SUITE.config["runtime_minutes"],
         mem_mb=6000,

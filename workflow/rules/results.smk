@@ -53,7 +53,7 @@ rule tables:
         python=PYTHON,
         module="workflow.results.tables",
         options="",
-        version=results_version(),
+        version=lambda wildcards: results_version(),
     shell:
         "{params.python:q} -m {params.module} results{wildcards.at} {params.options}"
         " 2>&1 | tee {log:q}"

@@ -34,9 +34,9 @@ def read_config(text: str | bytes, where: str) -> dict:
     if isinstance(config, dict) and config.get("compile") is False:
         config["compile"] = "off"  # YAML reads an unquoted off as false
     errors = sorted(_validator().iter_errors(config), key=lambda e: list(map(str, e.absolute_path)))
-    if not errors and config["suite"] in TAKEN:
-        raise InputError(f"{where}: suite is {config['suite']!r}: results/ has this name already")
     if not errors:
+        if (name := config["suite"]) in TAKEN:
+            raise InputError(f"{where}: suite is {name!r}: results/ has this name already")
         return config
     worst = jsonschema.exceptions.best_match(errors)
     keys = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in worst.absolute_path)

@@ -13,6 +13,7 @@ network: the images of the gallery are chosen by the answers of both.
 import argparse
 import json
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 
 from lowbit_core.runtime.errors import InputError, run_cli
@@ -32,7 +33,8 @@ def read_measured(paths: Iterable[Path]) -> dict[str, dict]:
             for line in path.read_text().splitlines():
                 row = json.loads(line)
                 row["status"], row["run_key"], row["reason"]
-                [row[key] for key in FOR_THE_GALLERY if row["status"] == "exported"]
+                if row["status"] == "exported":
+                    itemgetter(*FOR_THE_GALLERY)(row)
                 rows[row["run_id"]] = row
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
